@@ -1,0 +1,62 @@
+"""``hstu-trt <verb>``: one command line, each verb a thin face of one room.
+
+Rooms are imported only when their verb is called, so that ``hstu-trt --help`` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from hstu_trt.contract.errors import HstuTrtError
+
+# verb -> (module with main(argv) -> exit code, one line of help)
+VERBS = {
+    "export": ("hstu_trt.export.__main__", "checkpoint -> ONNX files and tables"),
+    "engines": ("hstu_trt.engines.__main__", "ONNX files -> engines for a GPU or for ONNX Runtime"),
+    "tables": ("hstu_trt.tables.__main__", "convert, verify and look into embedding tables"),
+    "score": ("hstu_trt.bench.score", "score an input file with one runner"),
+    "diff": ("hstu_trt.bench.diff", "compare two score files, tensor by tensor"),
+    "assemble": ("hstu_trt.serving.assemble", "ONNX files + tables -> a Triton deployment"),
+    "serve": ("hstu_trt.serving.serve", "launch Triton on a deployment"),
+    "bench": ("hstu_trt.bench.__main__", "workloads, accuracy and benchmarks"),
+}
+
+USAGE_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130
+
+
+def usage() -> str:
+    """The help page."""
+    lines = [f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items()]
+    return "usage: hstu-trt <verb> [options]     (hstu-trt <verb> --help tells more)\n\n" + "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code: 0 done, 1 a gate failed, 2 wrong input."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if args else USAGE_EXIT_CODE
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        print(f"hstu-trt: unknown verb {verb!r}\n\n{usage()}", file=sys.stderr)
+        return USAGE_EXIT_CODE
+    return run_verb(importlib.import_module(VERBS[verb][0]).main, rest, f"hstu-trt {verb}")
+
+
+def run_verb(main_function: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:
+    """Runs ``main(argv)`` and prints errors that a user can act on as one line instead of a traceback."""
+    try:
+        return main_function(argv)
+    except HstuTrtError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Manifests: the slip of paper that travels with every folder of artefacts from room to room.
+
+``manifest.json`` names what made the folder and holds the sha256 of each file. A reader refuses a folder that is
+incomplete, damaged or from another contract, and names the command that makes it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hstu_trt.contract.errors import ArtefactError
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA = 1
+_CHUNK = 1 << 20
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def json_digest(document: Any) -> str:
+    """The sha256 of a JSON document, independent of key order and spacing."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replaces a file in one step, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+        stream.write(text)
+    os.replace(stream.name, path)
+
+
+def write_manifest(folder: Path, *, kind: str, made_by: str, files: Iterable[str], facts: Mapping[str, Any]) -> Path:
+    """Writes ``folder/manifest.json``.
+
+    kind: what the folder is, e.g. "onnx", "tables", "deployment".
+    made_by: the command that makes the folder again.
+    files: paths relative to the folder; each one's size and sha256 are recorded.
+    facts: everything else a reader needs (config, precision, versions, digests of the inputs).
+    """
+    entries = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in sorted(files)
+    }
+    document = {"schema": SCHEMA, "kind": kind, "made_by": made_by, "files": entries, **facts}
+    path = folder / MANIFEST_NAME
+    write_text_atomically(path, json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def read_manifest(folder: Path, *, kind: str, regenerate: str, verify: bool = True) -> dict[str, Any]:
+    """Reads and checks ``folder/manifest.json``; ``verify`` also re-hashes every file.
+
+    regenerate: the command to name when the folder is missing or wrong.
+    Raises ArtefactError.
+    """
+    path = folder / MANIFEST_NAME
+    remedy = f"make it again with: {regenerate}"
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ArtefactError(f"{folder} holds no {kind} ({MANIFEST_NAME} is missing); {remedy}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{path} is not valid JSON ({error}); {remedy}") from None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA or document.get("kind") != kind:
+        found = document.get("kind") if isinstance(document, dict) else type(document).__name__
+        raise ArtefactError(f"{path} describes {found!r}, not {kind!r} of schema {SCHEMA}; {remedy}")
+    for name, entry in document["files"].items():
+        _check_file(folder, name, entry, verify, remedy)
+    return document
+
+
+def _check_file(folder: Path, name: str, entry: Mapping[str, Any], verify: bool, remedy: str) -> None:
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ArtefactError(f"{folder / MANIFEST_NAME} names a file outside its folder: {name!r}")
+    if not path.is_file():
+        raise ArtefactError(f"{path} is missing; {remedy}")
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise ArtefactError(f"{path} has {size} bytes, its manifest says {entry['bytes']}; {remedy}")
+    if verify and file_sha256(path) != entry["sha256"]:
+        raise ArtefactError(f"{path} does not match the sha256 in its manifest; {remedy}")

@@ -1,0 +1,228 @@
+"""Model configs: what a trained HSTU model is, as frozen, validated dataclasses.
+
+Two families share one attention op:
+
+* ``HstuConfig``: Meta's DlrmHSTU ranking model, as MLPerf DLRMv3 uses it.
+* ``ResearchHstuConfig``: the sequential recommender of the HSTU paper, with relative attention bias.
+
+``config_json.py`` reads and writes them, ``presets.py`` names some.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hstu_trt.contract.errors import ConfigError
+
+TaskKind = Literal["binary", "regression"]
+Postprocessor = Literal["l2_norm", "layer_norm", "timestamp"]
+TimeBucketClamp = Literal["rows", "dim"]
+TableDtype = Literal["float16", "float32"]
+
+# The reference stores task kinds as the integers of its MultitaskTaskType enum.
+TASK_KINDS: tuple[TaskKind, ...] = ("binary", "regression")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One output of the multitask head."""
+
+    name: str
+    kind: TaskKind
+    """``binary`` outputs pass a sigmoid, ``regression`` outputs are raw."""
+    weight: int = 1
+    """Bit mask of the training label; kept for the record, does not change a score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextualFeature:
+    """A per-user feature whose ids become the first tokens of the sequence."""
+
+    name: str
+    slots: int
+    """Number of tokens; missing ids leave a zero vector, surplus ids are cut."""
+    min_sequence: int = 0
+    """The embeddings are zeroed for a user with fewer than this many history plus candidate tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """An embedding table and the features that look up in it."""
+
+    name: str
+    rows: int
+    dim: int
+    dtype: TableDtype
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """Options of the attention op that are the same in every layer (``model_reference`` section 3.5)."""
+
+    alpha: float | None = None
+    """Factor on q.k; ``None`` means ``1/sqrt(qk_dim)``."""
+    max_attn_len: int = 0
+    """Window: a query sees keys at most this many positions back. 0 means no window."""
+    contextual_seq_len: int = 0
+    """Number of leading tokens with full attention. DlrmHSTU leaves it at 0 even with contextual tokens."""
+    min_full_attn_seq_len: int = 0
+    """The newest so many history tokens, and all candidates, are exempt from the window."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_attn_len", "contextual_seq_len", "min_full_attn_seq_len"):
+            _require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HstuConfig:
+    """A DlrmHSTU ranking model. Field comments give the reference's name where it differs."""
+
+    layers: int
+    heads: int
+    qk_dim: int
+    """Width of q and k per head."""
+    v_dim: int
+    """Width of u and v per head."""
+    embedding_dim: int
+    """Width of every embedding table row (E)."""
+    model_dim: int
+    """Width of the token stream (D)."""
+    preprocessor_dim: int
+    """Hidden width of the preprocessor MLPs (P)."""
+    group_norm: bool = False
+    """Per-head output norm with scalar gain instead of a layer norm over all heads."""
+    contextual_features: tuple[ContextualFeature, ...] = ()
+    tasks: tuple[TaskConfig, ...]
+    """Sorted: all binary tasks before all regression tasks."""
+    user_embedding_features: tuple[str, ...]
+    item_embedding_features: tuple[str, ...]
+    """Candidate features concatenated for the item tower, in this order."""
+    post_id_feature: str
+    action_time_feature: str
+    action_weight_feature: str | None = None
+    query_time_feature: str
+    feature_pairs: tuple[tuple[str, str], ...]
+    """(history feature, candidate feature) pairs that form one merged sequence."""
+    action_weights: tuple[int, ...] | None = None
+    """Bit masks of the action types; ``None`` removes the action encoder."""
+    postprocessor: Postprocessor = "timestamp"
+    time_bucket_clamp: TimeBucketClamp = "rows"
+    """Upper clamp of the time bucket: ``rows``, the last table row, as GPU-trained checkpoints need it, or ``dim``,
+    ``model_dim - 1``, as the reference's CPU path has it."""
+    attention: AttentionOptions = AttentionOptions()
+    max_seq_len: int = 16384
+    """Longest sequence served; the default of the fixed attention norm N."""
+    max_candidates: int = 2048
+    tables: tuple[TableConfig, ...] = ()
+    """Empty until the weights are known: a reference config does not hold its tables."""
+
+    action_dim: int = field(default=8, init=False)
+    """Width per action type; hard-wired in the reference."""
+    tower_dim: int = field(default=512, init=False)
+    """Hidden width of the item tower and the prediction head; hard-wired in the reference."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "qk_dim", "v_dim", "embedding_dim", "model_dim", "preprocessor_dim"):
+            _require(getattr(self, name) > 0, f"{name} must be > 0, got {getattr(self, name)}")
+        _require(bool(self.tasks), "multitask_configs is empty: a ranking model needs at least one task")
+        kinds = [TASK_KINDS.index(task.kind) for task in self.tasks]
+        _require(kinds == sorted(kinds), "multitask_configs must list binary tasks (0) before regression tasks (1)")
+        _require(
+            self.post_id_feature in self.uih_partner,
+            f"merge_uih_candidate_feature_mapping has no pair for the post id feature {self.post_id_feature!r}",
+        )
+        if self.action_weights is not None:
+            _require(bool(self.action_weights), "action_weights is empty: write null to leave the action encoder out")
+            _require(
+                self.action_weight_feature is not None,
+                "action_weights is set but uih_weight_feature_name is not: name the feature with the action bits",
+            )
+        for feature in self.embedding_features:
+            known = feature in self.user_embedding_features or feature in self.item_embedding_features
+            _require(known, f"feature {feature!r} is looked up but is in neither embedding feature list")
+        for slot in self.contextual_features:
+            _require(slot.slots > 0, f"contextual feature {slot.name!r} needs at least one slot, got {slot.slots}")
+
+    @property
+    def uih_partner(self) -> dict[str, str]:
+        """History feature -> candidate feature of the merged sequence."""
+        return dict(self.feature_pairs)
+
+    @property
+    def additional_features(self) -> tuple[str, ...]:
+        """History features added to the content embedding: both sides embedded, and not the post id."""
+        return tuple(
+            uih
+            for uih, candidate in self.feature_pairs
+            if uih in self.user_embedding_features
+            and candidate in self.item_embedding_features
+            and uih != self.post_id_feature
+        )
+
+    @property
+    def uih_features(self) -> tuple[str, ...]:
+        """Columns of ``uih_ids`` and of ``uih_embeddings``: the post id, then the additional features."""
+        return (self.post_id_feature, *self.additional_features)
+
+    @property
+    def candidate_features(self) -> tuple[str, ...]:
+        """Columns of ``candidate_ids``: the item tower's features, then partners of history features not among them."""
+        partners = tuple(self.uih_partner[name] for name in self.uih_features)
+        extra = tuple(name for name in partners if name not in self.item_embedding_features)
+        return (*self.item_embedding_features, *extra)
+
+    @property
+    def contextual_slots(self) -> tuple[str, ...]:
+        """Columns of ``contextual_ids``: each contextual feature, once per slot."""
+        return tuple(f.name for f in self.contextual_features for _ in range(f.slots))
+
+    @property
+    def embedding_features(self) -> tuple[str, ...]:
+        """Every feature that is looked up in a table, without duplicates."""
+        return tuple(dict.fromkeys((*self.uih_features, *self.candidate_features, *self.contextual_slots)))
+
+    @property
+    def alpha(self) -> float:
+        """Factor on q.k."""
+        return self.attention.alpha if self.attention.alpha is not None else 1.0 / math.sqrt(self.qk_dim)
+
+    def table_of(self, feature: str) -> TableConfig:
+        """The table that a feature looks up in."""
+        for table in self.tables:
+            if feature in table.features:
+                return table
+        raise ConfigError(f"no embedding table for feature {feature!r}; tables: {[t.name for t in self.tables]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResearchHstuConfig:
+    """The sequential recommender of the HSTU paper: relative bias, SiLU on u, v, q and k, norms without affine."""
+
+    layers: int
+    heads: int
+    qk_dim: int
+    v_dim: int
+    model_dim: int
+    max_seq_len: int
+    """``max_sequence_len + max_output_len``: rows of the position table and the constant N."""
+    concat_ua: bool = False
+    """Project ``[u, a, u*a]`` instead of ``u*a``."""
+    postprocessor: Literal["l2_norm", "layer_norm"] = "l2_norm"
+    eps: float = 1e-6
+    time_buckets: int = 128
+    """Largest time bucket; the table has one row more."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "qk_dim", "v_dim", "model_dim", "max_seq_len"):
+            _require(getattr(self, name) > 0, f"{name} must be > 0, got {getattr(self, name)}")
+
+
+AnyConfig = HstuConfig | ResearchHstuConfig

@@ -1,0 +1,144 @@
+"""The model folder: what export hands to engines, serving and bench.
+
+build/onnx/<model>/<precision>/
+  manifest.json            kind "onnx": config, limits, precision, stages, versions
+  embedding_lookup.onnx    the three stages of a ranking model (``sequence_encoder.onnx`` for the research family)
+  hstu.onnx
+  mlp_head.onnx
+  ranking_fused.onnx       all of it in one graph
+  hstu_taps.onnx           hstu with a full last layer and every layer's output, for debugging
+  weights.safetensors      dense weights of all of them: external data of the .onnx files
+  tables/                  embedding tables (``table_format.py``)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hstu_trt.contract.config_json import config_from_json, config_to_json
+from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.manifest import json_digest, read_manifest, write_manifest
+from hstu_trt.contract.model import AnyConfig, HstuConfig
+from hstu_trt.contract.ops import OPS
+from hstu_trt.contract.tensors import FUSED, STAGES, Limits, Precision, StageSpec, research_specs, stage_specs
+
+MODEL_KIND = "onnx"
+TAPS = "hstu_taps"
+WEIGHTS_FILE = "weights.safetensors"
+TABLES_FOLDER = "tables"
+REGENERATE = "hstu-trt export --config CONFIG --weights WEIGHTS --precision P --out {folder}"
+
+
+def contract_digest(specs: dict[str, StageSpec]) -> str:
+    """A digest of the seams: stages and ops. Artefacts of another digest do not fit together."""
+    return json_digest(
+        {
+            "stages": {name: dataclasses.asdict(spec) for name, spec in specs.items()},
+            "ops": {name: dataclasses.asdict(spec) for name, spec in OPS.items()},
+        }
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """An exported model on disk."""
+
+    path: Path
+    name: str
+    """The model's name, for messages and reports."""
+    config: AnyConfig
+    limits: Limits
+    precision: Precision
+    digest: str
+    """sha256 over the manifest: changes whenever any file of the folder does."""
+
+    @property
+    def specs(self) -> dict[str, StageSpec]:
+        """The stages of the model, by name."""
+        if isinstance(self.config, HstuConfig):
+            return stage_specs(self.config, self.limits, self.precision)
+        return research_specs(self.config, self.limits)
+
+    @property
+    def ranking_config(self) -> HstuConfig:
+        """The config of a ranking model. Raises ArtefactError for the research family."""
+        if not isinstance(self.config, HstuConfig):
+            raise ArtefactError(f"{self.path} holds a sequence encoder; this needs a ranking model (DlrmHSTU)")
+        return self.config
+
+    @property
+    def tables(self) -> Path:
+        return self.path / TABLES_FOLDER
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS_FILE
+
+    def onnx(self, stage: str) -> Path:
+        """The ONNX file of a stage (or of ``hstu_taps``)."""
+        return self.path / f"{stage}.onnx"
+
+
+def onnx_stages(config: AnyConfig) -> tuple[str, ...]:
+    """The stages that have an ONNX file of their own."""
+    return (*STAGES, FUSED) if isinstance(config, HstuConfig) else tuple(research_specs(config, _ANY_LIMITS))
+
+
+_ANY_LIMITS = Limits(users=1, history=1, candidates=1, batch_history=1, batch_candidates=1)
+
+
+def write_model_folder(
+    folder: Path,
+    *,
+    name: str,
+    config: AnyConfig,
+    limits: Limits,
+    precision: Precision,
+    made_by: str,
+    facts: dict[str, Any],
+) -> ModelFolder:
+    """Writes the manifest over the files already in ``folder`` and returns the folder as readers see it."""
+    files = sorted(p.name for p in folder.iterdir() if p.suffix in (".onnx", ".safetensors"))
+    tables_manifest = f"{TABLES_FOLDER}/manifest.json"
+    specs = stage_specs(config, limits, precision) if isinstance(config, HstuConfig) else research_specs(config, limits)
+    write_manifest(
+        folder,
+        kind=MODEL_KIND,
+        made_by=made_by,
+        files=[*files, tables_manifest],
+        facts={
+            "name": name,
+            "precision": precision,
+            "contract": contract_digest(specs),
+            "config": config_to_json(config),
+            "limits": dataclasses.asdict(limits),
+            **facts,
+        },
+    )
+    return read_model_folder(folder, verify=False)
+
+
+def read_model_folder(folder: Path, *, verify: bool = True) -> ModelFolder:
+    """Reads an exported model and checks its files (with sha256 unless ``verify`` is off) and its contract digest."""
+    regenerate = REGENERATE.format(folder=folder)
+    document = read_manifest(folder, kind=MODEL_KIND, regenerate=regenerate, verify=verify)
+    try:
+        model = ModelFolder(
+            path=folder,
+            name=document["name"],
+            config=config_from_json(document["config"]),
+            limits=Limits(**document["limits"]),
+            precision=document["precision"],
+            digest=json_digest(document),
+        )
+        contract = document["contract"]
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"{folder}: its manifest is malformed ({error}); make it again with: {regenerate}"
+        ) from None
+    if contract != contract_digest(model.specs):
+        raise ArtefactError(f"{folder} was exported under another contract; make it again with: {regenerate}")
+    return model
