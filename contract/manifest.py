@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ SCHEMA = 1
 _CHUNK = 1 << 20
 
 
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, read in chunks."""
+def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """The sha256 of a file, read in chunks; ``progress`` is told the bytes of each chunk."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
+            if progress is not None:
+                progress(len(chunk))
     return digest.hexdigest()
 
 
@@ -38,9 +39,9 @@ def json_digest(document: Any) -> str:
 def write_text_atomically(path: Path, text: str) -> None:
     """Replaces a file in one step, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-        stream.write(text)
-    os.replace(stream.name, path)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text)
+    os.replace(part, path)
 
 
 def write_manifest(folder: Path, *, kind: str, made_by: str, files: Iterable[str], facts: Mapping[str, Any]) -> Path:
@@ -72,13 +73,16 @@ def read_manifest(folder: Path, *, kind: str, regenerate: str, verify: bool = Tr
         document = json.loads(path.read_text())
     except FileNotFoundError:
         raise ArtefactError(f"{folder} holds no {kind} ({MANIFEST_NAME} is missing); {remedy}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"{path} is not valid JSON ({error}); {remedy}") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise ArtefactError(f"{path} is not readable JSON ({error}); {remedy}") from None
     if not isinstance(document, dict) or document.get("schema") != SCHEMA or document.get("kind") != kind:
         found = document.get("kind") if isinstance(document, dict) else type(document).__name__
         raise ArtefactError(f"{path} describes {found!r}, not {kind!r} of schema {SCHEMA}; {remedy}")
-    for name, entry in document["files"].items():
-        _check_file(folder, name, entry, verify, remedy)
+    try:
+        for name, entry in document["files"].items():
+            _check_file(folder, name, entry, verify, remedy)
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise ArtefactError(f"{path}: its list of files is malformed ({error!r}); {remedy}") from None
     return document
 
 

@@ -72,6 +72,7 @@ HSTU_ATTENTION = OpSpec(
         TensorPort("prefix_offsets", ("int32",), "[B+1]", "prefix rows of k and v per user"),
         TensorPort("candidate_offsets", ("int32",), "[B+1]", "candidates per user"),
         TensorPort("norm", ("float32",), "[1] or [B]", "N: the output is divided by it"),
+        TensorPort("attn_scale", ("float32",), "[1] or [Tq]", "multiplies the output instead of 1/N", optional=True),
         TensorPort("position_bias", ("float32",), "[2P-1]", _BIAS_DOC, optional=True),
         TensorPort("time_bias", ("float32",), "[buckets+1]", _BIAS_DOC, optional=True),
         TensorPort("query_timestamps", ("int64",), "[Tq]", "seconds; of the token after the query", optional=True),
@@ -80,6 +81,7 @@ HSTU_ATTENTION = OpSpec(
     outputs=(TensorPort("out", _FLOATS, "[Tq, H, Dv]", "attention output, rows as in q"),),
     attributes=(
         Attribute("alpha", "float", 1.0, "factor on q.k"),
+        Attribute("causal", "int", 1, "0: a token also sees later tokens of its user"),
         Attribute("max_attn_len", "int", 0, "window in tokens; 0: none"),
         Attribute("contextual_seq_len", "int", 0, "leading prefix tokens with full attention"),
         Attribute("min_full_attn_seq_len", "int", 0, "newest tokens exempt from the window"),

@@ -12,6 +12,7 @@ as external data.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.manifest import read_manifest, write_manifest
 from hstu_trt.contract.model import TableConfig
 from numpy.typing import NDArray
@@ -88,31 +89,59 @@ def _header(dtype: str, dim: int, rows: int) -> bytes:
     return struct.pack("<Q", PAYLOAD_ALIGNMENT - 8) + text.ljust(PAYLOAD_ALIGNMENT - 8)
 
 
-def read_shard_header(path: Path) -> tuple[str, int, int, int]:
-    """Returns (dtype, rows, dim, payload offset) of a shard. Raises ArtefactError on anything unexpected."""
-    size = path.stat().st_size
+def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Returns (tensor name -> entry, byte offset of the payload). Raises ArtefactError unless it is a header."""
     try:
         with path.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"header of {length} bytes")
-            entry = json.loads(stream.read(length))[SHARD_TENSOR]
-            dtype, (rows, dim), (start, end) = _NUMPY_NAMES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+            document = json.loads(stream.read(length))
+        if not isinstance(document, dict):
+            raise TypeError(f"its header is a {type(document).__name__}")
+    except (struct.error, ValueError, TypeError, RecursionError, OSError) as error:
+        raise ArtefactError(f"{path} is not a safetensors file ({type(error).__name__}: {error})") from None
+    return document, 8 + length
+
+
+def read_shard_header(path: Path) -> tuple[str, int, int, int]:
+    """Returns (dtype, rows, dim, payload offset) of a shard. Raises ArtefactError on anything unexpected."""
+    document, payload = read_safetensors_header(path)
+    try:
+        entry = document[SHARD_TENSOR]
+        dtype, (rows, dim), (start, end) = _NUMPY_NAMES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        _whole("rows", rows, 0)
+        _whole("dim", dim, 1)
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path} is not a table shard ({type(error).__name__}: {error})") from None
-    payload = 8 + length
-    expected = rows * dim * np.dtype(dtype).itemsize
-    if start != 0 or end != expected or payload + end != size:
+    size, expected = path.stat().st_size, rows * dim * np.dtype(dtype).itemsize
+    if start != 0 or end != expected or payload + expected != size:
         raise ArtefactError(
             f"{path} is damaged: {size} bytes, {payload + expected} expected for [{rows}, {dim}] {dtype}"
         )
+    if payload % PAYLOAD_ALIGNMENT:
+        raise ArtefactError(f"{path}: its rows begin at byte {payload}, not at a multiple of {PAYLOAD_ALIGNMENT}")
     return dtype, rows, dim, payload
+
+
+def _whole(what: str, value: Any, least: int) -> int:
+    """``value`` if it is a JSON integer of at least ``least``; raises ValueError."""
+    if type(value) is not int or value < least:
+        raise ValueError(f"{what} must be an integer >= {least}, got {value!r}")
+    return value
+
+
+def is_table_name(name: str) -> bool:
+    """Whether a table may bear this name: it is also the name of a folder."""
+    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None
 
 
 def write_table(
     folder: Path, config: TableConfig, blocks: Iterable[NDArray], shard_bytes: int = DEFAULT_SHARD_BYTES
 ) -> StoredTable:
     """Writes a table from blocks of consecutive rows ``[n, dim]``, cutting shards of at most ``shard_bytes``."""
+    if not is_table_name(config.name):
+        raise ConfigError(f"table name {config.name!r}: it names a folder, so use letters, digits, '_', '.' and '-'")
     limit = max(1, shard_bytes // (config.dim * np.dtype(config.dtype).itemsize))
     shards: list[Shard] = []
     first = 0
@@ -175,16 +204,35 @@ def read_tables(folder: Path, *, regenerate: str, verify: bool = False) -> dict[
         tables = [_stored_table(name, entry) for name, entry in document["tables"].items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"{folder}: the manifest's tables are malformed ({error}); {regenerate}") from None
+    _check_features(folder, tables)
     for table in tables:
         _check_shards(folder, table, set(document["files"]))
     return {table.name: table for table in tables}
 
 
 def _stored_table(name: str, entry: dict[str, Any]) -> StoredTable:
-    shards = tuple(Shard(str(file), int(first), int(rows), int(at)) for file, first, rows, at in entry["shards"])
-    return StoredTable(
-        name, int(entry["rows"]), int(entry["dim"]), str(entry["dtype"]), tuple(entry["features"]), shards
+    features, dtype = entry["features"], entry["dtype"]
+    if dtype not in _SAFETENSORS_NAMES:
+        raise ValueError(f"table {name!r}: dtype must be one of {', '.join(_SAFETENSORS_NAMES)}, got {dtype!r}")
+    if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):
+        raise ValueError(f"table {name!r}: features must be a list of names, got {features!r}")
+    shards = tuple(
+        Shard(str(file), _whole("first_row", first, 0), _whole("rows", rows, 0), _whole("payload_offset", at, 8))
+        for file, first, rows, at in entry["shards"]
     )
+    return StoredTable(
+        name, _whole("rows", entry["rows"], 0), _whole("dim", entry["dim"], 1), dtype, tuple(features), shards
+    )
+
+
+def _check_features(folder: Path, tables: Iterable[StoredTable]) -> None:
+    home: dict[str, str] = {}
+    for table in tables:
+        for feature in table.features:
+            if home.setdefault(feature, table.name) != table.name:
+                raise ArtefactError(
+                    f"{folder}: feature {feature!r} looks up in two tables, {home[feature]!r} and {table.name!r}"
+                )
 
 
 def _check_shards(folder: Path, table: StoredTable, listed: set[str]) -> None:

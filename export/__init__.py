@@ -1,1 +1,1 @@
-""""""
+"""PyTorch reference model and checkpoints -> ONNX files and table shards."""

@@ -1,0 +1,179 @@
+"""Reading trained weights: Meta's checkpoint directories, plain state dicts, safetensors. Nothing is unpickled.
+
+A source yields the dense state dict, and the embedding tables as blocks of rows, so that a table larger than memory is
+never held whole. Keys are those of ``model_reference`` section 2.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hstu_trt.contract.errors import ArtefactError
+from numpy.typing import NDArray
+from torch import Tensor
+
+TABLE_PREFIX = "_embedding_collection.embeddings."
+TABLE_SUFFIX = ".weight"
+SPARSE_PREFIX = "sparse_dict."
+DENSE_FILE = "non_sparse.ckpt"
+SPARSE_FOLDER = "sparse"
+BLOCK_BYTES = 64 << 20
+
+_TABLE_DTYPES = {torch.float16: "float16", torch.float32: "float32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSource:
+    """One embedding table of a checkpoint."""
+
+    name: str
+    rows: int
+    dim: int
+    dtype: str
+    blocks: Callable[[], Iterator[NDArray]]
+    """Yields consecutive blocks of rows [n, dim]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Trained weights: ``dense`` by key, ``tables`` by table name."""
+
+    source: str
+    dense: dict[str, Tensor]
+    tables: dict[str, TableSource]
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint of any known form. Raises ArtefactError that says what was expected."""
+    if path.is_dir():
+        return _load_dmp(_dmp_root(path))
+    if not path.exists():
+        raise ArtefactError(f"weights {path}: no such file or directory")
+    if path.suffix == ".safetensors":
+        return _from_state_dict(_load_safetensors(path), str(path))
+    return _from_state_dict(_plain_state_dict(_load_pickle_safely(path), path), str(path))
+
+
+def _dmp_root(path: Path) -> Path:
+    """The directory with ``non_sparse.ckpt``: the given one, or its only (or newest) batch directory."""
+    if (path / DENSE_FILE).is_file():
+        return path
+    batches = [p for p in path.iterdir() if p.name.isdigit() and (p / DENSE_FILE).is_file()]
+    if not batches:
+        raise ArtefactError(
+            f"weights {path}: expected {DENSE_FILE} there or in a batch directory such as {path}/0; "
+            "give a checkpoint directory, a .safetensors file or a state dict saved by torch.save"
+        )
+    return max(batches, key=lambda p: int(p.name))
+
+
+def _load_pickle_safely(path: Path) -> Any:
+    """``torch.load`` restricted to tensors and plain containers, memory-mapped where the format allows."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtefactError(
+            f"weights {path}: not a file of plain tensors that torch.load can read ({reason})"
+        ) from None
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ArtefactError(f"weights {path}: not a valid safetensors file ({error})") from None
+
+
+def _plain_state_dict(document: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in a torch.save file: the file itself, or under ``state_dict`` or ``model``."""
+    for key in ("state_dict", "model"):
+        if isinstance(document, dict) and isinstance(document.get(key), dict):
+            document = document[key]
+    if not isinstance(document, dict) or not all(isinstance(v, Tensor) for v in document.values()):
+        raise ArtefactError(f"weights {path}: expected a dict of tensors by key")
+    return {str(key).removeprefix("module."): value for key, value in document.items()}
+
+
+def _from_state_dict(state: dict[str, Tensor], source: str) -> Checkpoint:
+    dense = {key: value for key, value in state.items() if not _is_table(key)}
+    tables = {_table_name(key): _table_in_memory(key, value) for key, value in state.items() if _is_table(key)}
+    return Checkpoint(source=source, dense=dense, tables=tables)
+
+
+def _is_table(key: str) -> bool:
+    return key.startswith(TABLE_PREFIX) and key.endswith(TABLE_SUFFIX)
+
+
+def _table_name(key: str) -> str:
+    return key.removeprefix(TABLE_PREFIX).removesuffix(TABLE_SUFFIX)
+
+
+def _table_in_memory(key: str, weight: Tensor) -> TableSource:
+    _check_table(key, weight.shape, weight.dtype)
+    step = _block_rows(weight.shape[1], weight.dtype)
+
+    def blocks() -> Iterator[NDArray]:
+        for first in range(0, weight.shape[0], step):
+            yield weight[first : first + step].numpy()
+
+    return TableSource(
+        name=_table_name(key),
+        rows=weight.shape[0],
+        dim=weight.shape[1],
+        dtype=_TABLE_DTYPES[weight.dtype],
+        blocks=blocks,
+    )
+
+
+def _check_table(key: str, shape: torch.Size, dtype: torch.dtype) -> None:
+    if len(shape) != 2 or dtype not in _TABLE_DTYPES:
+        raise ArtefactError(
+            f"{key}: a table must be a [rows, dim] matrix in float16 or float32, got {list(shape)} {dtype}"
+        )
+
+
+def _block_rows(dim: int, dtype: torch.dtype) -> int:
+    return max(1, BLOCK_BYTES // max(1, dim * dtype.itemsize))
+
+
+def _load_dmp(root: Path) -> Checkpoint:
+    """Meta's DistributedModelParallel checkpoint: dense weights in one file, tables in torch.distributed.checkpoint.
+
+    Tables that were data-parallel in training stand in the dense file; then the sparse shards are empty. Only
+    ``dense_dict`` is read: optimizer state and metrics stay where they are.
+    """
+    document = _load_pickle_safely(root / DENSE_FILE)
+    if not isinstance(document, dict) or not isinstance(document.get("dense_dict"), dict):
+        raise ArtefactError(f"weights {root / DENSE_FILE}: expected a dict with 'dense_dict'")
+    checkpoint = _from_state_dict(document["dense_dict"], str(root))
+    if (root / SPARSE_FOLDER / ".metadata").is_file():
+        checkpoint.tables.update(_sharded_tables(root / SPARSE_FOLDER))
+    return checkpoint
+
+
+def _sharded_tables(folder: Path) -> dict[str, TableSource]:
+    from hstu_trt.export.dcp_files import read_shard_index
+
+    index = read_shard_index(folder)
+    tables = {}
+    for key, entry in index.tensors.items():
+        plain = key.removeprefix(SPARSE_PREFIX)
+        if _is_table(plain):
+            _check_table(plain, torch.Size(entry.shape), entry.dtype)
+            tables[_table_name(plain)] = TableSource(
+                name=_table_name(plain),
+                rows=entry.shape[0],
+                dim=entry.shape[1],
+                dtype=_TABLE_DTYPES[entry.dtype],
+                blocks=entry.row_blocks,
+            )
+    return tables

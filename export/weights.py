@@ -1,0 +1,142 @@
+"""From a checkpoint to a model with weights: key check, table mapping, and seeded weights for tests and benchmarks."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import numpy as np
+import torch
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.contract.model import HstuConfig, TableConfig
+from hstu_trt.export.checkpoint import Checkpoint, TableSource
+from hstu_trt.export.model import DlrmHstu
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+_MAX_LISTED_KEYS = 12
+_RANDOM_BLOCK_ROWS = 1 << 16
+_ROLE_PREFIXES = ("uih_", "item_candidate_", "item_")
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def load_dense(model: Module, dense: Mapping[str, Tensor], source: str) -> Module:
+    """Loads the dense weights. Keys and shapes must match exactly; raises ArtefactError with a readable diff."""
+    expected = model.state_dict()
+    _check_keys(expected.keys(), dense.keys(), source)
+    wrong = [
+        f"  {key}: {list(dense[key].shape)} in the checkpoint, {list(value.shape)} by the config"
+        for key, value in expected.items()
+        if dense[key].shape != value.shape
+    ]
+    if wrong:
+        raise ArtefactError(f"{source}: {len(wrong)} tensors do not have the config's shape\n" + _listing(wrong))
+    model.load_state_dict({key: value.to(expected[key].dtype) for key, value in dense.items()})
+    return model
+
+
+def _check_keys(expected: Iterable[str], found: Iterable[str], source: str) -> None:
+    missing = sorted(set(expected) - set(found))
+    unexpected = sorted(set(found) - set(expected))
+    if missing or unexpected:
+        lines = [f"  - {key}" for key in missing] + [f"  + {key}" for key in unexpected]
+        raise ArtefactError(
+            f"{source} does not fit the config: {len(missing)} keys missing (-), {len(unexpected)} unexpected (+)\n"
+            + _listing(lines)
+            + "\nCheck layers, contextual features, action_weights, group norm and postprocessor in the config."
+        )
+
+
+def _listing(lines: list[str]) -> str:
+    more = len(lines) - _MAX_LISTED_KEYS
+    return "\n".join(lines[:_MAX_LISTED_KEYS] + ([f"  ... and {more} more"] if more > 0 else []))
+
+
+def check_action_weights(config: HstuConfig, dense: Mapping[str, Tensor]) -> None:
+    """The checkpoint carries its action weights: they must be the config's. Raises ArtefactError."""
+    key = "_hstu_transducer._input_preprocessor._action_encoder._combined_action_weights"
+    if key in dense and tuple(dense[key].tolist()) != config.action_weights:
+        raise ArtefactError(
+            f"the checkpoint's action weights are {dense[key].tolist()}, the config's {config.action_weights}"
+        )
+
+
+def resolve_tables(config: HstuConfig, tables: Mapping[str, TableSource], hints: Mapping[str, str]) -> HstuConfig:
+    """Fills ``config.tables``: which feature looks up in which of the checkpoint's tables.
+
+    A config that lists ``embedding_tables`` decides. Otherwise a feature takes the table of its own name, of its name
+    without the role prefix (``uih_``, ``item_``), or of its history partner; ``hints`` (feature -> table, from the
+    comments of the config file) fill what names leave open. Raises ConfigError naming the features left over.
+    """
+    given = {feature: table.name for table in config.tables for feature in table.features}
+    mapping = {f: given.get(f) or _table_by_name(f, config, tables) or hints.get(f) for f in config.embedding_features}
+    lost = [feature for feature, table in mapping.items() if table not in tables]
+    if lost:
+        raise ConfigError(
+            f"no embedding table for {', '.join(map(repr, lost))}; the checkpoint has {', '.join(tables) or 'none'}. "
+            'Add to the config: "embedding_tables": {"TABLE": {"rows": R, "dim": D, "dtype": "float16", '
+            '"features": ["FEATURE", ...]}, ...}'
+        )
+    resolved = tuple(
+        _table_config(config, table, mapping) for table in tables.values() if table.name in mapping.values()
+    )
+    return dataclasses.replace(config, tables=resolved)
+
+
+def _table_by_name(feature: str, config: HstuConfig, tables: Iterable[str]) -> str | None:
+    partners = [uih for uih, candidate in config.feature_pairs if candidate == feature]
+    names = [feature, *partners]
+    stripped = [name.removeprefix(prefix) for name in names for prefix in _ROLE_PREFIXES if name.startswith(prefix)]
+    return next((name for name in (*names, *stripped) if name in tables), None)
+
+
+def _table_config(config: HstuConfig, table: TableSource, mapping: Mapping[str, str | None]) -> TableConfig:
+    if table.dim != config.embedding_dim:
+        raise ArtefactError(
+            f"table {table.name} is {table.dim} wide, the config's embedding dim is {config.embedding_dim}"
+        )
+    features = tuple(feature for feature, name in mapping.items() if name == table.name)
+    return TableConfig(name=table.name, rows=table.rows, dim=table.dim, dtype=table.dtype, features=features)  # type: ignore[arg-type]
+
+
+def random_checkpoint(config: HstuConfig, seed: int) -> Checkpoint:
+    """Seeded Gaussian weights for a config that lists its tables; for tests, demos and benchmarks.
+
+    Linear layers keep the variance of their input, norms are near one, so activations stay of order one.
+    """
+    if not config.tables:
+        raise ConfigError("random weights need the tables' sizes: list embedding_tables in the config")
+    generator = torch.Generator().manual_seed(seed)
+    model = DlrmHstu(config)
+    dense = {key: _random_weight(key, value, generator) for key, value in model.state_dict().items()}
+    tables = {
+        t.name: TableSource(name=t.name, rows=t.rows, dim=t.dim, dtype=t.dtype, blocks=_random_rows(t, seed, number))
+        for number, t in enumerate(config.tables)
+    }
+    return Checkpoint(source=f"random:{seed}", dense=dense, tables=tables)
+
+
+def _random_weight(key: str, value: Tensor, generator: torch.Generator) -> Tensor:
+    if not value.is_floating_point() or re.search(r"_period_units|_units_per_period", key):
+        return value
+    noise = torch.randn(value.shape, generator=generator)
+    if value.ndim == 1:
+        is_gain = re.search(r"norm_weight$|layer_norm\.weight$|\.[13]\.weight$", key)
+        return 1 + 0.1 * noise if is_gain else 0.1 * noise
+    in_by_out = re.search(r"_uvqk_weight|_output_weight|contextual_linear_weights", key)
+    fan_in = value.shape[-2] if in_by_out else value.shape[-1]
+    is_lookup = re.search(r"_embeddings_weight|action_embedding_table", key)
+    return noise * (1.0 if is_lookup else fan_in**-0.5)
+
+
+def _random_rows(table: TableConfig, seed: int, number: int):  # type: ignore[no-untyped-def]
+    def blocks() -> Iterator[NDArray]:
+        for first in range(0, table.rows, _RANDOM_BLOCK_ROWS):
+            rows = min(_RANDOM_BLOCK_ROWS, table.rows - first)
+            generator = np.random.default_rng([seed, number, first])
+            yield generator.standard_normal((rows, table.dim), dtype=np.float32).astype(table.dtype)
+
+    return blocks
