@@ -6,6 +6,7 @@ Rooms are imported only when their verb is called, so that ``hstu-trt --help`` n
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -53,6 +54,9 @@ def run_verb(main_function: Callable[[Sequence[str]], int], argv: Sequence[str],
     except HstuTrtError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE

@@ -146,6 +146,10 @@ def check_request(tensors: Mapping[str, NDArray], spec: StageSpec, limits: Limit
         if expected.name not in tensors:
             raise InputError(f"tensor {expected.name!r} {expected.dtype} {expected.shape_text} is missing")
         _check_tensor(tensors[expected.name], expected.name, expected.dtype, expected.dims, sizes)
+    _check_related_sizes(sizes)
+    if "attention_norm" in tensors and not (tensors["attention_norm"] > 0).all():
+        at = int(np.argmin(tensors["attention_norm"] > 0))
+        raise InputError(f"tensor 'attention_norm' holds {tensors['attention_norm'][at]} at [{at}]; it must be > 0")
     _check_offsets(tensors, "uih_offsets", "uih_timestamps", limits.history, "history", allow_empty=True)
     _check_offsets(
         tensors, "candidate_offsets", "candidate_timestamps", limits.candidates, "candidates", allow_empty=False
@@ -172,6 +176,22 @@ def _check_tensor(
             raise InputError(f"tensor {name!r} has {size} {dim.name} on axis {axis}, but {by!r} has {known}")
     if np.issubdtype(array.dtype, np.floating):
         check_finite(name, array)
+
+
+def _check_related_sizes(sizes: Mapping[str, tuple[int, str]]) -> None:
+    """Sizes that follow from one another: users and their offsets and norms, tokens and their flat ids."""
+    if "users_plus_1" in sizes:
+        plus_one, by = sizes["users_plus_1"]
+        allowed = {"users": (plus_one - 1,), "norms": (1, plus_one - 1)}
+        for dim, counts in allowed.items():
+            size, name = sizes.get(dim, (plus_one - 1, ""))
+            if size not in counts:
+                raise InputError(f"tensor {name!r} has {size} {dim}, but {by!r} has {plus_one - 1} users")
+    for dim, (size, name) in sizes.items():
+        tokens, _, per_token = dim.rpartition("_x_")
+        if tokens in sizes and size != sizes[tokens][0] * int(per_token):
+            count, by = sizes[tokens]
+            raise InputError(f"tensor {name!r} has {size} ids, but {by!r} has {count} {tokens} of {per_token} ids each")
 
 
 def check_finite(name: str, array: NDArray) -> None:

@@ -62,13 +62,23 @@ def write_manifest(folder: Path, *, kind: str, made_by: str, files: Iterable[str
 
 
 def read_manifest(folder: Path, *, kind: str, regenerate: str, verify: bool = True) -> dict[str, Any]:
-    """Reads and checks ``folder/manifest.json``; ``verify`` also re-hashes every file.
+    """Reads and checks ``folder/manifest.json`` and the sizes of its files; ``verify`` also re-hashes every file.
 
     regenerate: the command to name when the folder is missing or wrong.
     Raises ArtefactError.
     """
-    path = folder / MANIFEST_NAME
-    remedy = f"make it again with: {regenerate}"
+    document, remedy = read_document(folder, kind=kind, regenerate=regenerate), f"make it again with: {regenerate}"
+    try:
+        for name, entry in document["files"].items():
+            _check_file(folder, name, entry, verify, remedy)
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise ArtefactError(f"{folder / MANIFEST_NAME}: its list of files is malformed ({error!r}); {remedy}") from None
+    return document
+
+
+def read_document(folder: Path, *, kind: str, regenerate: str) -> dict[str, Any]:
+    """Reads ``folder/manifest.json`` and checks its kind, but not its files; see ``read_manifest``."""
+    path, remedy = folder / MANIFEST_NAME, f"make it again with: {regenerate}"
     try:
         document = json.loads(path.read_text())
     except FileNotFoundError:
@@ -78,11 +88,6 @@ def read_manifest(folder: Path, *, kind: str, regenerate: str, verify: bool = Tr
     if not isinstance(document, dict) or document.get("schema") != SCHEMA or document.get("kind") != kind:
         found = document.get("kind") if isinstance(document, dict) else type(document).__name__
         raise ArtefactError(f"{path} describes {found!r}, not {kind!r} of schema {SCHEMA}; {remedy}")
-    try:
-        for name, entry in document["files"].items():
-            _check_file(folder, name, entry, verify, remedy)
-    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-        raise ArtefactError(f"{path}: its list of files is malformed ({error!r}); {remedy}") from None
     return document
 
 

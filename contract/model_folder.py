@@ -99,8 +99,8 @@ def write_model_folder(
     precision: Precision,
     made_by: str,
     facts: dict[str, Any],
-) -> ModelFolder:
-    """Writes the manifest over the files already in ``folder`` and returns the folder as readers see it."""
+) -> None:
+    """Writes the manifest over the files already in ``folder``."""
     files = sorted(p.name for p in folder.iterdir() if p.suffix in (".onnx", ".safetensors"))
     tables_manifest = f"{TABLES_FOLDER}/manifest.json"
     specs = stage_specs(config, limits, precision) if isinstance(config, HstuConfig) else research_specs(config, limits)
@@ -118,7 +118,6 @@ def write_model_folder(
             **facts,
         },
     )
-    return read_model_folder(folder, verify=False)
 
 
 def read_model_folder(folder: Path, *, verify: bool = True) -> ModelFolder:

@@ -19,7 +19,8 @@ class Tolerance:
 
 
 _GOLDEN = "model_reference section 7: fp32 path against the reference's fp32"
-_HALF = "twice the error that PyTorch makes in fp16 on golden caseA and caseB, plus one rounding"
+# PyTorch in fp16 on the golden cases: stu 0.057 (of values up to 49), hstu 3.1e-3, preds 1.7e-3.
+_HALF = "twice the error that PyTorch makes in fp16 on the golden cases, plus one rounding"
 
 # (tensor, precision) -> tolerance against the fp32 reference on inputs of order one.
 TOLERANCES: dict[tuple[str, str], Tolerance] = {
@@ -34,10 +35,10 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("ranking_fused", "fp32"): Tolerance(2e-5, _GOLDEN),
     ("embedding_lookup", "fp16"): Tolerance(0.0, "fp16 rows are copied; fp32 rows are rounded as numpy rounds them"),
     ("stu", "fp16"): Tolerance(1e-1, _HALF),
-    ("hstu", "fp16"): Tolerance(1e-2, _HALF),
-    ("mlp_head", "fp16"): Tolerance(5e-3, _HALF),
-    ("ranking", "fp16"): Tolerance(5e-3, _HALF),
-    ("ranking_fused", "fp16"): Tolerance(5e-3, _HALF),
+    ("hstu", "fp16"): Tolerance(7e-3, _HALF),
+    ("mlp_head", "fp16"): Tolerance(4e-3, _HALF),
+    ("ranking", "fp16"): Tolerance(4e-3, _HALF),
+    ("ranking_fused", "fp16"): Tolerance(4e-3, _HALF),
 }
 
 

@@ -158,7 +158,7 @@ def write_table(
 def _cut(blocks: Iterable[NDArray], limit: int) -> Iterator[Iterator[NDArray]]:
     """Regroups blocks into runs of at most ``limit`` rows; each run must be consumed before the next."""
     rest: list[NDArray] = []
-    source = iter(blocks)
+    source = (block for block in blocks if len(block))
 
     def run() -> Iterator[NDArray]:
         room = limit

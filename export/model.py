@@ -59,14 +59,14 @@ class TimestampPostprocessor(nn.Module):
     def _time_features(self, timestamps_T: Tensor) -> Tensor:
         """fp32 [T, 4]: cos and sin of the hour in the day, then of the day in the week.
 
-        Seconds are rounded to fp32 first, as in the reference, and divided exactly, in integers: a fp32 quotient would
-        land in the next hour for 1.3 % of present-day timestamps.
+        Seconds are rounded to fp32 first, as in the reference, and then counted in integers: a fp32 quotient would
+        land in the next hour for 1.3 % of present-day timestamps. The last division is exact.
         """
         seconds = timestamps_T.float().long()[:, None]
-        unit = cast(Tensor, self._period_units).long()
-        per_period = cast(Tensor, self._units_per_period)
-        units = torch.div(seconds - seconds.remainder(unit), unit, rounding_mode="trunc")
-        angle = units.remainder(per_period.long()).float() / per_period * FULL_CIRCLE
+        unit, per_period = cast(Tensor, self._period_units), cast(Tensor, self._units_per_period)
+        in_period = seconds.remainder((unit * per_period).long())
+        whole_units = (in_period - in_period.remainder(unit.long())).float() / unit
+        angle = whole_units / per_period * FULL_CIRCLE
         return torch.stack([angle.cos(), angle.sin()], dim=2).flatten(1)
 
 

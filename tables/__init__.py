@@ -1,1 +1,1 @@
-""""""
+"""The tables room: embedding tables on disk and their tiers."""

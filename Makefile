@@ -1,0 +1,73 @@
+# The table of contents: each target is one command. `make help` lists them.
+SHELL := bash
+.DEFAULT_GOAL := help
+.SECONDARY:
+.PHONY: help install demo serve test test-fast lint typecheck accuracy onnx engines clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+ROOMS := contract export engines tables serving bench
+EXTRAS := export,engines,serving,bench,dev
+
+# What onnx, engines and serve work on; the defaults are the trained checkpoint that the tests use.
+MODEL ?= demo
+CONFIG ?= tests/golden/caseA/config.json
+WEIGHTS ?= tests/golden/ckptA
+PRECISION ?= fp32
+GPU ?= cpu
+ONNX := build/onnx/$(MODEL)/$(PRECISION)
+DEPLOYMENT ?= build/deployments/$(MODEL)
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r t h; do printf '  %-10s %s\n' "$$t" "$$h"; done
+	@echo; echo '  e.g. make onnx MODEL=mine CONFIG=config.json WEIGHTS=checkpoint/ PRECISION=fp16; make install PYTHON=python3.12'
+
+install: $(INSTALLED)  ## make .venv/ with everything, the hstu-trt command included
+
+CHECK_PYTHON := import sys; v = sys.version_info[:2]; \
+  sys.exit(None if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, $(PYTHON) is %d.%d: call make PYTHON=python3.12" % v)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]' && touch $@
+
+demo: install  ## checkpoint -> ONNX -> Triton -> ranked candidates, checked on the way
+	$(BIN)/hstu-trt bench demo
+
+serve: install $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION=
+	$(BIN)/hstu-trt serve --deployment $(DEPLOYMENT)
+
+test: install  ## every test that this machine can run
+	$(BIN)/pytest
+
+test-fast: install  ## the tests that start no server
+	$(BIN)/pytest -m "not triton"
+
+lint: install  ## style of the Python code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: install  ## types of every room
+	@mkdir -p build/links/hstu_trt && for room in $(ROOMS); do ln -sfn ../../../$$room build/links/hstu_trt/$$room; done
+	MYPYPATH=build/links $(BIN)/mypy --namespace-packages --explicit-package-bases $(ROOMS:%=-p hstu_trt.%)
+
+accuracy: install build/onnx/$(MODEL)/fp32/manifest.json build/onnx/$(MODEL)/fp16/manifest.json  ## PyTorch against ONNX Runtime, fp32 and fp16: tensors and ranking metrics
+	$(BIN)/hstu-trt bench accuracy $(foreach p,fp32 fp16,--model-$(p) build/onnx/$(MODEL)/$(p)) --out build/accuracy/$(MODEL)
+
+onnx: install  ## export a checkpoint: MODEL= CONFIG= WEIGHTS= PRECISION=fp32|fp16
+	$(BIN)/hstu-trt export --config $(CONFIG) --weights $(WEIGHTS) --precision $(PRECISION) --name $(MODEL) --out $(ONNX)
+
+engines: install $(ONNX)/manifest.json  ## build engines of an exported model: GPU= PRECISION= MODEL=
+	$(BIN)/hstu-trt engines --model $(ONNX) --gpu $(GPU) --precision $(PRECISION) --out build/engines/$(GPU)/$(MODEL)/$(PRECISION)
+
+clean:  ## remove what was built; .venv/ stays
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The demo's model is exported where it is missing; other models need `make onnx` first.
+build/onnx/demo/%/manifest.json: | install
+	@$(MAKE) --no-print-directory onnx MODEL=demo PRECISION=$*
+
+build/deployments/%/manifest.json: build/onnx/%/$(PRECISION)/manifest.json
+	$(BIN)/hstu-trt assemble --model $(<D) --flavour cpu --out $(@D)

@@ -1,0 +1,172 @@
+"""Runs the stages of a ranking model one after the other, whoever executes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.features import Tensors, batch_max_norm
+from hstu_trt.contract.model import HstuConfig
+from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.contract.runner import Runner
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED, PADDING_ID, StageSpec, feature_columns
+from hstu_trt.tables.host import HostTables, OutputDtype
+from numpy.typing import NDArray
+
+IdPolicy = Literal["reject", "clamp", "zero"]
+RUNNERS = ("torch", "onnxruntime")
+NORM = "attention_norm"
+
+
+def open_runner(kind: str, model: ModelFolder, stage: str) -> Runner:
+    """A runner for one stage: ``torch`` is the PyTorch model, ``onnxruntime`` executes the ONNX file."""
+    if kind == "torch":
+        from hstu_trt.export.torch_runner import TorchRunner
+
+        return TorchRunner(model, stage)
+    if kind == "onnxruntime":
+        from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(model, stage)
+    raise ConfigError(f"unknown runner {kind!r}: choose from {', '.join(RUNNERS)}")
+
+
+class Composed:
+    """A runner made of runners, which it opens and closes; takes the inputs of ``ranking`` and ``attention_norm``."""
+
+    spec: StageSpec
+
+    def __init__(self, parts: Sequence[Runner]) -> None:
+        self.parts = parts
+        self._open = ExitStack()
+
+    def __enter__(self) -> Composed:
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def infer(self, feed: Mapping[str, NDArray]) -> Tensors:
+        raise NotImplementedError
+
+
+class Chain(Composed):
+    """Three runners in a row, as the ensemble runs them: embedding lookup, hstu (or hstu_taps), mlp_head.
+
+    Takes the inputs of the ``ranking`` stage and ``attention_norm``; answers every tensor that a stage gave.
+    """
+
+    def __init__(self, model: ModelFolder, stages: Sequence[Runner]) -> None:
+        super().__init__(stages)
+        self.spec = _with_norm(model)
+
+    def infer(self, feed: Mapping[str, NDArray]) -> Tensors:
+        known, answers = dict(feed), {}
+        for stage in self.parts:
+            made = stage.infer({tensor.name: known[tensor.name] for tensor in stage.spec.inputs})
+            known.update(made)
+            answers.update(made)
+        return answers
+
+
+class Fused(Composed):
+    """The ``ranking_fused`` stage behind the inputs of ``ranking``: ids are laid end to end."""
+
+    def __init__(self, model: ModelFolder, fused: Runner) -> None:
+        super().__init__([fused])
+        self.spec = _with_norm(model)
+
+    def infer(self, feed: Mapping[str, NDArray]) -> Tensors:
+        (fused,) = self.parts
+        return fused.infer(
+            {t.name: feed[t.name].reshape(-1) if len(t.dims) == 1 else feed[t.name] for t in fused.spec.inputs}
+        )
+
+
+class HostLookup:
+    """The ``embedding_lookup`` stage on the host: rows from memory-mapped tables, ids checked on the way."""
+
+    def __init__(self, model: ModelFolder, policy: IdPolicy = "reject") -> None:
+        self.spec = model.specs["embedding_lookup"]
+        self._columns = feature_columns(model.ranking_config)
+        self._dtype: OutputDtype = "float16" if model.precision == "fp16" else "float32"
+        self._policy = policy
+        self._tables = HostTables.open(model.tables)
+
+    def __enter__(self) -> HostLookup:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+    def infer(self, feed: Mapping[str, NDArray]) -> Tensors:
+        """Ids [n, features] -> rows [n, features * dim]. Raises InputError for an id that the policy rejects."""
+        rows = {}
+        for name, features in self._columns.items():
+            rows[name.replace("_ids", "_embeddings")] = self._tables.lookup_features(
+                features,
+                feed[name],
+                policy=self._policy,
+                padding_id=PADDING_ID if name == "contextual_ids" else None,
+                dtype=self._dtype,
+                what=name,
+            )
+        return rows
+
+
+def _with_norm(model: ModelFolder) -> StageSpec:
+    ranking, fused = model.specs[ENSEMBLE], model.specs[FUSED]
+    return StageSpec(ENSEMBLE, (*ranking.inputs, fused.tensor(NORM)), ranking.outputs)
+
+
+def parse_norm(text: str | None, config: HstuConfig) -> float | None:
+    """``fixed:<N>`` -> N; ``batch_max`` -> None, the longest sequence of each batch; None -> the config's N."""
+    if text is None:
+        return float(config.max_seq_len)
+    if text == "batch_max":
+        return None
+    kind, _, number = text.partition(":")
+    try:
+        value = float(number)
+    except ValueError:
+        value = 0.0
+    if kind != "fixed" or not 0 < value < float("inf"):
+        raise ConfigError(f"attention norm {text!r}: expected fixed:<N> with N > 0, or batch_max")
+    return value
+
+
+def norm_tensor(norm: float | None, config: HstuConfig, packed: Mapping[str, NDArray]) -> NDArray:
+    """``attention_norm`` float32 [1] for a packed request."""
+    return np.array([batch_max_norm(config, packed) if norm is None else norm], dtype=np.float32)
+
+
+def reference_token_order(config: HstuConfig, packed: Mapping[str, NDArray]) -> NDArray:
+    """Index that brings split tokens into the reference's order.
+
+    Ours: all prefixes (contextual + history), then all candidates. The reference's: per user contextual, history,
+    candidates. Returns int64 [tokens]: ``ours[index]`` is in the reference's order.
+    """
+    history, candidates = (packed[name].astype(np.int64) for name in ("uih_offsets", "candidate_offsets"))
+    prefix = history + len(config.contextual_slots) * np.arange(len(history))
+    users = range(len(history) - 1)
+    runs = [
+        np.arange(start, stop)
+        for user in users
+        for start, stop in (
+            (prefix[user], prefix[user + 1]),
+            (prefix[-1] + candidates[user], prefix[-1] + candidates[user + 1]),
+        )
+    ]
+    return np.concatenate(runs) if runs else np.zeros(0, dtype=np.int64)

@@ -1,0 +1,61 @@
+"""Running the users of a batch one by one.
+
+Outside the plugins, attention is dense over all tokens of a batch, so its cost grows with (sum of lengths)^2, though
+no user sees another: N comes in as ``attention_norm`` and is not taken from the batch. One-user feeds cost only the
+sum of (length^2). The split goes by the contract's tensor names: ``uih_*`` and ``candidate_*`` hold tokens of all
+users end to end (flat ids: several entries per token), ``*_offsets`` say whose, ``contextual_*`` holds a row per user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tensors = dict[str, NDArray]
+
+TAP_PREFIX = "stu."
+"""Outputs of this prefix hold all tokens in the split layout; any other output holds a row per candidate."""
+
+
+def user_count(feed: Mapping[str, NDArray]) -> int:
+    """Number of users in a feed."""
+    return len(feed["uih_offsets"]) - 1
+
+
+def one_user_feeds(feed: Mapping[str, NDArray]) -> Iterator[Tensors]:
+    """The feed of each user of a checked feed; the arrays are views."""
+    for user in range(user_count(feed)):
+        yield {name: _part(name, tensor, feed, user) for name, tensor in feed.items()}
+
+
+def _part(name: str, tensor: NDArray, feed: Mapping[str, NDArray], user: int) -> NDArray:
+    if name == "attention_norm":
+        return tensor if len(tensor) == 1 else tensor[user : user + 1]
+    group = name.partition("_")[0]
+    if group == "contextual":
+        return tensor[user : user + 1]
+    first, last = (int(offset) for offset in feed[f"{group}_offsets"][user : user + 2])
+    if name.endswith("_offsets"):
+        return np.asarray([0, last - first], tensor.dtype)
+    tokens = int(feed[f"{group}_offsets"][-1])
+    per_token = len(tensor) // tokens if tokens else 1
+    return tensor[first * per_token : last * per_token]
+
+
+def join_users(outputs: Sequence[Mapping[str, NDArray]], prefix_lengths: Sequence[int]) -> Tensors:
+    """The outputs of one-user runs as one batch would give them.
+
+    prefix_lengths: contextual slots plus history length of each user, for the split layout
+    ``[all prefixes | all candidates]``.
+    """
+    joined: Tensors = {}
+    for name in outputs[0]:
+        parts = [output[name] for output in outputs]
+        if name.startswith(TAP_PREFIX):
+            prefixes = [part[:length] for part, length in zip(parts, prefix_lengths, strict=True)]
+            candidates = [part[length:] for part, length in zip(parts, prefix_lengths, strict=True)]
+            parts = [*prefixes, *candidates]
+        joined[name] = np.concatenate(parts)
+    return joined

@@ -1,0 +1,126 @@
+"""``hstu-trt export``: config + weights -> ONNX files and tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hstu_trt.contract.cli import run_verb
+from hstu_trt.contract.config_json import load_config
+from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.model import AnyConfig, HstuConfig
+from hstu_trt.contract.model_folder import ModelFolder, onnx_stages
+from hstu_trt.contract.tensors import PRECISIONS, Limits, default_limits
+
+
+def parser() -> argparse.ArgumentParser:
+    """The verb's options."""
+    p = argparse.ArgumentParser(prog="hstu-trt export", description="checkpoint -> ONNX files and tables")
+    p.add_argument(
+        "--config", required=True, help="CONFIG.json (the reference's own works) or a preset: debug, dlrm_v3"
+    )
+    p.add_argument(
+        "--weights", required=True, help="checkpoint directory, .safetensors, torch.save state dict, or random:SEED"
+    )
+    p.add_argument("--precision", choices=[*PRECISIONS, "fp8"], default="fp32")
+    p.add_argument("--out", type=Path, required=True, help="model folder to write")
+    p.add_argument("--name", help="the model's name; default: the config file's folder or the preset")
+    limits = p.add_argument_group("limits (upper bounds of requests and optimisation profiles)")
+    limits.add_argument("--max-users", type=int, help="users per request")
+    limits.add_argument("--max-history", type=int, help="history events per user")
+    limits.add_argument("--max-candidates", type=int, help="candidates per user")
+    limits.add_argument("--max-batch-history", type=int, help="history events per batch")
+    limits.add_argument("--max-batch-candidates", type=int, help="candidates per batch")
+    p.add_argument("--dry-run", action="store_true", help="read config and weights, print what would be written")
+    p.add_argument("--json", action="store_true", help="print the result as JSON")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; returns its exit code."""
+    args = parser().parse_args(argv)
+    if args.precision == "fp8":
+        raise ConfigError("fp8 needs a quantiser, which is not there yet; export fp16 or fp32")
+    started = time.perf_counter()
+
+    def progress(text: str) -> None:
+        print(f"[{time.perf_counter() - started:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    progress(f"reading {args.config} and {args.weights}")
+    job = _job(args, argv)
+    if args.dry_run:
+        _print_plan(job.config, job.limits, args)
+        return 0
+    from hstu_trt.export.export_model import export_model
+
+    _print_result(export_model(job, args.out, progress), args.json, time.perf_counter() - started)
+    return 0
+
+
+def _job(args: argparse.Namespace, argv: Sequence[str]):  # type: ignore[no-untyped-def]
+    """Config and checkpoint, checked against each other. PyTorch is imported here, after the options are known good."""
+    from hstu_trt.export.export_model import ExportJob, read_weights, split_item_table, table_hints, with_tables
+
+    config = load_config(args.config)
+    checkpoint = read_weights(config, args.weights)
+    if not isinstance(config, HstuConfig):
+        checkpoint = split_item_table(checkpoint)
+    config = with_tables(config, checkpoint, table_hints(Path(args.config)))
+    return ExportJob(
+        name=args.name or _default_name(args.config),
+        config=config,
+        checkpoint=checkpoint,
+        limits=_limits(config, args),
+        precision=args.precision,
+        made_by=shlex.join(["hstu-trt", "export", *argv]),
+    )
+
+
+def _default_name(config: str) -> str:
+    path = Path(config)
+    return path.resolve().parent.name if path.suffix == ".json" else config
+
+
+def _limits(config: AnyConfig, args: argparse.Namespace) -> Limits:
+    if isinstance(config, HstuConfig):
+        return default_limits(
+            config,
+            users=args.max_users,
+            history=args.max_history,
+            candidates=args.max_candidates,
+            batch_history=args.max_batch_history,
+            batch_candidates=args.max_batch_candidates,
+        )
+    users, history = args.max_users or 32, args.max_history or config.max_seq_len
+    return Limits(users=users, history=history, candidates=1, batch_history=users * history, batch_candidates=users)
+
+
+def _print_plan(config: AnyConfig, limits: Limits, args: argparse.Namespace) -> None:
+    files = [f"{stage}.onnx" for stage in onnx_stages(config)]
+    print(f"would write {args.out} in {args.precision}: {', '.join(files)}, weights.safetensors, tables/")
+    print(f"limits: {limits}")
+    if isinstance(config, HstuConfig):
+        for table in config.tables:
+            print(f"table {table.name}: {table.rows} x {table.dim} {table.dtype} <- {', '.join(table.features)}")
+
+
+def _print_result(model: ModelFolder, as_json: bool, seconds: float) -> None:
+    files = {p.name: p.stat().st_size for p in sorted(model.path.glob("*.*"))}
+    tables = sum(p.stat().st_size for p in model.tables.rglob("*.safetensors"))
+    if as_json:
+        print(json.dumps({"model": str(model.path), "name": model.name, "precision": model.precision, "files": files,
+                          "table_bytes": tables, "seconds": round(seconds, 1)}))  # fmt: skip
+        return
+    print(f"{model.name} {model.precision} -> {model.path}   ({seconds:.1f} s)")
+    for name, size in files.items():
+        print(f"  {name:<24} {size / 1e6:10.2f} MB")
+    print(f"  {'tables/':<24} {tables / 1e6:10.2f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt export"))

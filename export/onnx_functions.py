@@ -1,0 +1,306 @@
+"""Function bodies of the custom ops: the same maths in standard ONNX operators.
+
+A model carries them so that one .onnx file runs in plain ONNX Runtime, compiles in TensorRT-RTX, and maps to plugins in
+TensorRT (the nodes' plugin attributes decide). The attention body is dense over all query and key rows, so its shapes
+depend on no value; it is the fallback and the oracle, not the fast path.
+
+Bodies are written in ONNX text syntax. Lines for the window, the contextual prefix, the scale and the relative bias are
+there only in models that use them, since an ONNX function cannot test whether an optional input is present.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+import onnx.parser
+from hstu_trt.contract.ops import (
+    EMBEDDING_LOOKUP,
+    HSTU_ATTENTION,
+    OP_DOMAIN,
+    RESEARCH_TIME_BUCKET_DIVISOR,
+    OpSpec,
+)
+
+OPSET = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionForm:
+    """Which optional parts an attention node uses; nodes of one model must agree, since they share one body."""
+
+    causal: bool = True
+    window: bool = False
+    contextual: bool = False
+    full_tail: bool = False
+    scaled: bool = False
+    biased: bool = False
+
+    @classmethod
+    def of_node(cls, node: onnx.NodeProto) -> AttentionForm:
+        """The form of an ``HstuAttention`` node."""
+        values = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT}
+        given = {port.name for port, name in zip(HSTU_ATTENTION.inputs, node.input, strict=False) if name}
+        return cls(
+            causal=bool(values["causal"]),
+            window=values["max_attn_len"] > 0,
+            contextual=values["contextual_seq_len"] > 0,
+            full_tail=values["min_full_attn_seq_len"] > 0,
+            scaled="attn_scale" in given,
+            biased="position_bias" in given,
+        )
+
+
+def attention_function(form: AttentionForm) -> onnx.FunctionProto:
+    """The body of ``HstuAttention`` for a form."""
+    lines = [
+        *_shapes(),
+        *_rows("query"),
+        *_rows("key"),
+        *_mask(form),
+        *_products(form),
+    ]
+    inputs = [port.name for port in HSTU_ATTENTION.inputs if not port.optional]
+    optional = [port.name for port in HSTU_ATTENTION.inputs if port.optional]
+    if form.biased:
+        inputs += optional
+    elif form.scaled:
+        inputs.append("attn_scale")
+    return _function(HSTU_ATTENTION, inputs, lines)
+
+
+def embedding_function() -> onnx.FunctionProto:
+    """The body of ``EmbeddingLookup``: gather, and zeros for ids outside the table."""
+    lines = [
+        "zero = Constant <value_int: int = 0> ()",
+        "one = Constant <value_int: int = 1> ()",
+        "row_axis = Constant <value_ints: ints = [1]> ()",
+        "wide_ids = Cast <to: int = 7> (ids)",
+        "row_count = Shape <start: int = 0, end: int = 1> (table)",
+        "last_row = Sub (row_count, one)",
+        "low = Max (wide_ids, zero)",
+        "clamped = Min (low, last_row)",
+        "gathered = Gather <axis: int = 0> (table, clamped)",
+        "cast = Cast <to: int = @output_type> (gathered)",
+        "inside = Equal (wide_ids, clamped)",
+        "inside_column = Unsqueeze (inside, row_axis)",
+        "nothing = CastLike (zero, cast)",
+        "rows = Where (inside_column, cast, nothing)",
+    ]
+    return _function(EMBEDDING_LOOKUP, [port.name for port in EMBEDDING_LOOKUP.inputs], lines)
+
+
+def _function(spec: OpSpec, inputs: list[str], lines: list[str]) -> onnx.FunctionProto:
+    attributes = [a.name for a in spec.attributes] + list(spec.plugin_attributes)
+    outputs = [port.name for port in spec.outputs]
+    text = (
+        f'<domain: "{spec.domain}", opset_import: ["" : {OPSET}]>\n'
+        f"{spec.name} <{', '.join(attributes)}> ({', '.join(inputs)}) => ({', '.join(outputs)})\n"
+        "{\n" + "".join(f"  {line}\n" for line in lines) + "}\n"
+    )
+    return onnx.parser.parse_function(text)
+
+
+def _shapes() -> list[str]:
+    """Users and the ends of each run of rows: all prefixes, then all candidates."""
+    return [
+        "zero = Constant <value_int: int = 0> ()",
+        "one = Constant <value_int: int = 1> ()",
+        "first = Constant <value_ints: ints = [0]> ()",
+        "second = Constant <value_ints: ints = [1]> ()",
+        "minus_one = Constant <value_ints: ints = [-1]> ()",
+        "far = Constant <value_ints: ints = [9223372036854775807]> ()",
+        "query_bounds = Cast <to: int = 7> (query_offsets)",
+        "key_bounds = Cast <to: int = 7> (prefix_offsets)",
+        "candidate_bounds = Cast <to: int = 7> (candidate_offsets)",
+        "key_ends = Slice (key_bounds, second, far, first)",
+        "key_begins = Slice (key_bounds, first, minus_one, first)",
+        "prefix_lengths = Sub (key_ends, key_begins)",
+        "query_ends = Slice (query_bounds, second, far, first)",
+        "query_begins = Slice (query_bounds, first, minus_one, first)",
+        "query_lengths = Sub (query_ends, query_begins)",
+        "unqueried = Sub (prefix_lengths, query_lengths)",
+        "users = Shape (prefix_lengths)",
+        "user_count = Squeeze (users)",
+    ]
+
+
+def _rows(side: str) -> list[str]:
+    """For each query (or key) row: user, candidate or not, position in the user's prefix, and id for the mask."""
+    source = {"query": "q", "key": "k"}[side]
+    local = {
+        # Queries are the last rows of a prefix, so their positions begin behind the rows that are not queried.
+        "query": ["query_skip = Gather (unqueried, query_user)", "query_local = Add (query_in_run, query_skip)"],
+        "key": ["key_local = Identity (key_in_run)"],
+    }[side]
+    lines = [
+        "S_total = Gather (S_bounds, user_count)",
+        "S_candidate_bounds = Add (candidate_bounds, S_total)",
+        "S_candidate_ends = Slice (S_candidate_bounds, second, far, first)",
+        "S_candidate_begins = Slice (S_candidate_bounds, first, minus_one, first)",
+        "S_run_ends = Concat <axis: int = 0> (S_ends, S_candidate_ends)",
+        "S_run_begins = Concat <axis: int = 0> (S_begins, S_candidate_begins)",
+        f"S_row_count = Shape <start: int = 0, end: int = 1> ({source})",
+        "S_row_limit = Squeeze (S_row_count)",
+        "S_index = Range (zero, S_row_limit, one)",
+        "S_index_column = Unsqueeze (S_index, second)",
+        "S_is_past = GreaterOrEqual (S_index_column, S_run_ends)",
+        "S_past = Cast <to: int = 7> (S_is_past)",
+        "S_run = ReduceSum <keepdims: int = 0> (S_past, second)",
+        "S_user = Mod (S_run, user_count)",
+        "S_is_candidate = GreaterOrEqual (S_run, user_count)",
+        "S_run_begin = Gather (S_run_begins, S_run)",
+        "S_in_run = Sub (S_index, S_run_begin)",
+        *local,
+        "S_prefix_length = Gather (prefix_lengths, S_user)",
+        "S_position = Where (S_is_candidate, S_prefix_length, S_local)",
+    ]
+    return [line.replace("S_", f"{side}_") for line in lines]
+
+
+def _mask(form: AttentionForm) -> list[str]:
+    """bool [Tq, Tk]: which keys a query sees."""
+    return [
+        *_mask_ids(form, "query"),
+        *_mask_ids(form, "key"),
+        "query_id_column = Unsqueeze (query_id, second)",
+        "signed_distance = Sub (query_id_column, key_id)",
+        "distance = Identity (signed_distance)" if form.causal else "distance = Abs (signed_distance)",
+        "before = Greater (distance, zero)",
+        # The key row of a query: its own place among the keys.
+        "own_prefix_begin = Gather (key_begins, query_user)",
+        "own_prefix_row = Add (own_prefix_begin, query_local)",
+        "own_candidate_row_0 = Sub (query_index, query_total)",
+        "own_candidate_row = Add (own_candidate_row_0, key_total)",
+        "own_row = Where (query_is_candidate, own_candidate_row, own_prefix_row)",
+        "own_row_column = Unsqueeze (own_row, second)",
+        "itself = Equal (own_row_column, key_index)",
+        "ordered = Or (before, itself)",
+        *(_window(form) if form.window else ["windowed = Identity (ordered)"]),
+        *(_contextual() if form.contextual else ["with_context = Identity (windowed)"]),
+        "query_user_column = Unsqueeze (query_user, second)",
+        "same_user = Equal (query_user_column, key_user)",
+        "valid = And (with_context, same_user)",
+    ]
+
+
+def _mask_ids(form: AttentionForm, side: str) -> list[str]:
+    """Ids count from the first non-contextual token (contextual tokens are 0); candidates stand at the end."""
+    if not form.contextual:
+        return [f"{side}_id = Identity ({side}_position)", f"{side}_end = Identity ({side}_prefix_length)"]
+    lines = [
+        "S_contextual = Constant <value_int: int = @contextual_seq_len> ()",
+        "S_contextual_but_one = Sub (S_contextual, one)",
+        "S_end = Sub (S_prefix_length, S_contextual_but_one)",
+        "S_shifted = Sub (S_position, S_contextual_but_one)",
+        "S_counted = Max (S_shifted, zero)",
+        "S_raw_id = Where (S_is_candidate, S_end, S_counted)",
+        "S_id = Min (S_raw_id, S_end)",
+    ]
+    return [line.replace("S_", f"{side}_") for line in lines]
+
+
+def _window(form: AttentionForm) -> list[str]:
+    near = [
+        "window = Constant <value_int: int = @max_attn_len> ()",
+        "near_by_distance = LessOrEqual (distance, window)",
+    ]
+    tail = [
+        "tail_length = Constant <value_int: int = @min_full_attn_seq_len> ()",
+        "tail_begin = Sub (query_end, tail_length)",
+        "in_tail = GreaterOrEqual (query_id, tail_begin)",
+        "in_tail_column = Unsqueeze (in_tail, second)",
+        "near = Or (near_by_distance, in_tail_column)",
+    ]
+    rest = tail if form.full_tail else ["near = Identity (near_by_distance)"]
+    return [*near, *rest, "windowed = And (ordered, near)"]
+
+
+def _contextual() -> list[str]:
+    return [
+        "query_in_context = Equal (query_id_column, zero)",
+        "key_in_prefix = Less (key_id, key_end)",
+        "context_pair = And (query_in_context, key_in_prefix)",
+        "with_context = Or (windowed, context_pair)",
+    ]
+
+
+def _products(form: AttentionForm) -> list[str]:
+    """Scores, SiLU, mask, values, scale. Products in the inputs' type, everything between them in fp32."""
+    return [
+        "alpha_value = Constant <value_float: float = @alpha> ()",
+        "typed_alpha = CastLike (alpha_value, q)",
+        "scaled_q = Mul (q, typed_alpha)",
+        "q_by_head = Transpose <perm: ints = [1, 0, 2]> (scaled_q)",
+        "k_by_head = Transpose <perm: ints = [1, 2, 0]> (k)",
+        "v_by_head = Transpose <perm: ints = [1, 0, 2]> (v)",
+        "raw_scores = MatMul (q_by_head, k_by_head)",
+        "wide_scores = Cast <to: int = 1> (raw_scores)",
+        *(_bias() if form.biased else ["scores = Identity (wide_scores)"]),
+        "gate = Sigmoid (scores)",
+        "silu = Mul (scores, gate)",
+        "no_weight = Constant <value_float: float = 0.0> ()",
+        "masked = Where (valid, silu, no_weight)",
+        "weights = CastLike (masked, v)",
+        "weighted = MatMul (weights, v_by_head)",
+        "by_token = Transpose <perm: ints = [1, 0, 2]> (weighted)",
+        "wide_out = Cast <to: int = 1> (by_token)",
+        *_scale(form),
+        "scale_shape = Constant <value_ints: ints = [-1, 1, 1]> ()",
+        "scale_column = Reshape (scale, scale_shape)",
+        "scaled_out = Mul (wide_out, scale_column)",
+        "out = Cast <to: int = @output_type> (scaled_out)",
+    ]
+
+
+def _scale(form: AttentionForm) -> list[str]:
+    """1/N per query row, from one N or one per user; or the given scale."""
+    if form.scaled:
+        return ["scale = Identity (attn_scale)"]
+    return [
+        "norm_by_user = Expand (norm, users)",
+        "norm_by_query = Gather (norm_by_user, query_user)",
+        "scale = Reciprocal (norm_by_query)",
+    ]
+
+
+def _bias() -> list[str]:
+    """Position bias at P-1 + j - i and time bias at the bucket of the elapsed seconds, both fp32 [Tq, Tk]."""
+    return [
+        "two = Constant <value_int: int = 2> ()",
+        "position_rows = Size (position_bias)",
+        "position_last = Sub (position_rows, one)",
+        "position_middle = Div (position_last, two)",
+        "query_position_column = Unsqueeze (query_position, second)",
+        "relative = Sub (key_position, query_position_column)",
+        "position_index = Add (relative, position_middle)",
+        "position_low = Max (position_index, zero)",
+        "position_entry = Min (position_low, position_last)",
+        "by_position = Gather (position_bias, position_entry)",
+        "query_time_column = Unsqueeze (query_timestamps, second)",
+        "signed_elapsed = Sub (query_time_column, key_timestamps)",
+        "elapsed = Abs (signed_elapsed)",
+        "elapsed_or_one = Max (elapsed, one)",
+        "wide_elapsed = Cast <to: int = 1> (elapsed_or_one)",
+        "log_elapsed = Log (wide_elapsed)",
+        f"divisor = Constant <value_float: float = {RESEARCH_TIME_BUCKET_DIVISOR}> ()",
+        "raw_bucket = Div (log_elapsed, divisor)",
+        "whole_bucket = Cast <to: int = 7> (raw_bucket)",
+        "time_rows = Size (time_bias)",
+        "time_last = Sub (time_rows, one)",
+        "bucket = Min (whole_bucket, time_last)",
+        "by_time = Gather (time_bias, bucket)",
+        "both_biases = Add (by_position, by_time)",
+        "scores = Add (wide_scores, both_biases)",
+    ]
+
+
+def add_functions(model: onnx.ModelProto) -> None:
+    """Appends the bodies of the custom ops that a model uses. Raises ValueError when its nodes disagree on a form."""
+    nodes = [node for node in model.graph.node if node.domain == OP_DOMAIN]
+    forms = {AttentionForm.of_node(node) for node in nodes if node.op_type == HSTU_ATTENTION.name}
+    if len(forms) > 1:
+        raise ValueError(f"attention nodes of one model use different options: {sorted(map(str, forms))}")
+    model.functions.extend(attention_function(form) for form in forms)
+    if any(node.op_type == EMBEDDING_LOOKUP.name for node in nodes):
+        model.functions.append(embedding_function())

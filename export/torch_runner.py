@@ -1,0 +1,89 @@
+"""The PyTorch model behind the Runner interface: what every engine is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+import numpy as np
+import torch
+from hstu_trt.contract.errors import InputError
+from hstu_trt.contract.model import HstuConfig
+from hstu_trt.contract.model_folder import TAPS, ModelFolder
+from hstu_trt.contract.table_format import SHARD_TENSOR, read_tables
+from hstu_trt.contract.tensors import FUSED, RESEARCH_STAGE, float_dtype
+from hstu_trt.export.export_model import build_ranking_model, build_research_model
+from hstu_trt.export.research import ITEM_TABLE, SequenceEncoderStage
+from hstu_trt.export.stages import EmbeddingStage, FusedStage, HeadStage, HstuStage, Stage
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class TorchRunner:
+    """Runs one stage of a model folder in PyTorch, in the folder's precision.
+
+    threads: PyTorch's intra-op threads are a setting of the process; ``None`` leaves it alone.
+    """
+
+    def __init__(self, model: ModelFolder, stage: str, *, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._module = _stage(model, stage)
+        self.spec = model.specs["hstu" if stage == TAPS else stage]
+        self._outputs = [spec.name for spec in self.spec.outputs]
+        if stage == TAPS:
+            self._outputs += [f"stu.{layer}.out" for layer in range(model.ranking_config.layers)]
+
+    def __enter__(self) -> TorchRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def infer(self, feed: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """Runs the stage on numpy arrays: inputs by name -> outputs by name."""
+        missing = [spec.name for spec in self.spec.inputs if spec.name not in feed]
+        if missing:
+            raise InputError(f"stage {self.spec.name}: inputs {', '.join(missing)} are missing")
+        tensors = [torch.from_numpy(np.ascontiguousarray(feed[spec.name])) for spec in self.spec.inputs]
+        with torch.inference_mode():
+            outputs = self._module(*tensors)
+        return {name: output.numpy() for name, output in zip(self._outputs, outputs, strict=True)}
+
+
+def _stage(model: ModelFolder, name: str) -> Stage:
+    from safetensors.torch import load_file
+
+    dense = {key: value for key, value in load_file(model.weights).items() if key.startswith("_")}
+    source = str(model.weights)
+    if not isinstance(model.config, HstuConfig):
+        encoder = build_research_model(model.config, dense, source)
+        return SequenceEncoderStage(model.specs[RESEARCH_STAGE], encoder, _table_rows(model)[ITEM_TABLE])
+    spec = model.specs["hstu" if name == TAPS else name]
+    if name == "embedding_lookup":
+        return _embedding_stage(model)
+    network = build_ranking_model(model.config, dense, source, model.precision)
+    if name == FUSED:
+        return FusedStage(spec, _embedding_stage(model), network)
+    if name == "mlp_head":
+        return HeadStage(spec, network)
+    return HstuStage(spec, network, taps=name == TAPS)
+
+
+def _embedding_stage(model: ModelFolder) -> EmbeddingStage:
+    spec = model.specs["embedding_lookup"]
+    return EmbeddingStage(spec, model.ranking_config, _table_rows(model), float_dtype(model.precision))
+
+
+def _table_rows(model: ModelFolder) -> dict[str, Tensor]:
+    """The tables, mapped into memory rather than read."""
+    from safetensors import safe_open
+
+    tables = read_tables(model.tables, regenerate="hstu-trt export ...")
+    rows = {}
+    for name, table in tables.items():
+        with safe_open(model.tables / table.shards[0].file, framework="pt") as shard:
+            rows[name] = shard.get_tensor(SHARD_TENSOR)
+    return rows

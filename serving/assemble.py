@@ -1,0 +1,199 @@
+"""``hstu-trt assemble``: triton_repo + an exported model -> a deployment folder for one flavour."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hstu_trt.contract.cli import run_verb
+from hstu_trt.contract.config_json import config_to_json
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.contract.manifest import MANIFEST_NAME, write_manifest, write_text_atomically
+from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
+from hstu_trt.contract.staging import staged_folder
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED
+from hstu_trt.serving import lint, pbtxt
+from hstu_trt.serving.deployment import (
+    DEPLOYMENT_KIND,
+    MODEL_LINK,
+    REPOSITORY_FOLDER,
+    Deployment,
+    read_deployment,
+)
+from hstu_trt.serving.norm import parse_attention_norm
+from hstu_trt.serving.signature import ATTENTION_NORM, MODELS, signatures
+from hstu_trt.tables.host import POLICIES
+
+FLAVOURS = ("cpu",)
+REPOSITORY = Path(__file__).resolve().parents[1] / "triton_repo"
+_HEADER = "# Made by hstu-trt assemble from triton_repo/{name}/{file}; edit that one.\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a deployment fixes beside the model."""
+
+    flavour: str = "cpu"
+    attention_norm: str | None = None
+    """``fixed:N``; None means the model's ``max_seq_len``."""
+    id_policy: str = "reject"
+    repository: Path = REPOSITORY
+
+    def __post_init__(self) -> None:
+        if self.flavour not in FLAVOURS:
+            raise ConfigError(f"unknown flavour {self.flavour!r}: choose from {', '.join(FLAVOURS)}")
+        if self.id_policy not in POLICIES:
+            raise ConfigError(f"unknown id policy {self.id_policy!r}: choose from {', '.join(POLICIES)}")
+        if self.attention_norm is not None:
+            parse_attention_norm(self.attention_norm)
+
+    def norm_text(self, model: ModelFolder) -> str:
+        """The attention norm of the deployment, as ``fixed:N``."""
+        return self.attention_norm or f"fixed:{model.ranking_config.max_seq_len}"
+
+
+def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.ModelConfig]:
+    """The repository's configs with the model's widths, dtypes, inputs and parameters. Raises ArtefactError."""
+    configs = pbtxt.read_repository(options.repository)
+    missing = set(MODELS) - set(configs)
+    if missing:
+        raise ArtefactError(f"{options.repository} lacks the models {', '.join(sorted(missing))}")
+    configs = {name: configs[name] for name in MODELS}
+    wanted = signatures(model.ranking_config, model.limits, model.precision)
+    parameters = {
+        "id_policy": options.id_policy,
+        ATTENTION_NORM: options.norm_text(model),
+        "config": json.dumps(config_to_json(model.ranking_config)),
+    }
+    for name, config in configs.items():
+        pbtxt.fit(config, wanted[name])
+        for key in parameters.keys() & set(config.parameters):
+            pbtxt.set_parameter(config, key, parameters[key])
+        if name in (ENSEMBLE, FUSED):
+            pbtxt.set_parameter(config, "limits", json.dumps(dataclasses.asdict(model.limits)))
+    pbtxt.fit_steps(configs[ENSEMBLE], wanted)
+    return configs
+
+
+def assemble(model: ModelFolder, out: Path, options: Options) -> Deployment:
+    """Writes the deployment folder, lints it and returns it. Raises ArtefactError, or GateError from the lint."""
+    _refuse_foreign_folder(out)
+    configs = fitted_configs(model, options)
+    with staged_folder(out) as folder:
+        (folder / MODEL_LINK).symlink_to(model.path.resolve(), target_is_directory=True)
+        for name, config in configs.items():
+            _write_model(options.repository / name, folder / REPOSITORY_FOLDER / name, config)
+        lint.require_clean(folder / REPOSITORY_FOLDER, model)
+        _write_deployment_manifest(folder, out, model, options)
+    return read_deployment(out, verify=False)
+
+
+def _refuse_foreign_folder(out: Path) -> None:
+    """A deployment is replaced, anything else is kept."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / REPOSITORY_FOLDER).is_dir())):
+        raise ConfigError(f"{out} exists and is not a deployment; choose another --out")
+
+
+def _write_model(source: Path, target: Path, config: pbtxt.ModelConfig) -> None:
+    header = _HEADER.format(name=source.name, file=pbtxt.CONFIG_FILE)
+    write_text_atomically(target / pbtxt.CONFIG_FILE, header + pbtxt.config_text(config))
+    for version in (path for path in source.iterdir() if path.is_dir() and path.name.isdecimal()):
+        shutil.copytree(version, target / version.name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, options: Options) -> None:
+    norm = options.norm_text(model)
+    repository = folder / REPOSITORY_FOLDER
+    write_manifest(
+        folder,
+        kind=DEPLOYMENT_KIND,
+        made_by=(
+            f"hstu-trt assemble --model {model.path} --flavour {options.flavour} --attention-norm {norm} "
+            f"--id-policy {options.id_policy} --out {out}"
+        ),
+        files=[path.relative_to(folder).as_posix() for path in repository.rglob("*") if path.is_file()],
+        facts={
+            "flavour": options.flavour,
+            "attention_norm": norm,
+            "id_policy": options.id_policy,
+            "model": {"name": model.name, "digest": model.digest, "precision": model.precision},
+            "limits": dataclasses.asdict(model.limits),
+            "versions": {name: metadata.version(name) for name in ("hstu-trt", "tritonclient", "numpy")},
+        },
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hstu-trt assemble", description="Put a Triton deployment together.")
+    parser.add_argument("--model", type=Path, required=True, help="model folder, made by hstu-trt export")
+    parser.add_argument("--flavour", choices=FLAVOURS, default="cpu", help="how the models run (default: cpu)")
+    parser.add_argument("--attention-norm", metavar="fixed:N", help="N of the attention's 1/N (default: max_seq_len)")
+    parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table (default: reject)")
+    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="model repository (default: triton_repo)")
+    parser.add_argument("--out", type=Path, required=True, help="deployment folder to write")
+    parser.add_argument("--dry-run", action="store_true", help="print the difference to the repository, write nothing")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """The ``assemble`` verb."""
+    args = _parser().parse_args(argv)
+    options = Options(
+        flavour=args.flavour,
+        attention_norm=args.attention_norm,
+        id_policy=args.id_policy,
+        repository=args.repository,
+    )
+    model = read_model_folder(args.model)
+    if args.dry_run:
+        return _print_differences(model, options, as_json=args.json)
+    deployment = assemble(model, args.out, options)
+    if args.json:
+        print(json.dumps(_summary(deployment)))
+    else:
+        _print_deployment(deployment, args.out)
+    return 0
+
+
+def _print_differences(model: ModelFolder, options: Options, *, as_json: bool) -> int:
+    before = pbtxt.read_repository(options.repository)
+    fitted = fitted_configs(model, options)
+    differences = {name: pbtxt.difference(name, before[name], config) for name, config in fitted.items()}
+    print(json.dumps(differences) if as_json else "\n".join(filter(None, differences.values())))
+    return 0
+
+
+def _summary(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "deployment": str(deployment.path),
+        "manifest": str(deployment.path / MANIFEST_NAME),
+        "models": list(MODELS),
+        "flavour": deployment.flavour,
+        "attention_norm": deployment.attention_norm,
+        "id_policy": deployment.id_policy,
+        "model": deployment.model.name,
+        "precision": deployment.model.precision,
+    }
+
+
+def _print_deployment(deployment: Deployment, out: Path) -> None:
+    model = deployment.model
+    print(f"assembled {out} ({deployment.flavour}) from {model.name} {model.precision}")
+    print(f"  models          {', '.join(MODELS)}")
+    print(f"  attention norm  {deployment.attention_norm}")
+    print(f"  ids             {deployment.id_policy} those outside a table")
+    print(f"serve it with: hstu-trt serve --deployment {os.path.relpath(out)}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt assemble"))

@@ -1,0 +1,184 @@
+"""A client of a running server: ranks candidates over gRPC.
+
+    client = RankingClient("127.0.0.1:8001")
+    scores = client.rank(user={"user_id": 7}, history={"item_id": [3, 1], ...}, candidates={...})
+
+``python -m hstu_trt.serving.client --url 127.0.0.1:8001`` sends a sample request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpc_client
+from hstu_trt.contract.cli import run_verb
+from hstu_trt.contract.config_json import config_from_json
+from hstu_trt.contract.errors import ConfigError, HstuTrtError, InputError
+from hstu_trt.contract.features import Tensors
+from hstu_trt.contract.model import HstuConfig
+from hstu_trt.contract.presets import PRESETS
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
+from hstu_trt.contract.text import text_table
+from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_URL = "127.0.0.1:8001"
+
+
+class ServerError(HstuTrtError):
+    """The server cannot be reached, has no such model, or failed on a good request."""
+
+    exit_code = 1
+
+
+class RankingClient:
+    """Ranks candidates through ``ranking`` (the ensemble) or ``ranking_fused``. A context manager.
+
+    The model's config comes from the server; no file of the deployment is needed.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, model: str = ENSEMBLE, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Connects to ``host:port``. Raises ServerError when the server or the model is not there."""
+        if model not in (ENSEMBLE, FUSED):
+            raise ConfigError(f"model {model!r} does not rank: choose {ENSEMBLE!r} or {FUSED!r}")
+        self.model = model
+        self._url = url
+        self._timeout_s = timeout_s
+        self._client = grpc_client.InferenceServerClient(url)
+        try:
+            self.config, self.limits = self._read_config()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RankingClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
+    def rank(
+        self, user: Mapping[str, int | Feature], history: Mapping[str, Feature], candidates: Mapping[str, Feature]
+    ) -> NDArray:
+        """Scores ``[candidates, tasks]`` FP32 of one user; see ``RankRequest`` for the features.
+
+        Raises InputError when the request is wrong, ServerError when the server is.
+        """
+        return self.rank_many([RankRequest(user=user, history=history, candidates=candidates)])[0]
+
+    def rank_many(self, requests: Sequence[RankRequest]) -> list[NDArray]:
+        """Scores of several users: one request to ``ranking``; one per user, side by side, to ``ranking_fused``."""
+        if self.model == FUSED:
+            return self._rank_each(requests)
+        packed = pack(self.config, requests)
+        scores = self.infer(packed)
+        return list(np.split(scores, packed["candidate_offsets"][1:-1]))
+
+    def _rank_each(self, requests: Sequence[RankRequest]) -> list[NDArray]:
+        packed = [one_user(pack(self.config, [request])) for request in requests]
+        futures = [self._send(tensors) for tensors in packed]
+        return [self._receive(future)[0] for future in futures]
+
+    def infer(self, tensors: Tensors) -> NDArray:
+        """Sends tensors as they are and returns ``preds``."""
+        return self._receive(self._send(tensors))
+
+    def _send(self, tensors: Tensors) -> _Future:
+        inputs = []
+        for name, array in tensors.items():
+            tensor = grpc_client.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            tensor.set_data_from_numpy(np.ascontiguousarray(array))
+            inputs.append(tensor)
+        future = _Future()
+        self._client.async_infer(self.model, inputs, future.set, client_timeout=self._timeout_s)
+        return future
+
+    def _receive(self, future: _Future) -> NDArray:
+        result, error = future.get(self._timeout_s)
+        if error is not None:
+            raise self._translated(error)
+        scores: NDArray = result.as_numpy("preds")
+        return scores
+
+    def _read_config(self) -> tuple[HstuConfig, Limits]:
+        try:
+            answer = self._client.get_model_config(self.model, client_timeout=self._timeout_s)
+        except InferenceServerException as error:
+            raise self._translated(error) from None
+        parameters = {key: value.string_value for key, value in answer.config.parameters.items()}
+        text = parameters.get("config", "")
+        config = PRESETS[text]() if text in PRESETS else config_from_json(json.loads(text or "{}"))
+        if not isinstance(config, HstuConfig):
+            raise ConfigError(f"the server at {self._url} serves no ranking model")
+        limits = Limits(**json.loads(parameters["limits"])) if "limits" in parameters else default_limits(config)
+        return config, limits
+
+    def _translated(self, error: InferenceServerException) -> HstuTrtError:
+        """The server's error as ours: what the caller sent (InputError), or what the server is (ServerError)."""
+        status, message = str(error.status()), str(error.message())
+        if status.endswith("INVALID_ARGUMENT"):
+            return InputError(message)
+        hint = {
+            "UNAVAILABLE": "; is the server running? hstu-trt serve --deployment DIR starts one",
+            "DEADLINE_EXCEEDED": f"; no answer within {self._timeout_s:g} s",
+        }.get(status.rpartition(".")[2], "")
+        return ServerError(f"{self.model} at {self._url}: {message} ({status.rpartition('.')[2]}){hint}")
+
+
+class _Future:
+    """The answer to one asynchronous request."""
+
+    def __init__(self) -> None:
+        self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+
+    def set(self, result: Any, error: Any) -> None:
+        self._answers.put((result, error))
+
+    def get(self, timeout_s: float) -> tuple[Any, Any]:
+        """(result, error) once it is there; gRPC itself answers with an error after the timeout."""
+        return self._answers.get(timeout=timeout_s + 5)
+
+
+def ranked_text(config: HstuConfig, request: RankRequest, scores: NDArray) -> str:
+    """The candidates of a request as a table, best first by the first task."""
+    order = np.argsort(-scores[:, 0], kind="stable")
+    features = config.candidate_features
+    rows = [
+        (rank, *(int(request.candidates[name][item]) for name in features), *(f"{score:.6f}" for score in scores[item]))
+        for rank, item in enumerate(order, start=1)
+    ]
+    return text_table(("rank", *features, *(task.name for task in config.tasks)), rows)
+
+
+def main(argv: Sequence[str]) -> int:
+    """``python -m hstu_trt.serving.client``: ranks the candidates of a sample request."""
+    parser = argparse.ArgumentParser(prog="python -m hstu_trt.serving.client", description=main.__doc__)
+    parser.add_argument("--url", default=DEFAULT_URL, help=f"host:port of the server's gRPC (default: {DEFAULT_URL})")
+    parser.add_argument("--model", choices=(ENSEMBLE, FUSED), default=ENSEMBLE)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample request")
+    parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="seconds to wait for an answer")
+    args = parser.parse_args(argv)
+    with RankingClient(args.url, args.model, timeout_s=args.timeout) as client:
+        request = sample(client.config, client.limits, seed=args.seed)
+        scores = client.rank(request.user, request.history, request.candidates)
+        print(ranked_text(client.config, request, scores))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main, sys.argv[1:], "client"))

@@ -1,0 +1,72 @@
+"""A deployment on disk: what ``assemble`` writes and ``serve`` launches.
+
+DIR/
+  manifest.json    kind "deployment": flavour, attention norm, id policy, digest of the model, sha256 of each file
+  model            link to the exported model folder (``contract/model_folder.py``)
+  models/          the Triton model repository
+  run/             written by ``serve``: Triton's backends folder and the server's log
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.manifest import read_manifest
+from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
+
+DEPLOYMENT_KIND = "deployment"
+MODEL_LINK = "model"
+REPOSITORY_FOLDER = "models"
+RUN_FOLDER = "run"
+REGENERATE = "hstu-trt assemble --model DIR --flavour cpu --attention-norm fixed:N --out {folder}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A deployment whose files have been checked."""
+
+    path: Path
+    model: ModelFolder
+    flavour: str
+    attention_norm: str
+    id_policy: str
+
+    @property
+    def repository(self) -> Path:
+        return self.path / REPOSITORY_FOLDER
+
+    @property
+    def run(self) -> Path:
+        return self.path / RUN_FOLDER
+
+
+def read_deployment(folder: Path, *, verify: bool = True) -> Deployment:
+    """Reads a deployment and checks its files, and those of its model (with sha256 unless ``verify`` is off).
+
+    Raises ArtefactError when something is missing, damaged, or the model was exported anew since.
+    """
+    folder = folder.resolve()
+    regenerate = REGENERATE.format(folder=folder)
+    document = read_manifest(folder, kind=DEPLOYMENT_KIND, regenerate=regenerate, verify=verify)
+    link = folder / MODEL_LINK
+    if not link.exists():
+        raise ArtefactError(f"{link} leads nowhere: the model folder was moved; make it again with: {regenerate}")
+    model = read_model_folder(link.resolve(), verify=verify)
+    try:
+        deployment = Deployment(
+            path=folder,
+            model=model,
+            flavour=document["flavour"],
+            attention_norm=document["attention_norm"],
+            id_policy=document["id_policy"],
+        )
+        digest = document["model"]["digest"]
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(f"{folder}: its manifest lacks {error}; make it again with: {regenerate}") from None
+    if digest != model.digest:
+        raise ArtefactError(
+            f"{folder} was assembled for another export of {model.path}; make it again with: {regenerate}"
+        )
+    return deployment

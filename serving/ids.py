@@ -1,0 +1,42 @@
+"""The id policies for a graph that looks up by itself: ids are checked before the graph sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from hstu_trt.contract.errors import InputError
+from hstu_trt.contract.model import TableConfig
+from hstu_trt.tables.host import Policy
+from numpy.typing import NDArray
+
+
+def apply_policy(
+    ids: NDArray,
+    features: Sequence[str],
+    tables: Sequence[TableConfig],
+    *,
+    policy: Policy,
+    padding_id: int | None,
+    what: str,
+) -> NDArray:
+    """Ids ``[n, features]`` that a graph may look up: it answers a zero row for an id outside its table.
+
+    tables: of each feature. padding_id passes under every policy.
+    Raises InputError naming tensor, feature, position and value under ``reject``.
+    """
+    if policy == "zero":
+        return ids
+    last = np.asarray([table.rows - 1 for table in tables], dtype=np.int64)
+    padding = np.zeros(ids.shape, dtype=bool) if padding_id is None else ids == padding_id
+    if policy == "clamp":
+        return np.where(padding, ids, np.clip(ids, 0, last))
+    bad = np.argwhere(((ids < 0) | (ids > last)) & ~padding)
+    if bad.size:
+        row, column = (int(i) for i in bad[0])
+        table = tables[column]
+        raise InputError(
+            f"tensor {what!r} (feature {features[column]!r}) holds {ids[row, column]} at [{row}, {column}]; "
+            f"table {table.name!r} has {table.rows} rows, so its ids go from 0 to {table.rows - 1}"
+        )
+    return ids

@@ -1,0 +1,269 @@
+"""``hstu-trt serve``: checks a deployment, launches tritonserver, proves that it answers, drains it on a signal."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpc_client
+from hstu_trt.contract.cli import run_verb
+from hstu_trt.contract.errors import ArtefactError, GateError, HstuTrtError
+from hstu_trt.contract.numerics import TOLERANCES
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED
+from hstu_trt.serving import lint
+from hstu_trt.serving.client import RankingClient, ServerError
+from hstu_trt.serving.deployment import Deployment, read_deployment
+from hstu_trt.serving.drain import wait_until_quiet
+from hstu_trt.serving.failure import cause_of_failure
+from hstu_trt.serving.requests import sample
+from hstu_trt.serving.server import (
+    LOOPBACK,
+    SAFE_HTTP_VERSION,
+    LaunchPlan,
+    Listen,
+    ServerProcess,
+    Tritonserver,
+    find_tritonserver,
+    plan_launch,
+)
+from hstu_trt.serving.signature import MODELS
+from tritonclient.utils import InferenceServerException
+
+READY_TIMEOUT_S = 120.0
+_POLL_S = 0.1
+
+
+class StartError(HstuTrtError):
+    """The server did not become ready, or died."""
+
+    exit_code = 1
+
+
+class Stopped(Exception):  # noqa: N818 - a request from outside, not an error
+    """A signal asked us to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What a ready server reported."""
+
+    version: str
+    seconds: float
+    """From launch to the canary's answer."""
+    canary_difference: float
+    """Largest difference of the canary's scores between the ensemble and the fused model."""
+
+
+def check(deployment: Deployment) -> None:
+    """What can be known before a launch. Raises GateError that lists the findings."""
+    lint.require_clean(deployment.repository, deployment.model)
+
+
+def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIMEOUT_S) -> tuple[ServerProcess, Ready]:
+    """Launches the server and waits until every model answers. Raises StartError with the cause from the log."""
+    began = time.monotonic()
+    process = ServerProcess(plan)
+    try:
+        version = _wait_until_ready(process, began + timeout_s)
+        difference = _canary(deployment, plan.url)
+    except BaseException as error:
+        process.drain(timeout_s=5)
+        if isinstance(error, ServerError):
+            raise _start_error("the server did not answer the first request", plan, str(error)) from None
+        raise
+    return process, Ready(version=version, seconds=time.monotonic() - began, canary_difference=difference)
+
+
+def _wait_until_ready(process: ServerProcess, deadline: float) -> str:
+    """Returns the server's version once every model is ready."""
+    client = grpc_client.InferenceServerClient(process.plan.url)
+    waiting = list(MODELS)
+    try:
+        while time.monotonic() < deadline:
+            if process.exit_code is not None:
+                raise _start_error(f"tritonserver exited with code {process.exit_code} while starting", process.plan)
+            waiting = [name for name in waiting if not _is_ready(client, name)]
+            if not waiting:
+                return str(client.get_server_metadata().version)
+            time.sleep(_POLL_S)
+    finally:
+        client.close()
+    raise _start_error(f"models not ready in time: {', '.join(waiting)}", process.plan)
+
+
+def _is_ready(client: Any, model: str) -> bool:
+    try:
+        return bool(client.is_model_ready(model, client_timeout=5))
+    except InferenceServerException:
+        return False
+
+
+def _start_error(what: str, plan: LaunchPlan, *details: str) -> StartError:
+    lines = [what, *details, *cause_of_failure(plan.log)]
+    return StartError("\n  ".join(lines) + f"\n  full log: {plan.log}")
+
+
+def _canary(deployment: Deployment, url: str) -> float:
+    """A made-up request through both models; Triton calls a model ready that cannot answer one."""
+    model = deployment.model
+    request = sample(model.ranking_config, model.limits)
+    scores = []
+    for name in (ENSEMBLE, FUSED):
+        with RankingClient(url, name) as client:
+            scores.append(client.rank(request.user, request.history, request.candidates))
+    difference = float(np.abs(scores[0] - scores[1]).max())
+    allowed = TOLERANCES[ENSEMBLE, model.precision].atol
+    if not difference <= allowed:
+        raise GateError(
+            f"{ENSEMBLE} and {FUSED} disagree by {difference:.2g} on a sample request; {allowed:g} is allowed"
+        )
+    return difference
+
+
+def wait_for_end(process: ServerProcess) -> None:
+    """Returns never: ends by Stopped from a signal, or by StartError when the server dies."""
+    while process.exit_code is None:
+        time.sleep(_POLL_S)
+    raise _start_error(f"tritonserver died with code {process.exit_code}", process.plan)
+
+
+def _stop_on_signals() -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, signal.SIG_IGN)
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hstu-trt serve", description="Launch Triton on a deployment.")
+    parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
+    parser.add_argument("--check", action="store_true", help="verify and lint only")
+    parser.add_argument("--dry-run", action="store_true", help="print the server's command line only")
+    parser.add_argument("--json", action="store_true", help="print what is served as one JSON line")
+    parser.add_argument("--tritonserver", type=Path, help="binary (default: NGC install, else nvidia-pytriton wheel)")
+    parser.add_argument("--address", default=LOOPBACK, help=f"address to listen on (default: {LOOPBACK})")
+    parser.add_argument("--grpc-port", type=int, help="gRPC port (default: 8001 if free; 0: any free one)")
+    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port (default: closed)")
+    parser.add_argument("--ready-timeout", type=float, default=READY_TIMEOUT_S, help="seconds to wait for the models")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """The ``serve`` verb."""
+    args = _parser().parse_args(argv)
+    deployment = read_deployment(args.deployment)
+    check(deployment)
+    if args.check:
+        print(
+            json.dumps({"ok": True})
+            if args.json
+            else f"{args.deployment}: files verified, {len(lint.RULES)} rules kept"
+        )
+        return 0
+    server = find_tritonserver(args.tritonserver)
+    listen = Listen(address=args.address, grpc_port=args.grpc_port, metrics_port=args.metrics_port)
+    plan = plan_launch(server, deployment.repository, _run_folder(deployment), listen)
+    if args.dry_run:
+        _print_plan(plan, as_json=args.json)
+        return 0
+    return _serve(deployment, server, plan, args)
+
+
+def _run_folder(deployment: Deployment) -> Path:
+    try:
+        deployment.run.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ArtefactError(
+            f"{deployment.path} is not writable ({error.strerror}); serve needs {deployment.run}"
+        ) from None
+    return deployment.run
+
+
+def _serve(deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args: argparse.Namespace) -> int:
+    process = None
+    _stop_on_signals()
+    try:
+        if not args.json:
+            print(f"starting tritonserver ({server.origin}), log: {plan.log}", flush=True)
+        process, ready = start(deployment, plan, args.ready_timeout)
+        print(
+            json.dumps(_facts(deployment, process, ready)) if args.json else _banner(deployment, plan, ready),
+            flush=True,
+        )
+        wait_for_end(process)
+    except Stopped:
+        if process is not None:
+            wait_until_quiet(plan.url)
+            process.drain()
+        if not args.json:
+            print("drained and stopped", flush=True)
+    return 0
+
+
+def _print_plan(plan: LaunchPlan, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"command": plan.command, "environment": plan.environment}))
+        return
+    variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
+    print(" \\\n  ".join([*variables, *map(shlex.quote, plan.command)]))
+
+
+def _facts(deployment: Deployment, process: ServerProcess, ready: Ready) -> dict[str, Any]:
+    model = deployment.model
+    return {
+        "url": process.plan.url,
+        "pid": process.pid,
+        "models": list(MODELS),
+        "model": model.name,
+        "precision": model.precision,
+        "flavour": deployment.flavour,
+        "attention_norm": deployment.attention_norm,
+        "limits": dataclasses.asdict(model.limits),
+        "log": str(process.plan.log),
+        **dataclasses.asdict(ready),
+    }
+
+
+def _banner(deployment: Deployment, plan: LaunchPlan, ready: Ready) -> str:
+    model, limits = deployment.model, deployment.model.limits
+    lines = [
+        f"ready after {ready.seconds:.1f} s: tritonserver {ready.version}, {model.name} {model.precision}",
+        f"  gRPC    {plan.url}   (HTTP, model control and shared memory are closed)",
+        f"  models  {', '.join(MODELS)}",
+        f"  limits  {limits.users} users, {limits.history} events and {limits.candidates} candidates per user",
+        f"  norm    {deployment.attention_norm}; ids outside a table: {deployment.id_policy}",
+        f"  check   {ENSEMBLE} and {FUSED} agree within {ready.canary_difference:.1g} on a sample request",
+        *_version_warning(ready.version),
+        "try it:",
+        f"  {shlex.quote(sys.executable)} -m hstu_trt.serving.client --url {plan.url}",
+        "stop with Ctrl-C",
+    ]
+    return "\n".join(lines)
+
+
+def _version_warning(version: str) -> list[str]:
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    if numbers >= SAFE_HTTP_VERSION:
+        return []
+    floor = ".".join(map(str, SAFE_HTTP_VERSION))
+    return [
+        f"  note    tritonserver below {floor} can be killed by a crafted HTTP request: keep HTTP closed, as it is now"
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt serve"))

@@ -1,0 +1,236 @@
+"""Finding a tritonserver and running it as a child process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+
+NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
+LOOPBACK = "127.0.0.1"
+DEFAULT_GRPC_PORT = 8001
+EXIT_TIMEOUT_S = 30
+# Older servers can be killed by a crafted HTTP request; see NVIDIA's security bulletins of 2025 and 2026.
+SAFE_HTTP_VERSION = (2, 69)
+_CLOSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
+_PYTHON_BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
+_STUB = "triton_python_backend_stub"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tritonserver:
+    """An installed tritonserver. ``wheel`` is its root inside the nvidia-pytriton wheel, None for an NGC install."""
+
+    binary: Path
+    wheel: Path | None = None
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, for people."""
+        return "nvidia-pytriton wheel" if self.wheel else "NGC install"
+
+
+def find_tritonserver(given: Path | None = None) -> Tritonserver:
+    """The given binary, else NVIDIA's container install, else the one in the nvidia-pytriton wheel.
+
+    Raises ArtefactError that says how to get one.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise ArtefactError(f"--tritonserver {given}: no such file")
+        root = given.resolve().parents[1]
+        return Tritonserver(binary=given.resolve(), wheel=root if (root / "python_backend_stubs").is_dir() else None)
+    if NGC_BINARY.is_file():
+        return Tritonserver(binary=NGC_BINARY)
+    spec = importlib.util.find_spec("pytriton")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        root = Path(location) / "tritonserver"
+        if (root / "bin" / "tritonserver").is_file():
+            return Tritonserver(binary=root / "bin" / "tritonserver", wheel=root)
+    raise ArtefactError(
+        "no tritonserver found: install nvidia-pytriton (pip install 'hstu-trt[serving]'), run inside NVIDIA's "
+        "tritonserver container, or name one with --tritonserver"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchPlan:
+    """How to start the server: what ``serve --dry-run`` prints."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables to set over the current ones."""
+    log: Path
+    address: str
+    grpc_port: int
+
+    @property
+    def url(self) -> str:
+        """host:port of the gRPC service, as a client on this machine reaches it."""
+        return f"{LOOPBACK if self.address in ('0.0.0.0', '') else self.address}:{self.grpc_port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listen:
+    """Addresses and ports. HTTP stays closed; metrics open only if a port is given."""
+
+    address: str = LOOPBACK
+    grpc_port: int | None = None
+    """None: 8001, or another if that is taken; 0: any free one."""
+    metrics_port: int | None = None
+
+
+def plan_launch(server: Tritonserver, repository: Path, run_folder: Path, listen: Listen) -> LaunchPlan:
+    """Chooses the ports and prepares the backends folder in ``run_folder``. Raises ArtefactError or ConfigError."""
+    port = choose_port(listen.address, listen.grpc_port)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    flags = [
+        f"--model-repository={repository}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        f"--grpc-address={listen.address}",
+        f"--grpc-port={port}",
+        # Nobody knows the key, so nobody passes: model control, shared memory, trace and log settings stay closed.
+        f"--grpc-restricted-protocol={_CLOSED_PROTOCOLS}:admin-key={secrets.token_hex(16)}",
+        "--allow-http=false",
+        *_metrics_flags(listen),
+    ]
+    environment: dict[str, str] = {}
+    if server.wheel is not None:
+        backends = _prepare_backends(server.wheel, run_folder / "backends")
+        flags += [f"--backend-directory={backends}", f"--cache-directory={server.wheel / 'caches'}"]
+        environment = _wheel_environment(server.wheel)
+        _check_libraries(backends / "python" / _STUB, environment)
+    log = run_folder / f"triton-{port}.log"
+    return LaunchPlan(
+        command=(str(server.binary), *flags), environment=environment, log=log, address=listen.address, grpc_port=port
+    )
+
+
+def choose_port(address: str, wanted: int | None) -> int:
+    """The wanted port, or a free one. Raises ConfigError when the wanted port is taken."""
+    if wanted:
+        if not _is_free(address, wanted):
+            raise ConfigError(f"port {wanted} on {address} is taken; choose another, or 0 for any free one")
+        return wanted
+    if wanted is None and _is_free(address, DEFAULT_GRPC_PORT):
+        return DEFAULT_GRPC_PORT
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(address: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
+def _metrics_flags(listen: Listen) -> list[str]:
+    if listen.metrics_port is None:
+        return ["--allow-metrics=false"]
+    port = choose_port(listen.address, listen.metrics_port)
+    return [f"--metrics-address={listen.address}", f"--metrics-port={port}"]
+
+
+def _prepare_backends(wheel: Path, backends: Path) -> Path:
+    """Copies the Python backend and the stub of this Python's version beside each other, as tritonserver wants them."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / _STUB
+    if not stub.is_file():
+        known = sorted(path.name for path in (wheel / "python_backend_stubs").iterdir())
+        raise ArtefactError(f"this tritonserver has no stub for Python {version}; it serves {', '.join(known)}")
+    target = backends / "python"
+    target.mkdir(parents=True, exist_ok=True)
+    for source in (*(wheel / "backends" / "python" / name for name in _PYTHON_BACKEND_FILES), stub):
+        _copy_if_changed(source, target / source.name)
+    (target / _STUB).chmod(0o755)
+    return backends
+
+
+def _copy_if_changed(source: Path, target: Path) -> None:
+    old, new = (path.stat() if path.exists() else None for path in (target, source))
+    if old and new and (old.st_size, int(old.st_mtime)) == (new.st_size, int(new.st_mtime)):
+        return
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copy2(source, part)
+    part.replace(target)
+
+
+def _wheel_environment(wheel: Path) -> dict[str, str]:
+    """Libraries of the wheel and of this Python; and this Python first on PATH, where the stub finds ``sys.path``.
+
+    The stub ignores PYTHONPATH and PYTHONHOME: it asks the first ``python3`` on PATH.
+    """
+    libraries = [str(wheel.parents[1] / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
+    inherited = [os.environ["LD_LIBRARY_PATH"]] if os.environ.get("LD_LIBRARY_PATH") else []
+    scripts = str(Path(sys.executable).parent)
+    return {
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries + inherited),
+        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
+    }
+
+
+def _check_libraries(stub: Path, environment: dict[str, str]) -> None:
+    """A stub that lacks libpython dies without a word in the log, so look first."""
+    answer = subprocess.run(
+        ["ldd", str(stub)], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    missing = [line.split()[0] for line in answer.stdout.splitlines() if line.endswith("not found")]
+    if missing:
+        raise ArtefactError(
+            f"the Python at {sys.executable} comes without {', '.join(missing)}, which Triton's Python backend needs; "
+            "use a Python that was built with --enable-shared, or install its libpython package"
+        )
+
+
+class ServerProcess:
+    """A running tritonserver, its output going to the plan's log. Stop it with ``drain``."""
+
+    def __init__(self, plan: LaunchPlan) -> None:
+        self.plan = plan
+        with plan.log.open("wb") as log:
+            # A session of its own: Ctrl-C reaches us alone, and we drain the server.
+            self._child = subprocess.Popen(
+                plan.command,
+                env={**os.environ, **plan.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._child.poll()
+
+    def drain(self, timeout_s: float = EXIT_TIMEOUT_S + 10) -> int:
+        """Asks the server to finish its requests and exit; kills it and its stubs after the timeout."""
+        if self._child.poll() is None:
+            self._child.send_signal(signal.SIGTERM)
+        try:
+            return self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._child.pid, signal.SIGKILL)
+            return self._child.wait()

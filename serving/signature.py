@@ -1,0 +1,74 @@
+"""What Triton sees of each model: the contract's stages as inputs and outputs of a ``config.pbtxt``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hstu_trt.contract.model import HstuConfig
+from hstu_trt.contract.tensors import (
+    ENSEMBLE,
+    FUSED,
+    STAGES,
+    Dim,
+    Limits,
+    Precision,
+    StageSpec,
+    TensorSpec,
+    stage_specs,
+)
+
+MODELS = (*STAGES, ENSEMBLE, FUSED)
+"""Every model of a repository, steps before the ensemble."""
+
+ATTENTION_NORM = "attention_norm"
+OFFSETS = ("uih_offsets", "candidate_offsets")
+
+_TRITON_TYPES = {"float16": "TYPE_FP16", "float32": "TYPE_FP32", "int32": "TYPE_INT32", "int64": "TYPE_INT64"}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output as ``config.pbtxt`` states it; -1 is a dynamic dim, the batch dim is left out."""
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
+    ragged: bool = False
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of a model in Triton; ``max_batch_size`` 0 means that the tensors carry no batch dim."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    max_batch_size: int = 0
+
+
+def signatures(config: HstuConfig, limits: Limits, precision: Precision) -> dict[str, Signature]:
+    """The signature of every model of a repository, by name."""
+    specs = stage_specs(config, limits, precision)
+    packed = {name: _packed(specs[name].without(ATTENTION_NORM)) for name in (*STAGES, ENSEMBLE)}
+    return packed | {FUSED: _one_user(specs[FUSED].without(ATTENTION_NORM, *OFFSETS), limits)}
+
+
+def _packed(spec: StageSpec) -> Signature:
+    return Signature(tuple(map(_packed_port, spec.inputs)), tuple(map(_packed_port, spec.outputs)))
+
+
+def _packed_port(tensor: TensorSpec) -> Port:
+    dims = tuple(-1 if isinstance(dim, Dim) else dim for dim in tensor.dims)
+    return Port(tensor.name, _TRITON_TYPES[tensor.dtype], dims)
+
+
+def _one_user(spec: StageSpec, limits: Limits) -> Signature:
+    """Triton's batch dim is the users: jagged tensors are ragged 1-D inputs, per-user tensors lose their first dim."""
+    inputs = tuple(_one_user_port(tensor) for tensor in spec.inputs)
+    return Signature(inputs, tuple(map(_packed_port, spec.outputs)), limits.users)
+
+
+def _one_user_port(tensor: TensorSpec) -> Port:
+    if len(tensor.dims) == 1:
+        return Port(tensor.name, _TRITON_TYPES[tensor.dtype], (-1,), ragged=True)
+    widths = tuple(dim for dim in tensor.dims[1:] if isinstance(dim, int))
+    return Port(tensor.name, _TRITON_TYPES[tensor.dtype], widths)

@@ -1,0 +1,170 @@
+"""What the Triton models compute, free of Triton: tensors by name in, tensors by name out, InputError on bad ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from hstu_trt.contract.errors import InputError
+from hstu_trt.contract.features import Tensors, check_request, offsets_of
+from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.contract.runner import Runner
+from hstu_trt.contract.tensors import ENSEMBLE, PADDING_ID
+from hstu_trt.serving.ids import apply_policy
+from hstu_trt.serving.signature import ATTENTION_NORM, OFFSETS
+from hstu_trt.tables.host import HostTables, OutputDtype, Policy
+from numpy.typing import NDArray
+
+ID_GROUPS = ("uih", "candidate", "contextual")
+
+
+class Stage(Protocol):
+    """A stage as served: takes what a request holds, and checks it."""
+
+    def infer(self, tensors: Mapping[str, NDArray]) -> Tensors: ...
+
+
+class LookupStage:
+    """``embedding_lookup``: ids ``[n, features]`` -> rows ``[n, features * dim]`` from the host tables."""
+
+    def __init__(self, model: ModelFolder, id_policy: Policy) -> None:
+        self._spec = model.specs["embedding_lookup"]
+        self._limits = model.limits
+        self._dtype: OutputDtype = "float16" if model.precision == "fp16" else "float32"
+        self._policy = id_policy
+        self._features = feature_groups(model)
+        self._tables = HostTables.open(model.tables)
+
+    def infer(self, tensors: Mapping[str, NDArray]) -> Tensors:
+        check_request(tensors, self._spec, self._limits)
+        return {
+            f"{group}_embeddings": self._tables.lookup_features(
+                features,
+                tensors[f"{group}_ids"],
+                policy=self._policy,
+                padding_id=PADDING_ID if group == "contextual" else None,
+                dtype=self._dtype,
+                what=f"{group}_ids",
+            )
+            for group, features in self._features.items()
+        }
+
+
+class RunnerStage:
+    """``hstu`` or ``mlp_head``: adds the deployment's attention norm and runs the engine, which checks the tensors."""
+
+    def __init__(self, runner: Runner, attention_norm: float | None) -> None:
+        self._runner = runner
+        self._constants: Tensors = {}
+        if attention_norm is not None:
+            self._constants[ATTENTION_NORM] = np.asarray([attention_norm], dtype=np.float32)
+
+    def infer(self, tensors: Mapping[str, NDArray]) -> Tensors:
+        return self._runner.infer({**tensors, **self._constants})
+
+
+class FusedStage:
+    """``ranking_fused``: joins the users of several requests into batches within the limits, and splits the scores.
+
+    A request holds one row per user: ``uih_ids [users, history * features]`` and so on, without offsets.
+    """
+
+    def __init__(self, model: ModelFolder, runner: Runner, attention_norm: float, id_policy: Policy) -> None:
+        config = model.ranking_config
+        self._spec = model.specs[ENSEMBLE]
+        self._limits = model.limits
+        self._features = feature_groups(model)
+        self._tables = {feature: config.table_of(feature) for feature in config.embedding_features}
+        self._runner = runner
+        self._norm = np.asarray([attention_norm], dtype=np.float32)
+        self._policy = id_policy
+
+    def infer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[NDArray | InputError]:
+        """Scores ``[users, candidates, tasks]`` per request, or what is wrong with that request."""
+        packed: list[Tensors | InputError] = []
+        for request in requests:
+            try:
+                packed.append(self._pack(request))
+            except InputError as error:
+                packed.append(error)
+        good = [tensors for tensors in packed if not isinstance(tensors, InputError)]
+        scores = iter([part for batch in self._batches(good) for part in self._infer_batch(batch)])
+        return [item if isinstance(item, InputError) else next(scores) for item in packed]
+
+    def _pack(self, request: Mapping[str, NDArray]) -> Tensors:
+        """One request as checked inputs of the ``ranking`` stage, ids outside the tables already dealt with."""
+        tensors = {name: array for name, array in request.items() if name == "contextual_ids"}
+        for name, array in request.items():
+            group = name.partition("_")[0]
+            if group == "contextual":
+                continue
+            width = len(self._features[group]) if name.endswith("_ids") else 1
+            self._check_row(name, array, f"{group}_timestamps", request[f"{group}_timestamps"], width)
+            tensors[name] = array.reshape(-1, width) if name.endswith("_ids") else array.reshape(-1)
+        for name in OFFSETS:
+            users, length = request[name.replace("offsets", "timestamps")].shape
+            tensors[name] = offsets_of(np.full(users, length))
+        check_request(tensors, self._spec, self._limits)
+        return tensors | self._checked_ids(tensors)
+
+    @staticmethod
+    def _check_row(name: str, array: NDArray, like: str, timestamps: NDArray, width: int) -> None:
+        users, length = timestamps.shape
+        if array.shape != (users, length * width):
+            raise InputError(
+                f"tensor {name!r} has shape {list(array.shape)}, but {like!r} has {[users, length]}, "
+                f"so {[users, length * width]} is needed"
+            )
+
+    def _checked_ids(self, tensors: Tensors) -> Tensors:
+        return {
+            f"{group}_ids": apply_policy(
+                tensors[f"{group}_ids"],
+                features,
+                [self._tables[feature] for feature in features],
+                policy=self._policy,
+                padding_id=PADDING_ID if group == "contextual" else None,
+                what=f"{group}_ids",
+            )
+            for group, features in self._features.items()
+        }
+
+    def _batches(self, requests: Sequence[Tensors]) -> list[list[Tensors]]:
+        """Consecutive requests, as many as the limits of one batch allow."""
+        limits = (self._limits.users, self._limits.batch_history, self._limits.batch_candidates)
+        batches: list[list[Tensors]] = []
+        used = limits
+        for request in requests:
+            size = (
+                len(request["uih_offsets"]) - 1,
+                len(request["uih_timestamps"]),
+                len(request["candidate_timestamps"]),
+            )
+            total = tuple(a + b for a, b in zip(used, size, strict=True))
+            if not batches or any(a > b for a, b in zip(total, limits, strict=True)):
+                batches.append([])
+                total = size
+            batches[-1].append(request)
+            used = total  # type: ignore[assignment]
+        return batches
+
+    def _infer_batch(self, batch: Sequence[Tensors]) -> list[NDArray]:
+        lengths = {name: np.concatenate([np.diff(request[name]) for request in batch]) for name in OFFSETS}
+        feed = {name: np.concatenate([request[name] for request in batch]) for name in batch[0] if name not in OFFSETS}
+        feed |= {name: offsets_of(values) for name, values in lengths.items()}
+        feed |= {f"{group}_ids": feed[f"{group}_ids"].reshape(-1) for group in ("uih", "candidate")}
+        scores = self._runner.infer(feed | {ATTENTION_NORM: self._norm})["preds"]
+        counts = [len(request["candidate_timestamps"]) for request in batch]
+        parts = np.split(scores, np.cumsum(counts)[:-1])
+        return [
+            part.reshape(len(request["uih_offsets"]) - 1, -1, scores.shape[1])
+            for part, request in zip(parts, batch, strict=True)
+        ]
+
+
+def feature_groups(model: ModelFolder) -> dict[str, tuple[str, ...]]:
+    """Group of an ids tensor -> the feature of each of its columns."""
+    config = model.ranking_config
+    groups = zip(ID_GROUPS, (config.uih_features, config.candidate_features, config.contextual_slots), strict=True)
+    return {group: features for group, features in groups if features}

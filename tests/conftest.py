@@ -1,0 +1,74 @@
+"""Run-wide fixtures, and the probes behind the markers: a test that cannot run here says why."""
+
+import functools
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@functools.cache
+def missing_triton() -> str | None:
+    """Why no tritonserver can be started here, or None."""
+    if shutil.which("tritonserver") or Path("/opt/tritonserver/bin/tritonserver").is_file():
+        return None
+    if importlib.util.find_spec("pytriton"):
+        return None
+    return "no tritonserver: neither an installation nor the nvidia-pytriton wheel"
+
+
+@functools.cache
+def missing_gpu() -> str | None:
+    """Why no kernel can be run here, or None."""
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA GPU"
+
+
+@functools.cache
+def missing_tensorrt() -> str | None:
+    """Why no TensorRT engine can be built here, or None."""
+    return None if importlib.util.find_spec("tensorrt") else "the full TensorRT library is not installed"
+
+
+PROBES = {"triton": missing_triton, "gpu": missing_gpu, "tensorrt": missing_tensorrt}
+
+# What `make install` brings: in CI its absence is a failure of the set-up, not a reason to skip.
+NEEDED_IN_CI = {"triton"}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, probe in PROBES.items():
+        reason = probe() if item.get_closest_marker(marker) else None
+        if reason is None:
+            continue
+        if marker in NEEDED_IN_CI and os.environ.get("CI") == "true":
+            pytest.fail(f"{reason}; `make install` brings it, and with CI=true this test must run", pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of reference cases."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``exported("fp32")`` is the model folder of the golden checkpoint in a precision, exported once per run."""
+    from hstu_trt.contract.cli import main
+
+    @functools.cache
+    def export(precision: str) -> Path:
+        folder = tmp_path_factory.mktemp("onnx") / "ckptA" / precision
+        config, weights = GOLDEN / "caseA/config.json", GOLDEN / "ckptA"
+        arguments = ["--config", config, "--weights", weights, "--precision", precision, "--out", folder]
+        assert main(["export", *map(str, arguments)]) == 0
+        return folder
+
+    return export

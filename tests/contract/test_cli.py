@@ -1,0 +1,86 @@
+"""The command line: verbs, exit codes, and errors as one line."""
+
+import importlib
+
+import pytest
+from hstu_trt.contract import cli
+from hstu_trt.contract.errors import ArtefactError, ConfigError, GateError, HstuTrtError, InputError
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_names_every_verb(capsys, flag):
+    assert cli.main([flag]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in cli.VERBS)
+
+
+def test_no_verb_is_a_usage_error(capsys):
+    assert cli.main([]) == 2
+    assert "usage: hstu-trt" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_is_named(capsys):
+    assert cli.main(["scrore"]) == 2
+    assert "unknown verb 'scrore'" in capsys.readouterr().err
+
+
+def fails_with(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("planted"), 2),
+        (InputError("planted"), 2),
+        (ArtefactError("planted"), 2),
+        (HstuTrtError("planted"), 2),
+        (GateError("planted"), 1),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(capsys, error, code):
+    assert cli.run_verb(fails_with(error), [], "hstu-trt planted") == code
+    assert capsys.readouterr().err == "hstu-trt planted: error: planted\n"
+
+
+def test_an_interrupt_is_told(capsys):
+    assert cli.run_verb(fails_with(KeyboardInterrupt()), [], "hstu-trt planted") == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.run_verb(fails_with(ZeroDivisionError()), [], "hstu-trt planted")
+
+
+def test_a_verb_gets_its_arguments(monkeypatch):
+    seen = []
+
+    class Room:
+        @staticmethod
+        def main(argv):
+            seen.extend(argv)
+            return 7
+
+    monkeypatch.setitem(cli.VERBS, "planted", ("hstu_trt.planted", "a planted verb"))
+    monkeypatch.setattr(importlib, "import_module", lambda name: Room)
+    assert cli.main(["planted", "--x", "1"]) == 7
+    assert seen == ["--x", "1"]
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_tells_how_it_is_used(capsys, verb):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"hstu-trt {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_a_wrong_option_is_exit_code_2(capsys, verb):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "--no-such-option"])
+    assert stop.value.code == 2

@@ -1,0 +1,148 @@
+"""Configs as JSON: the reference's own files are read, and every config survives the round trip."""
+
+import dataclasses
+import json
+
+import pytest
+from hstu_trt.contract.config_json import config_from_json, config_to_json, load_config
+from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.model import AttentionOptions, ContextualFeature, ResearchHstuConfig, TableConfig, TaskConfig
+from hstu_trt.contract.presets import PRESETS, debug
+from hypothesis import given
+from hypothesis import strategies as st
+
+counts = st.integers(1, 1 << 20)
+windows = st.integers(0, 1 << 16)
+names = st.text(st.characters(codec="utf-8"), max_size=12)
+
+
+@st.composite
+def ranking_configs(draw):
+    kinds = sorted(draw(st.lists(st.sampled_from(["binary", "regression"]), min_size=1, max_size=4)))
+    slots = [("user_id", 1), ("item_id", 2), ("item_category_id", 7)]
+    return dataclasses.replace(
+        debug(),
+        layers=draw(counts),
+        qk_dim=draw(counts),
+        v_dim=draw(counts),
+        group_norm=draw(st.booleans()),
+        postprocessor=draw(st.sampled_from(["l2_norm", "layer_norm", "timestamp"])),
+        time_bucket_clamp=draw(st.sampled_from(["rows", "dim"])),
+        action_weights=draw(st.none() | st.lists(counts, min_size=1).map(tuple)),
+        tasks=tuple(TaskConfig(name=draw(names), kind=kind, weight=draw(counts)) for kind in kinds),
+        attention=AttentionOptions(
+            alpha=draw(st.none() | st.floats(0.01, 4)), max_attn_len=draw(windows), contextual_seq_len=draw(windows)
+        ),
+        contextual_features=tuple(
+            ContextualFeature(name=name, slots=count, min_sequence=draw(windows))
+            for name, count in draw(st.lists(st.sampled_from(slots), unique=True))
+        ),
+        tables=draw(st.sampled_from([(), debug().tables])),
+    )
+
+
+research_configs = st.builds(
+    ResearchHstuConfig,
+    layers=counts,
+    heads=counts,
+    qk_dim=counts,
+    v_dim=counts,
+    model_dim=counts,
+    max_seq_len=counts,
+    concat_ua=st.booleans(),
+    postprocessor=st.sampled_from(["l2_norm", "layer_norm"]),
+    eps=st.floats(1e-9, 1e-2),
+)
+
+
+@given(ranking_configs() | research_configs)
+def test_a_config_survives_the_round_trip(config):
+    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_loaded_by_name(preset):
+    assert load_config(preset) == PRESETS[preset]()
+
+
+def test_the_reference_config_is_read(golden):
+    config = load_config(golden / "caseA/config.json")
+    assert (config.layers, config.heads, config.qk_dim, config.v_dim) == (3, 2, 32, 32)
+    assert (config.embedding_dim, config.model_dim, config.preprocessor_dim) == (32, 40, 56)
+    assert config.contextual_features == (ContextualFeature(name="user_id", slots=1, min_sequence=20),)
+    assert config.tasks == (TaskConfig(name="rating", kind="binary", weight=1),)
+    assert (config.postprocessor, config.time_bucket_clamp, config.tables) == ("timestamp", "rows", ())
+    assert config.action_weights == (1, 2, 4, 8, 16)
+
+
+def changed(**keys):
+    return {**config_to_json(debug()), **keys}
+
+
+def without(key):
+    return {name: value for name, value in config_to_json(debug()).items() if name != key}
+
+
+REFUSED = [
+    (changed(hstu_num_head=2), "unknown key 'hstu_num_head'; did you mean 'hstu_num_heads'?"),
+    (changed(zzz=1), "unknown key 'zzz'; start a key with '_'"),
+    (without("multitask_configs"), "missing key 'multitask_configs'"),
+    (without("hstu_num_heads"), "malformed value: .*heads"),
+    (changed(hstu_num_heads="two"), "malformed value"),
+    (changed(multitask_configs=[{"task_name": "x", "task_type": 2}]), "task 'x': task_type must be 0 .* got 2"),
+    (changed(multitask_configs=[{"task_type": 0}]), "missing key 'task_name'"),
+    (changed(multitask_configs=7), "malformed value"),
+    (changed(merge_uih_candidate_feature_mapping=[["a"]]), "malformed value"),
+    (changed(embedding_tables={"t": {"rows": 1}}), "missing key 'dim'"),
+    (changed(hstu_attn_num_layers=0), "layers must be > 0"),
+]
+
+
+@pytest.mark.parametrize(("document", "message"), REFUSED)
+def test_a_wrong_config_is_refused_in_words(document, message):
+    with pytest.raises(ConfigError, match=message):
+        config_from_json(document)
+
+
+RESEARCH = config_to_json(ResearchHstuConfig(layers=2, heads=1, qk_dim=8, v_dim=8, model_dim=16, max_seq_len=50))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"linear_activation": "relu"}, "linear_activation must be 'silu', got 'relu'"),
+        ({"postproc": "rms"}, "postproc must be 'l2' or 'ln', got 'rms'"),
+        ({"num_head": 1}, "did you mean 'num_heads'?"),
+    ],
+)
+def test_a_wrong_research_config_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        config_from_json({**RESEARCH, **change})
+
+
+def test_keys_with_an_underscore_are_comments():
+    assert config_from_json(changed(_note="from run 7")) == debug()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file, and not a preset \\(debug, dlrm_v3\\)"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[]", "expected a JSON object, got list"),
+        (b"{}", "config .*config.json: missing key"),
+    ],
+)
+def test_a_wrong_config_file_is_named(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_tables_are_part_of_the_document():
+    table = TableConfig(name="t", rows=3, dim=4, dtype="float32", features=("item_id",))
+    document = config_to_json(dataclasses.replace(debug(), tables=(table,)))
+    assert document["embedding_tables"] == {"t": {"rows": 3, "dim": 4, "dtype": "float32", "features": ["item_id"]}}

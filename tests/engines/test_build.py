@@ -1,0 +1,157 @@
+"""``hstu-trt engines``: the onnxruntime builder, from a stand-in model folder to an engines folder."""
+
+import json
+import os
+import shutil
+
+import pytest
+from hstu_trt.contract.cli import main as command_line
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.contract.manifest import read_manifest
+from hstu_trt.engines import onnx_runtime_builder
+from hstu_trt.engines.build import build, make_plan, stages_up_to_date
+from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
+
+STAGES = ["embedding_lookup", "hstu", "mlp_head", "ranking_fused", "hstu_taps"]
+
+
+def plan_for(model, out):
+    return make_plan(model.path, "cpu", "fp32", out)
+
+
+def engines(model, out, *more):
+    return command_line(
+        ["engines", "--model", str(model.path), "--gpu", "cpu", "--precision", "fp32", "--out", str(out), *more]
+    )
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_folder_stands_alone_and_shares_the_disk(model, tmp_path):
+    out = tmp_path / "engines"
+    stages = build(plan_for(model, out))
+    assert [stage.stage for stage in stages] == STAGES
+    assert contents(out) == contents(model.path)
+    shard = "tables/item_id/00000.safetensors"
+    assert os.path.samefile(out / shard, model.path / shard)
+    manifest = read_manifest(out, kind="engines", regenerate="")
+    assert (manifest["target"], manifest["builder"], manifest["precision"]) == ("cpu", "onnxruntime", "fp32")
+    assert manifest["model"]["digest"] == model.digest
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_files_are_copied_where_links_cannot_be_made(model, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("cross-device link")
+
+    monkeypatch.setattr(onnx_runtime_builder.os, "link", refuse)
+    out = tmp_path / "engines"
+    build(plan_for(model, out))
+    shutil.rmtree(model.path)
+    read_manifest(out, kind="engines", regenerate="")
+    assert (out / "tables/item_id/00000.safetensors").stat().st_nlink == 1
+
+
+def test_nothing_is_built_twice(model, tmp_path, capsys):
+    out = tmp_path / "engines"
+    assert engines(model, out) == 0
+    assert ": built" in capsys.readouterr().out
+    before = (out / "manifest.json").stat()
+    assert engines(model, out) == 0
+    assert "up to date" in capsys.readouterr().out
+    assert (out / "manifest.json").stat().st_ino == before.st_ino
+    assert engines(model, out, "--force") == 0
+    assert (out / "manifest.json").stat().st_ino != before.st_ino
+
+
+@pytest.mark.parametrize("damage", ["drop a file", "change a file", "shorten a shard", "garble the stages"])
+def test_a_damaged_folder_is_built_again(model, tmp_path, damage):
+    out = tmp_path / "engines"
+    build(plan_for(model, out))
+    if damage == "garble the stages":
+        document = json.loads((out / "manifest.json").read_text())
+        (out / "manifest.json").write_text(json.dumps({**document, "stages": [{"stage": 1}]}))
+    else:
+        victim = out / ("tables/item_id/00000.safetensors" if "shard" in damage else "hstu.onnx")
+        whole = victim.read_bytes()
+        victim.unlink()  # a hard link: the model's own file must stay as it is
+        if damage != "drop a file":
+            victim.write_bytes(whole[:-1] if "shard" in damage else whole[:-1] + b"?")
+    assert stages_up_to_date(plan_for(model, out)) is None
+    build(plan_for(model, out))
+    assert stages_up_to_date(plan_for(model, out)) is not None
+
+
+def test_another_model_or_version_is_built_again(model, write_model, graphs, tmp_path, monkeypatch):
+    out = tmp_path / "engines"
+    build(plan_for(model, out))
+    other = write_model({"mlp_head": graphs["mlp_head"].replace("Add (a, b)", "Sub (a, b)")})
+    assert stages_up_to_date(plan_for(other, out)) is None
+    monkeypatch.setattr(onnx_runtime_builder.onnxruntime, "__version__", "0")
+    assert stages_up_to_date(plan_for(model, out)) is None
+
+
+def test_dry_run_writes_nothing(model, tmp_path, capsys):
+    out = tmp_path / "engines"
+    assert engines(model, out, "--dry-run") == 0
+    assert "to be built" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_json_names_state_and_stages(model, tmp_path, capsys):
+    assert engines(model, tmp_path / "engines", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["state"] == "built"
+    assert [stage["stage"] for stage in document["stages"]] == STAGES
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "message"),
+    [
+        ("h100", "fp32", "no target 'h100' yet: cpu is the only one so far"),
+        ("cpu", "fp8", "cpu has no precision 'fp8': choose from fp32, fp16"),
+        ("cpu", "fp16", r"was exported in fp32, not fp16; for fp16: hstu-trt export .* --precision fp16"),
+    ],
+)
+def test_wrong_targets_and_precisions_are_refused(model, tmp_path, gpu, precision, message):
+    with pytest.raises(ConfigError, match=message):
+        make_plan(model.path, gpu, precision, tmp_path / "engines")
+
+
+@pytest.mark.parametrize("file", ["hstu.onnx", "tables/item_id/00000.safetensors"])
+def test_a_damaged_model_is_refused(model, tmp_path, file):
+    with (model.path / file).open("ab") as stream:
+        stream.write(b"?")
+    with pytest.raises(ArtefactError, match=file):
+        plan_for(model, tmp_path / "engines")
+
+
+def test_a_stage_that_does_not_load_leaves_the_old_folder(model, write_model, graphs, tmp_path, capsys):
+    out = tmp_path / "engines"
+    build(plan_for(model, out))
+    broken = write_model({"mlp_head": graphs["mlp_head"].replace("preds", "scores")})
+    assert engines(broken, out) == 2
+    assert "its outputs are scores" in capsys.readouterr().err
+    assert stages_up_to_date(plan_for(model, out)) is not None
+
+
+def test_a_missing_stage_is_refused(model, tmp_path):
+    plan = plan_for(model, tmp_path / "engines")
+    model.onnx("hstu_taps").unlink()
+    with pytest.raises(ArtefactError, match=r"hstu_taps.onnx is missing"):
+        build(plan)
+    assert not plan.out.exists()
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_folder_with_other_things_is_never_replaced(model, tmp_path, force, capsys):
+    keep = tmp_path / "mine"
+    keep.mkdir()
+    (keep / "thesis.txt").write_text("years")
+    assert engines(model, keep, *force) == 2
+    assert engines(model, model.path, *force) == 2
+    assert capsys.readouterr().err.count("holds something else than engines") == 2
+    assert (keep / "thesis.txt").read_text() == "years"
+    OnnxRuntimeRunner(model, "hstu")

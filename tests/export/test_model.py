@@ -1,0 +1,186 @@
+"""The PyTorch model against the reference's goldens: hidden states, user vectors, scores."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import GOLDEN, GoldenCase, load_case, offsets, readme, to_split
+from hstu_trt.contract.model import AttentionOptions
+from hstu_trt.contract.numerics import TOLERANCES, compare
+from hstu_trt.export.export_model import build_ranking_model
+from hstu_trt.export.kv_cache import forward_cached, prefill
+from hstu_trt.export.layers import StuStack, TokenLayout
+from hstu_trt.export.model import DlrmHstu, TimestampPostprocessor
+from hstu_trt.export.stages import EmbeddingStage
+from hstu_trt.export.weights import load_dense
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def assert_close(name: str, actual: Tensor, expected: Tensor, stage: str, precision: str = "fp32") -> None:
+    report = compare(name, actual.numpy(), expected.numpy())
+    assert report.passes(TOLERANCES[stage, precision]), report.text()
+
+
+def embed(case: GoldenCase, dtype: str = "float32") -> dict[str, Tensor]:
+    """The request with its embedding rows looked up."""
+    tables = {name: torch.from_numpy(np.concatenate(list(t.blocks()))) for name, t in case.checkpoint.tables.items()}
+    inputs = {name: torch.from_numpy(value) for name, value in case.request.items()}
+    stage = EmbeddingStage(None, case.config, tables, dtype)
+    return inputs | stage.look_up(inputs)
+
+
+@torch.inference_mode()
+def score(case: GoldenCase, precision: str = "fp32", taps: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """(user vectors, scores [candidates, tasks]) of a case."""
+    model = build_ranking_model(case.config, case.checkpoint.dense, "golden", precision)
+    inputs = embed(case, {"fp32": "float32", "fp16": "float16"}[precision])
+    vectors = model.hstu_stage(inputs, taps)
+    return vectors, model.head_stage({**inputs, "user_embeddings": vectors})
+
+
+def test_scores_and_user_vectors(golden: GoldenCase) -> None:
+    vectors, scores = score(golden)
+    assert_close("user embeddings", vectors, golden.outputs["tc.out.user_embeddings"], "hstu")
+    assert_close("preds", scores.T.contiguous(), golden.outputs["tc.out.preds"], "ranking")
+
+
+def test_every_layers_output(golden: GoldenCase) -> None:
+    taps: list[Tensor] = []
+    vectors, _ = score(golden, taps=taps)
+    assert len(taps) == golden.config.layers
+    for layer, rows in enumerate(taps):
+        assert_close(f"stu.{layer}", rows, golden.split(golden.outputs[f"tc.stu.{layer}.out"]), "stu")
+    # The full last layer and the candidates-only one give the same vectors.
+    assert_close("user embeddings", vectors, score(golden)[0], "hstu")
+
+
+def test_the_references_cpu_clamp(golden: GoldenCase) -> None:
+    """time_bucket_clamp "dim" reproduces the un-prefixed golden, which its CPU kernel made."""
+    config = dataclasses.replace(golden.config, time_bucket_clamp="dim")
+    vectors, scores = score(dataclasses.replace(golden, config=config))
+    assert_close("user embeddings", vectors, golden.outputs["out.user_embeddings"], "hstu")
+    assert_close("preds", scores.T.contiguous(), golden.outputs["out.preds"], "ranking")
+
+
+def test_fp16_error_is_that_of_the_format(golden: GoldenCase) -> None:
+    vectors, scores = score(golden, "fp16")
+    assert_close("user embeddings", vectors.float(), golden.outputs["tc.out.user_embeddings"], "hstu", "fp16")
+    assert_close("preds", scores.T.contiguous(), golden.outputs["tc.out.preds"], "ranking", "fp16")
+
+
+def one_user(case: GoldenCase, user: int) -> dict[str, Tensor]:
+    """The inputs of one user alone, with the batch's N."""
+    inputs = embed(case)
+    history, items = (inputs[f"{side}_offsets"].tolist() for side in ("uih", "candidate"))
+    rows = {"uih": slice(history[user], history[user + 1]), "candidate": slice(items[user], items[user + 1])}
+    solo = {}
+    for name, value in inputs.items():
+        side = name.split("_")[0]
+        solo[name] = value[rows[side]] if side in rows else value[user : user + 1]
+    return solo | {
+        "uih_offsets": torch.tensor([0, history[user + 1] - history[user]], dtype=torch.int32),
+        "candidate_offsets": torch.tensor([0, items[user + 1] - items[user]], dtype=torch.int32),
+        "attention_norm": inputs["attention_norm"],
+    }
+
+
+@torch.inference_mode()
+def test_batch_mates_do_not_change_a_users_scores(golden: GoldenCase) -> None:
+    model = build_ranking_model(golden.config, golden.checkpoint.dense, "golden", "fp32")
+    _, together = score(golden)
+    bounds = golden.request["candidate_offsets"]
+    for user in range(len(bounds) - 1):
+        inputs = one_user(golden, user)
+        alone = model.head_stage({**inputs, "user_embeddings": model.hstu_stage(inputs)})
+        torch.testing.assert_close(alone, together[bounds[user] : bounds[user + 1]], atol=1e-6, rtol=0)
+
+
+def test_a_wrong_norm_is_noticed(case_a: GoldenCase) -> None:
+    wrong = {**case_a.request, "attention_norm": case_a.request["attention_norm"] * 1.1}
+    vectors, _ = score(dataclasses.replace(case_a, request=wrong))
+    report = compare("user embeddings", vectors.numpy(), case_a.outputs["tc.out.user_embeddings"].numpy())
+    assert not report.passes(TOLERANCES["hstu", "fp32"])
+
+
+def test_hours_are_counted_exactly() -> None:
+    """1753437601 rounds to 1753437568 in fp32, which is in hour 487065; a fp32 quotient says 487066."""
+    post = TimestampPostprocessor(load_case("caseA").config)
+    features = post._time_features(torch.tensor([1753437601]))
+    hour = 487065 % 24
+    angle = torch.tensor(hour / 24 * 2 * 3.14)
+    torch.testing.assert_close(features[0, :2], torch.stack([angle.cos(), angle.sin()]), atol=1e-6, rtol=0)
+
+
+CACHE_CASES = readme("caseD")["cases"]
+
+
+def cache_case(name: str) -> tuple[StuStack, dict[str, Tensor], dict]:
+    tensors = {
+        k.removeprefix(f"{name}."): v
+        for k, v in load_file(GOLDEN / "caseD/tensors.safetensors").items()
+        if k.startswith(f"{name}.")
+    }
+    facts = CACHE_CASES[name]
+    config = dataclasses.replace(
+        load_case("caseA").config,
+        layers=2, heads=2, qk_dim=16, v_dim=32, model_dim=32, group_norm=facts["group_norm"],
+        attention=AttentionOptions(
+            alpha=facts["alpha"], max_attn_len=facts["max_attn_len"], contextual_seq_len=facts["contextual_seq_len"]
+        ),
+    )  # fmt: skip
+    weights = {k.removeprefix("sd."): v for k, v in tensors.items() if k.startswith("sd.")}
+    return load_dense(StuStack(config), weights, name).eval(), tensors, facts
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", CACHE_CASES)
+def test_prefill_caches_and_micro_batches(name: str) -> None:
+    stack, t, facts = cache_case(name)
+    delta, norm = facts["delta"], torch.tensor([float(facts["N"])])
+    lengths, candidates = t["x_lengths"], t["num_targets"]
+    prefix, early = lengths - candidates, candidates - delta
+    early_bounds, prefix_bounds = offsets(early), offsets(prefix)
+    prefilled = torch.cat([user[: n - delta] for user, n in zip(t["x"].split(lengths.tolist()), lengths, strict=True)])
+    rows = to_split(prefilled, lengths - delta, early)
+    split_at = int(prefix.sum())
+    layout = TokenLayout(prefix_bounds, early_bounds)
+    out, cache = prefill(stack, rows[:split_at], rows[split_at:], layout, norm)
+
+    assert_close("prefill", out, to_split(t["prefill_out"], lengths - delta, early), "cached_stu")
+    for layer in range(2):
+        stored = to_split(t[f"k_cache.{layer}"], lengths - delta, early)[:split_at]
+        assert_close(f"k_cache.{layer}", cache.keys[layer].flatten(1), stored, "cached_stu")
+    none = torch.zeros_like(prefix_bounds)
+    new = offsets(torch.full_like(lengths, delta))
+    cached = forward_cached(stack, t["delta_x"], none, new, cache, norm)
+    assert_close("cached", cached, t["delta_out"], "cached_stu")
+    assert_close("micro-batch", cached, t["mfalcon_delta_out"], "cached_stu")
+
+
+@torch.inference_mode()
+def test_new_history_behind_a_cache_gives_the_full_pass() -> None:
+    stack, _, facts = cache_case("d0")
+    generator = torch.Generator().manual_seed(3)
+    history, candidates = torch.randn(12, 32, generator=generator), torch.randn(5, 32, generator=generator)
+    norm = torch.tensor([float(facts["N"])])
+    full_layout = TokenLayout(torch.tensor([0, 5, 12]).int(), torch.tensor([0, 2, 5]).int())
+    full, _ = prefill(stack, history, candidates, full_layout, norm)
+    old = [0, 1, 2, 5, 6, 7, 8, 9]
+    _, cache = prefill(
+        stack, history[old], candidates[:0], TokenLayout(torch.tensor([0, 3, 8]).int(), torch.zeros(3).int()), norm
+    )
+    fresh = torch.cat([history[[3, 4, 10, 11]], candidates])
+    out = forward_cached(stack, fresh, torch.tensor([0, 2, 4]).int(), full_layout.candidate_offsets, cache, norm)
+    assert_close("appended", out, full[[3, 4, 10, 11, 12, 13, 14, 15, 16]], "cached_stu")
+
+
+def test_dlrm_v3_has_the_references_parameter_count() -> None:
+    from hstu_trt.contract.presets import dlrm_v3
+
+    with torch.device("meta"):
+        model = DlrmHstu(dlrm_v3())
+    assert sum(p.numel() for p in model.parameters()) == 16_693_585

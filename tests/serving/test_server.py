@@ -1,0 +1,380 @@
+"""A real tritonserver on the golden checkpoint: scores, bad requests, draining, failed starts."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc_client
+from hstu_trt.contract.errors import ArtefactError, InputError
+from hstu_trt.contract.model_folder import read_model_folder
+from hstu_trt.contract.numerics import TOLERANCES
+from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
+from hstu_trt.serving.assemble import Options, assemble
+from hstu_trt.serving.client import RankingClient, ServerError
+from hstu_trt.serving.deployment import read_deployment
+from hstu_trt.serving.requests import RankRequest, one_user, pack, sample
+from hstu_trt.serving.serve import StartError, start
+from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
+from hstu_trt.serving.stages import FusedStage, LookupStage, RunnerStage
+from tritonclient.utils import InferenceServerException
+
+pytestmark = pytest.mark.triton
+BOTH = pytest.mark.parametrize("model", ["ranking", "ranking_fused"])
+EXACT = 1e-6
+
+
+@pytest.fixture(scope="session")
+def deployment(exported, tmp_path_factory):
+    model = read_model_folder(exported("fp32"))
+    return assemble(model, tmp_path_factory.mktemp("deployment") / "ckptA", Options())
+
+
+class Serve:
+    """``hstu-trt serve`` as a child process, ready when constructed."""
+
+    def __init__(self, deployment):
+        command = [sys.executable, "-m", "hstu_trt.serving.serve", "--deployment", str(deployment.path)]
+        command += ["--grpc-port", "0", "--json"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        assert line, self.process.stderr.read()
+        self.facts = json.loads(line)
+        self.url = self.facts["url"]
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def served(deployment):
+    serve = Serve(deployment)
+    yield serve
+    assert serve.stop() == 0
+
+
+@pytest.fixture
+def client(served, model):
+    with RankingClient(served.url, model, timeout_s=20) as client:
+        yield client
+
+
+@pytest.fixture
+def config(deployment):
+    return deployment.model.ranking_config
+
+
+def request_of(deployment, events, items, seed=0):
+    """A request with that many events and candidates, cut from a long sample."""
+    config = deployment.model.ranking_config
+    random = np.random.default_rng(seed)
+    base = sample(config, deployment.model.limits, seed=seed)
+
+    def lengthen(features, count):
+        return {name: values[random.integers(0, len(values), count)] for name, values in features.items()}
+
+    return RankRequest(
+        user=base.user, history=lengthen(base.history, events), candidates=lengthen(base.candidates, items)
+    )
+
+
+# (events, candidates) of users: ordinary, one token, no history, both limits of the history, around min_sequence
+LENGTHS = [(8, 5), (1, 1), (0, 3), (127, 2), (128, 40), (19, 1), (15, 5), (64, 64)]
+
+
+@pytest.fixture
+def requests(deployment):
+    return [request_of(deployment, *lengths, seed) for seed, lengths in enumerate(LENGTHS)]
+
+
+def in_process(deployment, model, request):
+    """The scores of one user without Triton."""
+    folder = deployment.model
+    packed = pack(folder.ranking_config, [request])
+    norm = float(deployment.attention_norm.partition(":")[2])
+    if model == "ranking_fused":
+        with OnnxRuntimeRunner(folder, "ranking_fused") as runner:
+            return FusedStage(folder, runner, norm, "reject").infer_many([one_user(packed)])[0][0]
+    ids = {name: array for name, array in packed.items() if name.endswith("_ids")}
+    rows = LookupStage(folder, "reject").infer(ids)
+    payload = {name: array for name, array in packed.items() if name not in ids}
+    with OnnxRuntimeRunner(folder, "hstu") as hstu, OnnxRuntimeRunner(folder, "mlp_head") as head:
+        vectors = RunnerStage(hstu, norm).infer(rows | payload)
+        return RunnerStage(head, None).infer(vectors | {"candidate_embeddings": rows["candidate_embeddings"]})["preds"]
+
+
+def rank(client, request):
+    return client.rank(request.user, request.history, request.candidates)
+
+
+@BOTH
+def test_scores_are_the_runner_s(deployment, client, requests, model):
+    for request in requests[:4]:
+        scores = rank(client, request)
+        assert np.abs(scores - in_process(deployment, model, request)).max() <= EXACT
+
+
+def test_ensemble_and_fused_agree(served, requests):
+    with RankingClient(served.url, "ranking") as ensemble, RankingClient(served.url, "ranking_fused") as fused:
+        for request in requests:
+            difference = np.abs(rank(ensemble, request) - rank(fused, request)).max()
+            assert difference <= TOLERANCES["ranking", "fp32"].atol
+
+
+@BOTH
+def test_users_do_not_change_each_other_s_scores(client, requests, model):
+    together = client.rank_many(requests * 3)
+    for request, scores in zip(requests * 3, together, strict=True):
+        assert scores.shape == (len(request.candidates["item_query_time"]), 1)
+        assert np.abs(scores - rank(client, request)).max() <= EXACT
+
+
+def test_concurrent_requests_of_mixed_lengths_are_batched(served, requests):
+    def counts():
+        answer = statistics.get_inference_statistics("ranking_fused", as_json=True)["model_stats"][0]
+        return int(answer["inference_count"]), int(answer["execution_count"])
+
+    statistics = grpc_client.InferenceServerClient(served.url)
+    before = counts()
+    with RankingClient(served.url, "ranking_fused") as client:
+        client.rank_many(requests * 3)
+    inferences, executions = np.subtract(counts(), before)
+    statistics.close()
+    assert inferences == 3 * len(requests)
+    assert executions < inferences
+
+
+def changed(tensors, name, change):
+    array = tensors[name].copy()
+    result = change(array)
+    return tensors | {name: array if result is None else result}
+
+
+def put(*place, value):
+    """Writes a value at a place of an array."""
+
+    def change(array):
+        array[place] = value
+
+    return change
+
+
+# name -> (tensor, change, what the message holds)
+BAD_EITHER = {
+    "dtype": ("uih_timestamps", lambda a: a.astype(np.int32), ["uih_timestamps", "INT32", "INT64"]),
+    "float ids": ("candidate_ids", lambda a: a.astype(np.float32), ["candidate_ids", "FP32", "INT64"]),
+    "shape": ("contextual_ids", lambda a: np.repeat(a, 3, 1), ["contextual_ids", "[1,3]"]),
+    "contextual": ("contextual_ids", put(0, 0, value=50), ["contextual_ids", "user_id", "50 at [0, 0]", "0 to 49"]),
+}
+BAD_RANKING = {
+    "rank": ("uih_timestamps", lambda a: a[None], ["uih_timestamps"]),
+    "negative id": ("uih_ids", put(3, 0, value=-1), ["uih_ids", "item_id", "-1 at [3, 0]"]),
+    "id out of range": ("candidate_ids", put(2, 1, value=23), ["candidate_ids", "23 at [2, 1]", "0 to 22"]),
+    "huge id": ("uih_ids", put(0, 0, value=2**62), ["uih_ids", str(2**62), "[0, 0]"]),
+    "lengths do not add up": ("uih_offsets", put(1, value=7), ["uih_offsets", "7 at [1]", "uih_timestamps", "8"]),
+    "offsets past the end": ("candidate_offsets", put(1, value=10**9), ["candidate_offsets", str(10**9), "5"]),
+    "offsets begin late": ("uih_offsets", put(0, value=2), ["uih_offsets", "2 at [0]"]),
+    "offsets of two users": ("uih_offsets", lambda _: np.asarray([0, 4, 8], np.int32), ["uih_offsets", "2 users"]),
+    "offsets fall below 0": ("uih_offsets", put(1, value=-4), ["uih_offsets", "-4 at [1]"]),
+    "one offset": ("uih_offsets", lambda a: a[:1], ["uih_offsets"]),
+    "fewer timestamps": ("candidate_timestamps", lambda a: a[:4], ["candidate_timestamps", "4", "5"]),
+    "fewer actions": ("uih_actions", lambda a: a[:-1], ["uih_actions", "7"]),
+}
+BAD_FUSED = {
+    "negative id": ("uih_ids", put(0, 6, value=-1), ["uih_ids", "item_id", "-1 at [3, 0]"]),
+    "id out of range": ("candidate_ids", put(0, 5, value=23), ["candidate_ids", "23 at [2, 1]", "0 to 22"]),
+    "odd ids": ("uih_ids", lambda a: a[:, :-1], ["uih_ids", "[1, 15]", "[1, 16]"]),
+    "fewer actions": ("uih_actions", lambda a: a[:, :-1], ["uih_actions", "[1, 7]", "[1, 8]"]),
+}
+BAD = [
+    *(("ranking", name, case) for name, case in (BAD_EITHER | BAD_RANKING).items()),
+    *(("ranking_fused", name, case) for name, case in (BAD_EITHER | BAD_FUSED).items()),
+]
+
+
+@pytest.mark.parametrize(("model", "case"), [(m, c) for m, _, c in BAD], ids=[f"{m}: {n}" for m, n, _ in BAD])
+def test_bad_tensor_is_named_and_the_server_lives(deployment, client, model, case):
+    tensor, change, names = case
+    request = request_of(deployment, 8, 5)
+    packed = pack(deployment.model.ranking_config, [request])
+    tensors = packed if model == "ranking" else one_user(packed)
+    before = client.infer(tensors)
+    with pytest.raises(InputError) as caught:
+        client.infer(changed(tensors, tensor, change))
+    for name in names:
+        assert name in str(caught.value)
+    assert np.array_equal(client.infer(tensors), before)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("lengths", "names"),
+    [((8, 0), ["candidates"]), ((129, 2), ["129", "128"]), ((4, 2049), ["2049", "2048"])],
+    ids=["no candidates", "long history", "many candidates"],
+)
+def test_lengths_beyond_the_limits(deployment, client, lengths, names, model):
+    with pytest.raises(InputError) as caught:
+        rank(client, request_of(deployment, *lengths))
+    for name in names:
+        assert name in str(caught.value)
+    assert np.isfinite(rank(client, request_of(deployment, 8, 5))).all()
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["uih_ids", "uih_timestamps"])
+def test_missing_and_unknown_tensors(deployment, client, model, name):
+    packed = pack(deployment.model.ranking_config, [request_of(deployment, 8, 5)])
+    tensors = packed if model == "ranking" else one_user(packed)
+    with pytest.raises(InputError, match=rf"expected \d inputs but got \d|{name}"):
+        client.infer({key: array for key, array in tensors.items() if key != name})
+    with pytest.raises(InputError, match="surplus"):
+        client.infer({("surplus" if key == name else key): array for key, array in tensors.items()})
+
+
+STEPS = [
+    ("hstu", "uih_embeddings", np.nan),
+    ("hstu", "candidate_embeddings", np.inf),
+    ("mlp_head", "user_embeddings", np.nan),
+]
+
+
+@pytest.mark.parametrize(("step", "tensor", "value"), STEPS)
+@pytest.mark.parametrize("model", ["ranking"])
+def test_nan_into_a_step_is_named(deployment, client, model, step, tensor, value):
+    folder = deployment.model
+    packed = pack(folder.ranking_config, [request_of(deployment, 8, 5)])
+    rows = LookupStage(folder, "reject").infer({n: a for n, a in packed.items() if n.endswith("_ids")})
+    vectors = {"user_embeddings": np.ones((5, folder.ranking_config.model_dim), np.float32)}
+    known = packed | rows | vectors
+    wanted = [spec.name for spec in folder.specs[step].inputs if spec.name != "attention_norm"]
+    tensors = {name: known[name] for name in wanted}
+    tensors[tensor] = tensors[tensor].copy()
+    tensors[tensor][2, 7] = value
+    client.model = step
+    with pytest.raises(InputError, match=rf"'{tensor}' holds {value} at \[2, 7\]"):
+        client.infer(tensors)
+
+
+def test_unknown_model_is_named(served):
+    with RankingClient(served.url) as client:
+        client.model = "rankng"
+        with pytest.raises(ServerError, match=r"unknown model: 'rankng'.*NOT_FOUND"):
+            client.infer({"uih_ids": np.zeros((1, 2), np.int64)})
+
+
+def test_timeout_says_so(served, requests):
+    with RankingClient(served.url) as client:
+        client._timeout_s = 0.0001
+        with pytest.raises(ServerError, match=r"no answer within 0.0001 s"):
+            rank(client, requests[4])
+
+
+def test_nobody_there():
+    with pytest.raises(ServerError, match=r"is the server running\?"):
+        RankingClient("127.0.0.1:1", timeout_s=5)
+
+
+CLOSED = {
+    "load": lambda c: c.load_model("hstu"),
+    "unload": lambda c: c.unload_model("hstu"),
+    "index": lambda c: c.get_model_repository_index(),
+    "shared memory": lambda c: c.register_system_shared_memory("x", "/x", 8),
+    "trace": lambda c: c.update_trace_settings(settings={"trace_level": "TIMESTAMPS"}),
+    "log": lambda c: c.update_log_settings({"log_verbose_level": 1}),
+}
+
+
+@pytest.mark.parametrize("call", CLOSED.values(), ids=CLOSED)
+def test_management_is_closed(served, call):
+    client = grpc_client.InferenceServerClient(served.url)
+    with pytest.raises(InferenceServerException, match=r"(?i)restricted|expected header|not found|unsupported"):
+        call(client)
+    client.close()
+
+
+def test_server_listens_on_loopback_only(served):
+    addresses = set(listening_addresses(served.facts["pid"]))
+    assert addresses
+    # 127.0.0.1 in the kernel's notation, as IPv4 or as an IPv6 socket for it
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def listening_addresses(pid):
+    """Addresses on which a process listens, in the kernel's notation."""
+    links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+    inodes = {found[1] for found in map(re.compile(r"socket:\[(\d+)\]").match, links) if found}
+    for table in ("tcp", "tcp6"):
+        with open(f"/proc/{pid}/net/{table}") as stream:
+            rows = [line.split() for line in stream.readlines()[1:]]
+        yield from (row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes)
+
+
+def test_sample_client_prints_ranked_candidates(served):
+    command = [sys.executable, "-m", "hstu_trt.serving.client", "--url", served.url]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 0, answer.stderr
+    scores = [float(line.split()[-1]) for line in answer.stdout.splitlines()[1:]]
+    assert len(scores) == 5
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_sigterm_finishes_running_requests(deployment, requests):
+    serve = Serve(deployment)
+    with RankingClient(serve.url) as client:
+        packed = pack(client.config, requests)
+        futures = [client._send(packed) for _ in range(8)]
+        first = client._receive(futures[0])
+        code = serve.stop()
+        answers = [client._receive(future) for future in futures[1:]]
+    assert code == 0
+    assert all(np.array_equal(answer, first) for answer in answers)
+
+
+def test_death_of_the_server_is_told(deployment):
+    serve = Serve(deployment)
+    os.kill(serve.facts["pid"], signal.SIGKILL)
+    assert serve.process.wait(30) == 1
+    assert "tritonserver died with code -9" in serve.process.stderr.read()
+
+
+@pytest.fixture
+def damaged(deployment, tmp_path):
+    """A deployment whose hstu.onnx is cut short since it was assembled."""
+    folder, model = tmp_path / "deployment", tmp_path / "deployment" / "model"
+    model.mkdir(parents=True)
+    shutil.copytree(deployment.repository, folder / "models")
+    shutil.copy(deployment.path / "manifest.json", folder)
+    for path in deployment.model.path.iterdir():
+        (model / path.name).symlink_to(path)
+    half = (model / "hstu.onnx").read_bytes()[:5000]
+    (model / "hstu.onnx").unlink()
+    (model / "hstu.onnx").write_bytes(half)
+    return dataclasses.replace(deployment, path=folder)
+
+
+def test_damaged_model_is_refused_before_the_launch(damaged):
+    with pytest.raises(ArtefactError, match=r"hstu.onnx has 5000 bytes"):
+        read_deployment(damaged.path)
+
+
+def test_failed_start_shows_the_cause(damaged):
+    """As if the file had been damaged after the check."""
+    manifest = damaged.path / "model" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["files"]["hstu.onnx"]["bytes"] = 5000
+    manifest.unlink()
+    manifest.write_text(json.dumps(document))
+    plan = plan_launch(find_tritonserver(), damaged.repository, damaged.run, Listen(grpc_port=0))
+    with pytest.raises(StartError) as caught:
+        start(damaged, plan)
+    lines = str(caught.value).splitlines()
+    assert len(lines) <= 8
+    assert any("model 'hstu'" in line and "hstu.onnx" in line for line in lines), lines
+    assert "full log: " in lines[-1]
