@@ -26,7 +26,7 @@ from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Tensors, offsets_of, pack_request
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, read_model_folder
-from hstu_trt.contract.tensors import Limits
+from hstu_trt.contract.tensors import PADDING_ID, Limits
 from numpy.typing import NDArray
 
 
@@ -97,7 +97,7 @@ def score(
     ``stu.<layer>.out`` [tokens, D] in the reference's token order; with ``stage_by_stage`` the table rows too.
     """
     config = model.ranking_config
-    feed, answered = with_stand_ins(packed)
+    feed, answered = with_stand_ins(config, packed)
     feed[NORM] = norm_tensor(norm, config, packed)
     open_model = dataclasses.replace(model, limits=_limits_of(feed))
     stages = [
@@ -118,19 +118,30 @@ def score(
     return {name: tensor.astype(np.float32) for name, tensor in (candidates | extras).items()}
 
 
-def with_stand_ins(packed: Mapping[str, NDArray]) -> tuple[Tensors, NDArray]:
-    """Gives each user without candidates a copy of the first candidate, since stages want one of every user.
+def with_stand_ins(config: HstuConfig, packed: Mapping[str, NDArray]) -> tuple[Tensors, NDArray]:
+    """Gives each user without candidates a stand-in, since stages want a candidate of every user.
 
-    No token sees another user's candidate or attends to one of its own user, so nothing else changes.
+    No other token attends to it. It must not move the end of time either, nor count towards ``min_sequence``: it asks
+    at the user's last event, and contextual features that are too short without it are taken away.
     Returns the feed, and bool [candidates of the feed]: whether the candidate was asked for.
     """
     lengths = np.diff(packed["candidate_offsets"])
+    idle = np.flatnonzero(lengths == 0)
     padded = np.maximum(lengths, 1)
     answered = np.repeat(lengths > 0, padded)
     feed = {**packed, "candidate_offsets": offsets_of(padded)}
     for name in ("candidate_ids", "candidate_timestamps"):
         feed[name] = np.repeat(packed[name][:1], len(answered), axis=0)
         feed[name][answered] = packed[name]
+    starts, ends = packed["uih_offsets"][:-1][idle], packed["uih_offsets"][1:][idle]
+    times = np.append(packed["uih_timestamps"], 0)
+    feed["candidate_timestamps"][~answered] = times[np.where(ends > starts, ends - 1, -1)]
+    if config.contextual_slots:
+        least = np.array([f.min_sequence for f in config.contextual_features for _ in range(f.slots)])
+        feed["contextual_ids"] = packed["contextual_ids"].copy()
+        feed["contextual_ids"][idle] = np.where(
+            (ends - starts)[:, None] < least, PADDING_ID, packed["contextual_ids"][idle]
+        )
     return feed, answered
 
 

@@ -6,7 +6,6 @@ never held whole. Keys are those of ``model_reference`` section 2.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.export.safe_load import load_tensors
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -56,7 +56,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ArtefactError(f"weights {path}: no such file or directory")
     if path.suffix == ".safetensors":
         return _from_state_dict(_load_safetensors(path), str(path))
-    return _from_state_dict(_plain_state_dict(_load_pickle_safely(path), path), str(path))
+    return _from_state_dict(_plain_state_dict(load_tensors(path, f"weights {path}"), path), str(path))
 
 
 def _dmp_root(path: Path) -> Path:
@@ -70,17 +70,6 @@ def _dmp_root(path: Path) -> Path:
             "give a checkpoint directory, a .safetensors file or a state dict saved by torch.save"
         )
     return max(batches, key=lambda p: int(p.name))
-
-
-def _load_pickle_safely(path: Path) -> Any:
-    """``torch.load`` restricted to tensors and plain containers, memory-mapped where the format allows."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtefactError(
-            f"weights {path}: not a file of plain tensors that torch.load can read ({reason})"
-        ) from None
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -151,7 +140,7 @@ def _load_dmp(root: Path) -> Checkpoint:
     Tables that were data-parallel in training stand in the dense file; then the sparse shards are empty. Only
     ``dense_dict`` is read: optimizer state and metrics stay where they are.
     """
-    document = _load_pickle_safely(root / DENSE_FILE)
+    document = load_tensors(root / DENSE_FILE, f"weights {root / DENSE_FILE}")
     if not isinstance(document, dict) or not isinstance(document.get("dense_dict"), dict):
         raise ArtefactError(f"weights {root / DENSE_FILE}: expected a dict with 'dense_dict'")
     checkpoint = _from_state_dict(document["dense_dict"], str(root))

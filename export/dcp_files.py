@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.export.safe_load import load_tensors
 from numpy.typing import NDArray
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -92,7 +93,9 @@ def read_shard_index(folder: Path) -> ShardIndex:
             for key, entry in entries
             if isinstance(entry, TensorStorageMetadata)
         }
-    except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, KeyError, ValueError, IndexError) as error:
+    except ArtefactError:
+        raise
+    except Exception as error:  # a pickle parser raises whatever a wrong byte leads it to
         raise ArtefactError(f"{path} is not the index of a distributed checkpoint: {error}") from None
     return ShardIndex(tensors)
 
@@ -134,15 +137,14 @@ def _check_cover(folder: Path, key: str, rows: int, chunks: list[_Chunk]) -> Non
 
 
 def _read_chunk(chunk: _Chunk, key: str) -> torch.Tensor:
+    what = f"{chunk.file}: shard of {key}"
     try:
         with chunk.file.open("rb") as stream:
             stream.seek(chunk.offset)
             data = stream.read(chunk.length)
-        tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ArtefactError(f"{chunk.file}: shard of {key} cannot be read ({error.strerror})") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ArtefactError(f"{chunk.file}: shard of {key} is damaged ({str(error).splitlines()[0]})") from None
+        raise ArtefactError(f"{what} cannot be read ({error.strerror})") from None
+    tensor = load_tensors(io.BytesIO(data), what)
     if not isinstance(tensor, torch.Tensor):
-        raise ArtefactError(f"{chunk.file}: shard of {key} holds {type(tensor).__name__}, not a tensor")
+        raise ArtefactError(f"{what} holds {type(tensor).__name__}, not a tensor")
     return tensor

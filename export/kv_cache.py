@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from hstu_trt.export.layers import StuLayer, StuStack, TokenLayout
+from hstu_trt.export.layers import StuStack, TokenLayout
 from torch import Tensor
 
 
@@ -30,7 +30,7 @@ def prefill(
     x, kept = torch.cat([prefix_TD, candidates_TD]), prefix_TD.shape[0]
     keys, values = [], []
     attend = stack.attend(layout.prefix_offsets, layout, norm)
-    for layer in _layers(stack):
+    for layer in stack.layers:
         u, v, q, k = layer.project(x)
         x = layer.output(x, u, attend(q, k, v))
         keys.append(k[:kept])
@@ -49,16 +49,12 @@ def forward_cached(
     layout = TokenLayout(cache.offsets + new_offsets, candidate_offsets)
     attend = stack.attend(new_offsets, layout, norm)
     x = new_TD
-    for layer, cached_k, cached_v in zip(_layers(stack), cache.keys, cache.values, strict=True):
+    for layer, cached_k, cached_v in zip(stack.layers, cache.keys, cache.values, strict=True):
         u, v, q, k = layer.project(x)
         k = _behind_cached(cached_k, k, cache.offsets, new_offsets)
         v = _behind_cached(cached_v, v, cache.offsets, new_offsets)
         x = layer.output(x, u, attend(q, k, v))
     return x
-
-
-def _layers(stack: StuStack) -> list[StuLayer]:
-    return [layer for layer in stack._stu_layers if isinstance(layer, StuLayer)]
 
 
 def _behind_cached(cached: Tensor, new: Tensor, cached_offsets: Tensor, new_offsets: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from hstu_trt.contract.model import HstuConfig
@@ -138,6 +139,11 @@ class StuStack(nn.Module):
         self.options = config.attention
         self._stu_layers = nn.ModuleList(StuLayer(config) for _ in range(config.layers))
 
+    @property
+    def layers(self) -> list[StuLayer]:
+        """The layers, first to last."""
+        return [cast(StuLayer, layer) for layer in self._stu_layers]
+
     def attend(self, query_offsets: Tensor, layout: TokenLayout, norm: Tensor) -> Attend:
         """The attention op with everything bound but (q, k, v). Its output is fp32: 1/N leaves too little for fp16."""
 
@@ -168,8 +174,7 @@ class StuStack(nn.Module):
         x = torch.cat([prefix_TD, candidates_TD])
         prefix_tokens = prefix_TD.shape[0]
         everything = self.attend(layout.prefix_offsets, layout, norm)
-        layers = list(self._stu_layers)
-        full = layers if taps is not None else layers[:-1]
+        full = self.layers if taps is not None else self.layers[:-1]
         for layer in full:
             x = layer(x, everything)
             if taps is not None:
@@ -177,4 +182,4 @@ class StuStack(nn.Module):
         if taps is not None:
             return x[prefix_tokens:]
         candidates_only = self.attend(torch.zeros_like(layout.prefix_offsets), layout, norm)
-        return layers[-1].forward_tail(x, prefix_tokens, candidates_only)
+        return self.layers[-1].forward_tail(x, prefix_tokens, candidates_only)

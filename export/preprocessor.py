@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from hstu_trt.contract.model import HstuConfig
@@ -175,4 +174,4 @@ def full_layout(inputs: Mapping[str, Tensor], slots: int) -> TokenLayout:
     """The layout of a request: prefixes are histories with ``slots`` contextual tokens in front."""
     offsets = inputs["uih_offsets"]
     users = torch.arange(offsets.shape[0], device=offsets.device, dtype=torch.int32)
-    return TokenLayout(offsets + users * slots if slots else offsets, cast(Tensor, inputs["candidate_offsets"]))
+    return TokenLayout(offsets + users * slots if slots else offsets, inputs["candidate_offsets"])

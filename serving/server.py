@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -230,7 +231,14 @@ class ServerProcess:
         if self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)
         try:
-            return self._child.wait(timeout_s)
+            self._child.wait(timeout_s)
         except subprocess.TimeoutExpired:
+            self._child.kill()
+        code = self._child.wait()
+        self.kill_stubs()
+        return code
+
+    def kill_stubs(self) -> None:
+        """Ends stubs that outlived the server: one can hang when the server was killed."""
+        with suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
-            return self._child.wait()

@@ -44,11 +44,19 @@ def test_golden_case(exported: Callable[[str], Path], golden: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("runner", ["torch", "onnxruntime"])
 def test_users_without_history_or_candidates(exported: Callable[[str], Path], golden: Path, runner: str) -> None:
-    """Leaving out user 1's candidates and user 2's history leaves all other tokens as they are."""
+    """Leaving out user 1's candidates and user 2's history leaves all other tokens as they are.
+
+    User 1's candidates ask at the time of the last event here, since that is the end of time without them.
+    """
     model = read_model_folder(exported("fp32"))
     config = model.ranking_config
     tensors = read_tensors(golden / "caseA" / "inputs.safetensors")
     uih, candidates = (jagged_features(tensors, side) for side in ("uih", "cand"))
+
+    ends = np.cumsum(uih["action_timestamp"].lengths)
+    asked = candidates["item_query_time"].values.copy()
+    asked[7:14] = uih["action_timestamp"].values[ends[1] - 1]
+    candidates["item_query_time"] = Jagged(asked, candidates["item_query_time"].lengths)
 
     def run(history: Features, items: Features) -> dict[str, np.ndarray]:
         return score(model, pack_request(config, history, items), runner=runner, norm=68.0, taps=True)
@@ -104,17 +112,22 @@ def test_missing_feature_is_named(golden: Path, tmp_path: Path) -> None:
 
 
 def test_stand_ins_fill_the_gaps() -> None:
+    histories = [[5] * 19, [6], [7] * 20, [], []]
     packed = {
-        "candidate_offsets": np.array([0, 0, 2, 2, 3], dtype=np.int32),
+        "uih_offsets": np.cumsum([0, *map(len, histories)]),
+        "uih_timestamps": np.array([time for history in histories for time in history]),
+        "contextual_ids": np.arange(5)[:, None],
+        "candidate_offsets": np.array([0, 0, 2, 2, 3, 3], dtype=np.int32),
         "candidate_ids": np.array([[7, 1], [8, 1], [9, 2]]),
         "candidate_timestamps": np.array([70, 80, 90]),
     }
-    feed, answered = with_stand_ins(packed)
-    assert feed["candidate_offsets"].tolist() == [0, 1, 3, 4, 5]
-    assert feed["candidate_ids"][:, 0].tolist() == [7, 7, 8, 7, 9]
-    assert feed["candidate_timestamps"].tolist() == [70, 70, 80, 70, 90]
-    assert answered.tolist() == [False, True, True, False, True]
-    assert packed["candidate_ids"].shape == (3, 2)
+    feed, answered = with_stand_ins(debug(), packed)
+    assert feed["candidate_offsets"].tolist() == [0, 1, 3, 4, 5, 6]
+    assert feed["candidate_ids"][:, 0].tolist() == [7, 7, 8, 7, 9, 7]
+    assert feed["candidate_timestamps"].tolist() == [5, 70, 80, 7, 90, 0]
+    assert answered.tolist() == [False, True, True, False, True, False]
+    assert feed["contextual_ids"].ravel().tolist() == [-1, 1, 2, 3, -1]
+    assert packed["candidate_ids"].shape == (3, 2) and packed["contextual_ids"].min() == 0
 
 
 def test_reference_token_order() -> None:

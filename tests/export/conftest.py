@@ -7,7 +7,7 @@ from golden_cases import GoldenCase, load_case
 
 
 @pytest.fixture(scope="session", params=["caseA", "caseB", "caseB2", "caseB3"])
-def golden(request: pytest.FixtureRequest) -> GoldenCase:
+def golden_case(request: pytest.FixtureRequest) -> GoldenCase:
     """Each golden ranking case."""
     return load_case(request.param)
 

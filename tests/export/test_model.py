@@ -42,34 +42,34 @@ def score(case: GoldenCase, precision: str = "fp32", taps: list[Tensor] | None =
     return vectors, model.head_stage({**inputs, "user_embeddings": vectors})
 
 
-def test_scores_and_user_vectors(golden: GoldenCase) -> None:
-    vectors, scores = score(golden)
-    assert_close("user embeddings", vectors, golden.outputs["tc.out.user_embeddings"], "hstu")
-    assert_close("preds", scores.T.contiguous(), golden.outputs["tc.out.preds"], "ranking")
+def test_scores_and_user_vectors(golden_case: GoldenCase) -> None:
+    vectors, scores = score(golden_case)
+    assert_close("user embeddings", vectors, golden_case.outputs["tc.out.user_embeddings"], "hstu")
+    assert_close("preds", scores.T.contiguous(), golden_case.outputs["tc.out.preds"], "ranking")
 
 
-def test_every_layers_output(golden: GoldenCase) -> None:
+def test_every_layers_output(golden_case: GoldenCase) -> None:
     taps: list[Tensor] = []
-    vectors, _ = score(golden, taps=taps)
-    assert len(taps) == golden.config.layers
+    vectors, _ = score(golden_case, taps=taps)
+    assert len(taps) == golden_case.config.layers
     for layer, rows in enumerate(taps):
-        assert_close(f"stu.{layer}", rows, golden.split(golden.outputs[f"tc.stu.{layer}.out"]), "stu")
+        assert_close(f"stu.{layer}", rows, golden_case.split(golden_case.outputs[f"tc.stu.{layer}.out"]), "stu")
     # The full last layer and the candidates-only one give the same vectors.
-    assert_close("user embeddings", vectors, score(golden)[0], "hstu")
+    assert_close("user embeddings", vectors, score(golden_case)[0], "hstu")
 
 
-def test_the_references_cpu_clamp(golden: GoldenCase) -> None:
-    """time_bucket_clamp "dim" reproduces the un-prefixed golden, which its CPU kernel made."""
-    config = dataclasses.replace(golden.config, time_bucket_clamp="dim")
-    vectors, scores = score(dataclasses.replace(golden, config=config))
-    assert_close("user embeddings", vectors, golden.outputs["out.user_embeddings"], "hstu")
-    assert_close("preds", scores.T.contiguous(), golden.outputs["out.preds"], "ranking")
+def test_the_references_cpu_clamp(golden_case: GoldenCase) -> None:
+    """time_bucket_clamp "dim" reproduces the un-prefixed golden_case, which its CPU kernel made."""
+    config = dataclasses.replace(golden_case.config, time_bucket_clamp="dim")
+    vectors, scores = score(dataclasses.replace(golden_case, config=config))
+    assert_close("user embeddings", vectors, golden_case.outputs["out.user_embeddings"], "hstu")
+    assert_close("preds", scores.T.contiguous(), golden_case.outputs["out.preds"], "ranking")
 
 
-def test_fp16_error_is_that_of_the_format(golden: GoldenCase) -> None:
-    vectors, scores = score(golden, "fp16")
-    assert_close("user embeddings", vectors.float(), golden.outputs["tc.out.user_embeddings"], "hstu", "fp16")
-    assert_close("preds", scores.T.contiguous(), golden.outputs["tc.out.preds"], "ranking", "fp16")
+def test_fp16_error_is_that_of_the_format(golden_case: GoldenCase) -> None:
+    vectors, scores = score(golden_case, "fp16")
+    assert_close("user embeddings", vectors.float(), golden_case.outputs["tc.out.user_embeddings"], "hstu", "fp16")
+    assert_close("preds", scores.T.contiguous(), golden_case.outputs["tc.out.preds"], "ranking", "fp16")
 
 
 def one_user(case: GoldenCase, user: int) -> dict[str, Tensor]:
@@ -89,12 +89,12 @@ def one_user(case: GoldenCase, user: int) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def test_batch_mates_do_not_change_a_users_scores(golden: GoldenCase) -> None:
-    model = build_ranking_model(golden.config, golden.checkpoint.dense, "golden", "fp32")
-    _, together = score(golden)
-    bounds = golden.request["candidate_offsets"]
+def test_batch_mates_do_not_change_a_users_scores(golden_case: GoldenCase) -> None:
+    model = build_ranking_model(golden_case.config, golden_case.checkpoint.dense, "golden", "fp32")
+    _, together = score(golden_case)
+    bounds = golden_case.request["candidate_offsets"]
     for user in range(len(bounds) - 1):
-        inputs = one_user(golden, user)
+        inputs = one_user(golden_case, user)
         alone = model.head_stage({**inputs, "user_embeddings": model.hstu_stage(inputs)})
         torch.testing.assert_close(alone, together[bounds[user] : bounds[user + 1]], atol=1e-6, rtol=0)
 

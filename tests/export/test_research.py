@@ -10,9 +10,6 @@ import numpy as np
 import onnx
 import pytest
 from golden_cases import GOLDEN, readme
-from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
-
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES, compare
@@ -20,6 +17,8 @@ from hstu_trt.contract.runner import Runner
 from hstu_trt.contract.tensors import RESEARCH_STAGE
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.export.torch_runner import TorchRunner
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 TENSORS = load_file(GOLDEN / "caseE_research" / "tensors.safetensors")
 CASES = readme("caseE_research")["cases"]
@@ -53,7 +52,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     name, folder = request.param, tmp_path_factory.mktemp("research")
     (folder / "config.json").write_text(json.dumps(CASES[name]))
     prefix = f"{name}.sd."
-    save_file({k.removeprefix(prefix): v for k, v in TENSORS.items() if k.startswith(prefix)}, folder / "sd.safetensors")
+    save_file(
+        {k.removeprefix(prefix): v for k, v in TENSORS.items() if k.startswith(prefix)}, folder / "sd.safetensors"
+    )
     arguments = ["--config", str(folder / "config.json"), "--weights", str(folder / "sd.safetensors")]
     assert main(["export", *arguments, "--out", str(folder / "model")]) == 0
     feed, real = pack(name)

@@ -8,6 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -342,6 +345,20 @@ def test_death_of_the_server_is_told(deployment):
     os.kill(serve.facts["pid"], signal.SIGKILL)
     assert serve.process.wait(30) == 1
     assert "tritonserver died with code -9" in serve.process.stderr.read()
+    assert not orphans_of(deployment)
+
+
+def orphans_of(deployment):
+    """Stubs of a deployment whose server is gone."""
+    time.sleep(0.5)
+    marker = str(deployment.repository).encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if parent == "1" and marker in (folder / "cmdline").read_bytes():
+                found.append(folder.name)
+    return found
 
 
 @pytest.fixture

@@ -1,0 +1,254 @@
+"""Checkpoint import: every known form, what does not fit said in words, nothing unpickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from golden_cases import GOLDEN, GoldenCase, load_case
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.contract.model import TableConfig
+from hstu_trt.contract.presets import debug, dlrm_v3
+from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
+from hstu_trt.export.model import DlrmHstu
+from hstu_trt.export.weights import check_action_weights, load_dense, random_checkpoint, resolve_tables
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+
+STATE = load_file(GOLDEN / "caseA" / "state_dict.safetensors")
+TABLE_KEY = "_embedding_collection.embeddings.{}.weight"
+
+
+def rows(table: TableSource) -> np.ndarray:
+    return np.concatenate(list(table.blocks()))
+
+
+def all_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    tables = {TABLE_KEY.format(name): torch.from_numpy(rows(t)) for name, t in checkpoint.tables.items()}
+    return checkpoint.dense | tables
+
+
+def assert_is_case_a(checkpoint: Checkpoint) -> None:
+    found = all_tensors(checkpoint)
+    assert found.keys() == STATE.keys()
+    assert len(found) == 75
+    for key, value in STATE.items():
+        assert found[key].dtype == value.dtype
+        assert torch.equal(found[key], value), key
+
+
+def write_plain(folder: Path) -> Path:
+    torch.save(STATE, folder / "state.pt")
+    return folder / "state.pt"
+
+
+def write_nested(folder: Path) -> Path:
+    torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in STATE.items()}}, folder / "nested.pt")
+    return folder / "nested.pt"
+
+
+def write_tables_in_the_dense_file(folder: Path) -> Path:
+    """Tables that were data-parallel in training: the sparse shards are there, and empty."""
+    (folder / "12" / "sparse").mkdir(parents=True)
+    torch.save({"dense_dict": STATE, "optimizer_dict": {}}, folder / "12" / "non_sparse.ckpt")
+    return folder
+
+
+FORMS: dict[str, Callable[[Path], Path]] = {
+    "safetensors": lambda _: GOLDEN / "caseA" / "state_dict.safetensors",
+    "checkpoint directory": lambda _: GOLDEN / "ckptA",
+    "batch directory": lambda _: GOLDEN / "ckptA" / "0",
+    "state dict": write_plain,
+    "nested, from DataParallel": write_nested,
+    "tables in the dense file": write_tables_in_the_dense_file,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_75_equal_tensors(form: str, tmp_path: Path) -> None:
+    assert_is_case_a(load_checkpoint(FORMS[form](tmp_path)))
+
+
+def test_the_newest_batch_directory_is_read(tmp_path: Path) -> None:
+    for batch, value in (("9", 1.0), ("10", 2.0)):
+        (tmp_path / batch).mkdir()
+        torch.save({"dense_dict": {"_x": torch.tensor(value)}}, tmp_path / batch / "non_sparse.ckpt")
+    assert load_checkpoint(tmp_path).dense["_x"] == 2.0
+
+
+def save_sharded(folder: Path, table: Tensor, sizes: list[int]) -> None:
+    """Writes a table as uneven row-wise shards, with PyTorch's own writer and an index put together from them."""
+    key = "sparse_dict." + TABLE_KEY.format("item_id")
+    folder.mkdir(parents=True)
+    chunks, storage, first = [], {}, 0
+    for number, size in enumerate(sizes):
+        part = folder / f"part{number}"
+        dcp.save({key: table[first : first + size].clone()}, checkpoint_id=part, no_dist=True)
+        metadata = dcp.FileSystemReader(part).read_metadata()
+        [(index, info)] = metadata.storage_data.items()
+        name = f"__{number}_0.distcp"
+        (part / info.relative_path).rename(folder / name)
+        offset = torch.Size([first, 0])
+        chunks.append(ChunkStorageMetadata(offsets=offset, sizes=torch.Size([size, table.shape[1]])))
+        storage[dataclasses.replace(index, offset=offset)] = dataclasses.replace(info, relative_path=name)
+        entry = metadata.state_dict_metadata[key]
+        shutil.rmtree(part)
+        first += size
+    assert isinstance(entry, TensorStorageMetadata)
+    # Chunks are listed in the order in which ranks happened to report, not in row order.
+    entry = dataclasses.replace(entry, size=table.shape, chunks=chunks[::-1])
+    metadata = dataclasses.replace(metadata, state_dict_metadata={key: entry}, storage_data=storage)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> tuple[Path, Tensor]:
+    """A checkpoint with one table in four uneven shards."""
+    table = torch.arange(26, dtype=torch.float16).reshape(13, 2)
+    save_sharded(tmp_path / "0" / "sparse", table, [4, 4, 4, 1])
+    torch.save({"dense_dict": {}}, tmp_path / "0" / "non_sparse.ckpt")
+    return tmp_path, table
+
+
+def test_uneven_shards_are_placed_by_their_offsets(sharded: tuple[Path, Tensor]) -> None:
+    folder, table = sharded
+    read = load_checkpoint(folder).tables["item_id"]
+    assert (read.rows, read.dim, read.dtype) == (13, 2, "float16")
+    np.testing.assert_array_equal(rows(read), table.numpy())
+    assert sum(1 for _ in read.blocks()) == 4, "one shard at a time, never the whole table"
+
+
+def test_a_damaged_shard_is_named(sharded: tuple[Path, Tensor]) -> None:
+    folder, _ = sharded
+    (folder / "0/sparse/__2_0.distcp").write_bytes(b"nothing")
+    with pytest.raises(ArtefactError, match=r"__2_0\.distcp: shard of .*item_id.* is damaged"):
+        rows(load_checkpoint(folder).tables["item_id"])
+
+
+def test_a_missing_shard_is_named(sharded: tuple[Path, Tensor]) -> None:
+    folder, _ = sharded
+    (folder / "0/sparse/__1_0.distcp").unlink()
+    with pytest.raises(ArtefactError, match=r"__1_0\.distcp: shard of .* cannot be read"):
+        rows(load_checkpoint(folder).tables["item_id"])
+
+
+class Bomb:
+    """Writes a file when unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("place", ["0/sparse/.metadata", "0/non_sparse.ckpt", "0/sparse/__0_0.distcp", "state.pt"])
+def test_hostile_pickles_are_refused_and_never_run(sharded: tuple[Path, Tensor], tmp_path: Path, place: str) -> None:
+    folder, _ = sharded
+    trace = tmp_path / "trace"
+    (folder / place).write_bytes(pickle.dumps(Bomb(trace)))
+    with pytest.raises(ArtefactError):
+        checkpoint = load_checkpoint(folder / place if place == "state.pt" else folder)
+        rows(checkpoint.tables["item_id"])
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"garbage" * 100])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_garbage_files_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ArtefactError, match=name):
+        load_checkpoint(tmp_path / name)
+
+
+def test_missing_and_empty_sources_say_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="no such file"):
+        load_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(ArtefactError, match=r"expected non_sparse\.ckpt"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def case() -> GoldenCase:
+    return load_case("caseA")
+
+
+def test_missing_and_unexpected_keys_are_listed(case: GoldenCase) -> None:
+    dense = dict(case.checkpoint.dense)
+    dense["_extra.weight"] = dense.pop("_item_embedding_mlp.0.bias")
+    with pytest.raises(ArtefactError) as error:
+        load_dense(DlrmHstu(case.config), dense, "w.pt")
+    text = str(error.value)
+    assert "w.pt does not fit the config: 1 keys missing (-), 1 unexpected (+)" in text
+    assert "  - _item_embedding_mlp.0.bias\n  + _extra.weight" in text
+
+
+def test_wrong_shapes_are_listed(case: GoldenCase) -> None:
+    dense = {**case.checkpoint.dense, "_item_embedding_mlp.0.bias": torch.zeros(3)}
+    with pytest.raises(ArtefactError, match=r"_item_embedding_mlp\.0\.bias: \[3\] in the checkpoint, \[512\] by the"):
+        load_dense(DlrmHstu(case.config), dense, "w.pt")
+
+
+def test_action_weights_must_be_the_checkpoints(case: GoldenCase) -> None:
+    other = dataclasses.replace(case.config, action_weights=(1, 2, 4, 8, 32))
+    with pytest.raises(ArtefactError, match="action weights"):
+        check_action_weights(other, case.checkpoint.dense)
+
+
+def table(name: str, dim: int = 32) -> TableSource:
+    return TableSource(name=name, rows=5, dim=dim, dtype="float16", blocks=lambda: iter([]))
+
+
+def test_tables_are_found_by_name_partner_and_prefix() -> None:
+    for case_name in ("caseA", "caseB", "caseB3"):
+        loaded = load_case(case_name)
+        unhinted = resolve_tables(dataclasses.replace(loaded.config, tables=()), loaded.checkpoint.tables, {})
+        assert unhinted.tables == loaded.config.tables
+
+
+def test_a_feature_without_table_is_named_with_the_remedy(case: GoldenCase) -> None:
+    config = dataclasses.replace(case.config, tables=())
+    with pytest.raises(ConfigError, match=r"'user_id'.*\"embedding_tables\""):
+        resolve_tables(config, {n: table(n) for n in ("item_id", "item_category_id")}, {})
+
+
+def test_the_config_decides_over_names(case: GoldenCase) -> None:
+    listed = (TableConfig(name="shared", rows=5, dim=32, dtype="float16", features=case.config.embedding_features),)
+    config = dataclasses.replace(case.config, tables=listed)
+    resolved = resolve_tables(config, {n: table(n) for n in ("shared", "item_id", "user_id")}, {})
+    assert [t.name for t in resolved.tables] == ["shared"]
+
+
+def test_a_table_of_another_width_is_refused(case: GoldenCase) -> None:
+    wide = {t.name: table(t.name, dim=64) for t in case.config.tables}
+    with pytest.raises(ArtefactError, match="is 64 wide, the config's embedding dim is 32"):
+        resolve_tables(case.config, wide, {})
+
+
+def test_random_weights_are_seeded() -> None:
+    small = tuple(dataclasses.replace(t, rows=50) for t in debug().tables)
+    config = dataclasses.replace(debug(), tables=small)
+    a, b, other = (all_tensors(random_checkpoint(config, seed)) for seed in (5, 5, 6))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(a["_item_embedding_mlp.0.weight"], other["_item_embedding_mlp.0.weight"])
+    assert not torch.equal(a[TABLE_KEY.format("item_id")], other[TABLE_KEY.format("item_id")])
+
+
+def test_random_weights_need_table_sizes() -> None:
+    with pytest.raises(ConfigError, match="embedding_tables"):
+        random_checkpoint(dataclasses.replace(dlrm_v3(), tables=()), 1)
+
+
+def test_safetensors_without_tables_is_refused_for_a_ranking_model(tmp_path: Path, case: GoldenCase) -> None:
+    save_file({k: v for k, v in STATE.items() if "embeddings" not in k.split(".")}, tmp_path / "d.safetensors")
+    with pytest.raises(ConfigError, match="the checkpoint has none"):
+        resolve_tables(case.config, load_checkpoint(tmp_path / "d.safetensors").tables, {})

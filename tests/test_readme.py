@@ -1,0 +1,96 @@
+"""The README's commands run as they stand, and what it names exists."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hstu_trt.contract.cli import VERBS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+SCRIPT = ROOT / "tests" / "readme.sh"
+
+
+def run_readme(readme: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(SCRIPT), str(readme)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=540, check=False)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the tree with this environment as its .venv: what the commands write stays in there."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout: the list of files comes from git")
+    for name in filter(None, listing.stdout.split("\0")):
+        target = tmp_path / name
+        if (ROOT / name).is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target)
+    (tmp_path / ".venv").mkdir()
+    for part in Path(sys.prefix).iterdir():
+        (tmp_path / ".venv" / part.name).symlink_to(part)
+    (tmp_path / ".venv" / "installed").unlink(missing_ok=True)
+    (tmp_path / ".venv" / "installed").touch()
+    return tmp_path
+
+
+@pytest.mark.triton
+def test_the_commands_run(checkout):
+    result = run_readme(checkout / "README.md", checkout)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert "demo passed" in result.stdout
+
+
+def planted(*blocks: tuple[str, str]) -> str:
+    return "\n".join(f"text\n```{kind}\n{body}\n```" for kind, body in blocks)
+
+
+SERVER = "bash -c 'trap \"exit {code}\" TERM; echo ready; while :; do sleep 0.1; done'"
+
+PLANTED = {
+    "passes": (planted(("bash run", "true"), ("bash", "false"), ("text", "false")), 0, "1 blocks"),
+    "a failing command": (planted(("bash run", "true\nfalse\ntrue")), 1, "this block failed with exit code 1"),
+    "a failing pipe": (planted(("bash run", "false | cat")), 1, "this block failed"),
+    "no block": ("text", 1, "holds no block to run"),
+    "a server": (planted(("bash serve", SERVER.format(code=0)), ("bash run", "true")), 0, "2 blocks"),
+    "a server that dies": (planted(("bash serve", "echo planted cause")), 1, "planted cause"),
+    "a server that ends badly": (planted(("bash serve", SERVER.format(code=3))), 1, "ended with code 3 on SIGTERM"),
+    "a client that fails": (planted(("bash serve", SERVER.format(code=0)), ("bash run", "exit 4")), 1, "exit code 4"),
+}
+
+
+@pytest.mark.parametrize(("text", "code", "said"), PLANTED.values(), ids=PLANTED.keys())
+def test_the_script_can_fail(tmp_path, text, code, said):
+    (tmp_path / "planted.md").write_text(text)
+    result = run_readme(tmp_path / "planted.md", tmp_path)
+    assert result.returncode == code, result.stderr
+    assert said in result.stdout + result.stderr
+
+
+def test_files_in_code_spans_exist():
+    files = re.findall(r"`((?:[\w.]+/)+[\w.]+\.(?:py|md|sh|pbtxt|safetensors))`", README)
+    assert files
+    assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
+
+
+def test_every_verb_is_explained():
+    assert set(re.findall(r"`hstu-trt ([a-z]+)`", README)) == set(VERBS)
+
+
+def test_every_verb_that_is_called_exists():
+    assert set(re.findall(r"bin/hstu-trt ([a-z]+)", README)) <= set(VERBS)
