@@ -20,13 +20,13 @@ ONNX := build/onnx/$(MODEL)/$(PRECISION)
 DEPLOYMENT ?= build/deployments/$(MODEL)
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r t h; do printf '  %-10s %s\n' "$$t" "$$h"; done
-	@echo; echo '  e.g. make onnx MODEL=mine CONFIG=config.json WEIGHTS=checkpoint/ PRECISION=fp16; make install PYTHON=python3.12'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@echo; echo '  e.g. make onnx MODEL=mine CONFIG=config.json WEIGHTS=checkpoint/ PRECISION=fp16'
 
 install: $(INSTALLED)  ## make .venv/ with everything, the hstu-trt command included
 
-CHECK_PYTHON := import sys; v = sys.version_info[:2]; \
-  sys.exit(None if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, $(PYTHON) is %d.%d: call make PYTHON=python3.12" % v)
+CHECK_PYTHON := import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else \
+  "Python 3.10 to 3.12 is needed, $(PYTHON) is %d.%d: call make PYTHON=python3.12" % v)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv .venv
@@ -53,7 +53,9 @@ typecheck: install  ## types of every room
 	@mkdir -p build/links/hstu_trt && for room in $(ROOMS); do ln -sfn ../../../$$room build/links/hstu_trt/$$room; done
 	MYPYPATH=build/links $(BIN)/mypy --namespace-packages --explicit-package-bases $(ROOMS:%=-p hstu_trt.%)
 
-accuracy: install build/onnx/$(MODEL)/fp32/manifest.json build/onnx/$(MODEL)/fp16/manifest.json  ## PyTorch against ONNX Runtime, fp32 and fp16: tensors and ranking metrics
+PAIR := $(foreach p,fp32 fp16,build/onnx/$(MODEL)/$(p)/manifest.json)
+
+accuracy: install $(PAIR)  ## hold ONNX Runtime fp32 and fp16 against PyTorch fp32, scores and ranking metrics: MODEL=
 	$(BIN)/hstu-trt bench accuracy $(foreach p,fp32 fp16,--model-$(p) build/onnx/$(MODEL)/$(p)) --out build/accuracy/$(MODEL)
 
 onnx: install  ## export a checkpoint: MODEL= CONFIG= WEIGHTS= PRECISION=fp32|fp16

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hstu_trt.bench.accuracy_report import AccuracyReport, TensorFigure
-from hstu_trt.bench.chain import NORM, Chain, Composed, Fused, norm_tensor, open_runner, parse_norm
+from hstu_trt.bench.chain import NORM, Chain, Composed, Fused, norm_tensor, open_runner
 from hstu_trt.bench.comparator import Comparison, compare_runners
 from hstu_trt.bench.fidelity import Scores, task_figures
 from hstu_trt.bench.generate import DEFAULT_SEED, generate
 from hstu_trt.bench.metrics import teacher_labels
 from hstu_trt.bench.profiles import PROFILES
 from hstu_trt.bench.workload import Workload
+from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.features import Tensors, pack_request
 from hstu_trt.contract.gates import RANKING_GATES
@@ -151,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     fp32, fp16 = _read_pair(args.model_fp32, args.model_fp16)
     config = fp32.ranking_config
-    norm = parse_norm(args.attention_norm, config)
+    norm = parse_attention_norm(args.attention_norm, config)
     if norm is None:
         raise ConfigError("bench accuracy compares with one N for all batches: give --attention-norm fixed:<N>")
     profile = PROFILES[args.profile]()

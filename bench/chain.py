@@ -131,22 +131,6 @@ def _with_norm(model: ModelFolder) -> StageSpec:
     return StageSpec(ENSEMBLE, (*ranking.inputs, fused.tensor(NORM)), ranking.outputs)
 
 
-def parse_norm(text: str | None, config: HstuConfig) -> float | None:
-    """``fixed:<N>`` -> N; ``batch_max`` -> None, the longest sequence of each batch; None -> the config's N."""
-    if text is None:
-        return float(config.max_seq_len)
-    if text == "batch_max":
-        return None
-    kind, _, number = text.partition(":")
-    try:
-        value = float(number)
-    except ValueError:
-        value = 0.0
-    if kind != "fixed" or not 0 < value < float("inf"):
-        raise ConfigError(f"attention norm {text!r}: expected fixed:<N> with N > 0, or batch_max")
-    return value
-
-
 def norm_tensor(norm: float | None, config: HstuConfig, packed: Mapping[str, NDArray]) -> NDArray:
     """``attention_norm`` float32 [1] for a packed request."""
     return np.array([batch_max_norm(config, packed) if norm is None else norm], dtype=np.float32)

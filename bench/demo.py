@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 from hstu_trt.bench.accuracy import Variant, user_batches
-from hstu_trt.bench.chain import NORM, norm_tensor, parse_norm
+from hstu_trt.bench.chain import NORM, norm_tensor
 from hstu_trt.bench.traffic import Answers, send
 from hstu_trt.bench.workload import Workload
 from hstu_trt.contract import cli
+from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.contract.features import Tensors, pack_request
 from hstu_trt.contract.manifest import write_text_atomically
@@ -170,7 +171,7 @@ def torch_scores(deployment: Deployment, workload: Workload) -> NDArray:
     """Scores ``[candidates, tasks]`` of the whole workload by the PyTorch model, users in batches."""
     model = deployment.model
     config = model.ranking_config
-    norm = parse_norm(deployment.attention_norm, config)
+    norm = parse_attention_norm(deployment.attention_norm, config)
     scores = []
     with Variant(kind="torch", model=model, fused=False).open() as chain:
         for rows in user_batches(workload, model.limits):

@@ -18,10 +18,10 @@ from hstu_trt.bench.chain import (
     IdPolicy,
     norm_tensor,
     open_runner,
-    parse_norm,
     reference_token_order,
 )
 from hstu_trt.bench.files import jagged_features, read_tensors, write_tensors
+from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Tensors, offsets_of, pack_request
 from hstu_trt.contract.model import HstuConfig
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     """Parses, scores, writes."""
     args = _parser().parse_args(argv)
     model = read_model_folder(args.model)
-    norm = parse_norm(args.attention_norm, model.ranking_config)
+    norm = parse_attention_norm(args.attention_norm, model.ranking_config)
     packed = pack_file(model.ranking_config, args.inputs)
     scored = score(
         model,

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.config_json import config_to_json
 from hstu_trt.contract.errors import ArtefactError, ConfigError
@@ -29,9 +30,8 @@ from hstu_trt.serving.deployment import (
     Deployment,
     read_deployment,
 )
-from hstu_trt.serving.norm import parse_attention_norm
 from hstu_trt.serving.signature import ATTENTION_NORM, MODELS, signatures
-from hstu_trt.tables.host import POLICIES
+from hstu_trt.tables.ids import POLICIES
 
 FLAVOURS = ("cpu",)
 REPOSITORY = Path(__file__).resolve().parents[1] / "triton_repo"
@@ -54,7 +54,7 @@ class Options:
         if self.id_policy not in POLICIES:
             raise ConfigError(f"unknown id policy {self.id_policy!r}: choose from {', '.join(POLICIES)}")
         if self.attention_norm is not None:
-            parse_attention_norm(self.attention_norm)
+            parse_fixed_norm(self.attention_norm)
 
     def norm_text(self, model: ModelFolder) -> str:
         """The attention norm of the deployment, as ``fixed:N``."""

@@ -11,9 +11,9 @@ from hstu_trt.contract.features import Tensors, check_request, offsets_of
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.runner import Runner
 from hstu_trt.contract.tensors import ENSEMBLE, PADDING_ID
-from hstu_trt.serving.ids import apply_policy
 from hstu_trt.serving.signature import ATTENTION_NORM, OFFSETS
-from hstu_trt.tables.host import HostTables, OutputDtype, Policy
+from hstu_trt.tables.host import HostTables, OutputDtype
+from hstu_trt.tables.ids import Policy, apply_policy
 from numpy.typing import NDArray
 
 ID_GROUPS = ("uih", "candidate", "contextual")

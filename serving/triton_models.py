@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.errors import ConfigError, HstuTrtError, InputError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
-from hstu_trt.serving.norm import parse_attention_norm
 from hstu_trt.serving.signature import ATTENTION_NORM
 from hstu_trt.serving.stages import FusedStage, LookupStage, RunnerStage, Stage
-from hstu_trt.tables.host import POLICIES, Policy
+from hstu_trt.tables.ids import POLICIES, Policy
 from numpy.typing import NDArray
 
 
@@ -100,7 +100,7 @@ class StepModel(_StageModel):
     def _load(self, model: ModelFolder) -> None:
         runner = OnnxRuntimeRunner(model, self._name)
         needs_norm = any(spec.name == ATTENTION_NORM for spec in runner.spec.inputs)
-        norm = parse_attention_norm(self._parameter(ATTENTION_NORM)) if needs_norm else None
+        norm = parse_fixed_norm(self._parameter(ATTENTION_NORM)) if needs_norm else None
         self._runner = runner.__enter__()
         self._stage = RunnerStage(self._runner, norm)
 
@@ -113,7 +113,7 @@ class FusedModel(_TritonModel):
     """``ranking_fused``: all waiting requests that Triton hands over, run as one batch."""
 
     def _load(self, model: ModelFolder) -> None:
-        norm = parse_attention_norm(self._parameter(ATTENTION_NORM))
+        norm = parse_fixed_norm(self._parameter(ATTENTION_NORM))
         self._runner = OnnxRuntimeRunner(model, self._name).__enter__()
         self._stage = FusedStage(model, self._runner, norm, self._id_policy())
 

@@ -14,10 +14,9 @@ from typing import Literal
 import numpy as np
 from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.table_format import Shard, StoredTable, read_tables
+from hstu_trt.tables.ids import POLICIES, Policy, range_text
 from numpy.typing import NDArray
 
-Policy = Literal["reject", "clamp", "zero"]
-POLICIES: tuple[Policy, ...] = ("reject", "clamp", "zero")
 OutputDtype = Literal["float32", "float16"]
 REGENERATE = "hstu-trt export, or hstu-trt tables convert --table NAME=FILE --out {folder}"
 
@@ -73,7 +72,7 @@ class HostTables:
         out = np.empty((len(ids), stored.dim), dtype)
         bad = self._fill(stored, ids, out, policy, padding_id)
         if bad is not None:
-            raise InputError(f"tensor {what!r} holds {ids[bad]} at [{bad}]; {_range_text(stored)}")
+            raise InputError(f"tensor {what!r} holds {ids[bad]} at [{bad}]; {range_text(stored.name, stored.rows)}")
         return out
 
     def lookup_features(
@@ -106,7 +105,7 @@ class HostTables:
             if bad is not None:
                 raise InputError(
                     f"tensor {what!r} (feature {feature!r}) holds {ids[bad, column]} at [{bad}, {column}]; "
-                    f"{_range_text(table)}"
+                    f"{range_text(table.name, table.rows)}"
                 )
         return out
 
@@ -162,9 +161,3 @@ def _check_options(ids: NDArray, ndim: int, policy: str, dtype: str, what: str) 
         raise ConfigError(f"unknown id policy {policy!r}: choose from {', '.join(POLICIES)}")
     if dtype not in ("float32", "float16"):
         raise ConfigError(f"lookups answer float32 or float16, not {dtype!r}")
-
-
-def _range_text(table: StoredTable) -> str:
-    if not table.rows:
-        return f"table {table.name!r} has no rows"
-    return f"table {table.name!r} has {table.rows} rows, so its ids go from 0 to {table.rows - 1}"

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hstu_trt.bench.chain import Chain, parse_norm, reference_token_order
+from hstu_trt.bench.chain import Chain, reference_token_order
 from hstu_trt.bench.files import jagged_features, read_tensors, write_features, write_tensors
 from hstu_trt.bench.score import pack_file, score, with_stand_ins
 from hstu_trt.contract.cli import main
-from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.features import Jagged, pack_request
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.presets import debug
@@ -142,17 +141,3 @@ def test_chain_opens_and_closes_its_stages(fake_model: ModelFolder, fake_runner:
     with Chain(fake_model, stages):
         assert [stage.entered for stage in stages] == [1, 1, 1]
     assert [stage.entered for stage in stages] == [0, 0, 0]
-
-
-NORMS = {"fixed:100": 100.0, "fixed:0.5": 0.5, "batch_max": None, None: 512.0}
-
-
-@pytest.mark.parametrize("text", NORMS)
-def test_norms(text: str | None) -> None:
-    assert parse_norm(text, debug()) == NORMS[text]
-
-
-@pytest.mark.parametrize("text", ["", "fixed", "fixed:", "fixed:0", "fixed:-1", "fixed:nan", "fixed:inf", "max", "x:1"])
-def test_bad_norms(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"expected fixed:<N> with N > 0, or batch_max"):
-        parse_norm(text, debug())

@@ -17,7 +17,7 @@ def write(folder, config=None):
     (folder / "tables").mkdir()
     (folder / "tables/manifest.json").write_text("{}")
     (folder / "hstu.onnx").write_bytes(b"onnx")
-    return write_model_folder(
+    write_model_folder(
         folder,
         name="planted",
         config=config or debug(),
@@ -26,6 +26,7 @@ def write(folder, config=None):
         made_by="hstu-trt export",
         facts={"versions": {}},
     )
+    return read_model_folder(folder)
 
 
 @pytest.mark.parametrize("config", [debug(), RESEARCH])

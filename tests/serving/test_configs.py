@@ -1,11 +1,11 @@
 """The hand-written repository says what the contract says."""
 
 import pytest
+from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.presets import dlrm_v3
 from hstu_trt.contract.tensors import default_limits
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.assemble import REPOSITORY
-from hstu_trt.serving.norm import parse_attention_norm
 from hstu_trt.serving.signature import ATTENTION_NORM, MODELS, signatures
 
 CONFIGS = pbtxt.read_repository(REPOSITORY)
@@ -28,7 +28,7 @@ def test_version_folder_survives_git(name):
 
 def test_attention_norm_is_the_preset_s_longest_sequence():
     for name in ("hstu", "ranking_fused"):
-        assert parse_attention_norm(pbtxt.parameter(CONFIGS[name], ATTENTION_NORM)) == dlrm_v3().max_seq_len
+        assert parse_fixed_norm(pbtxt.parameter(CONFIGS[name], ATTENTION_NORM)) == dlrm_v3().max_seq_len
 
 
 def test_broken_config_names_file_and_line(tmp_path):

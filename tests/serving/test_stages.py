@@ -5,9 +5,9 @@ import pytest
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.tensors import FUSED
-from hstu_trt.serving.ids import apply_policy
 from hstu_trt.serving.requests import one_user, pack, sample
 from hstu_trt.serving.stages import FusedStage, LookupStage, RunnerStage
+from hstu_trt.tables.ids import apply_policy
 
 TABLE = TableConfig(name="items", rows=5, dim=4, dtype="float16", features=("a", "b"))
 

@@ -1,14 +1,17 @@
-"""The id policies for a graph that looks up by itself: ids are checked before the graph sees them."""
+"""Id policies: what happens to an id outside its table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model import TableConfig
-from hstu_trt.tables.host import Policy
 from numpy.typing import NDArray
+
+Policy = Literal["reject", "clamp", "zero"]
+POLICIES: tuple[Policy, ...] = ("reject", "clamp", "zero")
 
 
 def apply_policy(
@@ -37,6 +40,15 @@ def apply_policy(
         table = tables[column]
         raise InputError(
             f"tensor {what!r} (feature {features[column]!r}) holds {ids[row, column]} at [{row}, {column}]; "
-            f"table {table.name!r} has {table.rows} rows, so its ids go from 0 to {table.rows - 1}"
+            f"{range_text(table.name, table.rows)}"
         )
     return ids
+
+
+def range_text(table: str, rows: int) -> str:
+    """The ids of a table, for messages."""
+    return (
+        f"table {table!r} has {rows} rows, so its ids go from 0 to {rows - 1}"
+        if rows
+        else f"table {table!r} has no rows"
+    )
