@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+
 from hstu_trt.bench.generate import DEFAULT_SEED, generate_slots
 from hstu_trt.bench.lengths import length_histogram
 from hstu_trt.bench.profiles import PROFILES

@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.features import Tensors, batch_max_norm
 from hstu_trt.contract.model import HstuConfig
@@ -15,7 +17,6 @@ from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.runner import Runner
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, PADDING_ID, StageSpec, feature_columns
 from hstu_trt.tables.host import HostTables, OutputDtype
-from numpy.typing import NDArray
 
 IdPolicy = Literal["reject", "clamp", "zero"]
 RUNNERS = ("torch", "onnxruntime")

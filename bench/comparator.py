@@ -8,16 +8,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from hstu_trt.bench.chain import Composed
-from hstu_trt.contract.errors import InputError
-from hstu_trt.contract.features import Tensors
-from hstu_trt.contract.numerics import Report, compare
-from hstu_trt.contract.tensors import Dim
 from numpy.typing import NDArray
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator, RunResults, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
+
+from hstu_trt.bench.chain import Composed
+from hstu_trt.contract.errors import InputError
+from hstu_trt.contract.features import Tensors
+from hstu_trt.contract.numerics import Report, compare
+from hstu_trt.contract.tensors import Dim
 
 COMPARED = ("preds", "user_embeddings")
 

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.bench.accuracy import Variant, user_batches
 from hstu_trt.bench.chain import NORM, norm_tensor
 from hstu_trt.bench.traffic import Answers, send
@@ -40,7 +42,6 @@ from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.requests import one_user
 from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
-from numpy.typing import NDArray
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 FUSED_CLIENTS = 8

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from hstu_trt.bench.files import read_tensors
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.numerics import Report, Tolerance, compare
-from numpy.typing import NDArray
 
 GATE_EXIT_CODE = 1
 

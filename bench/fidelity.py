@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.bench import metrics
 from hstu_trt.contract.gates import RankingGates
 from hstu_trt.contract.model import TaskConfig
 from hstu_trt.contract.tensors import Precision
-from numpy.typing import NDArray
 
 TOP_K = 10
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.bench.lengths import LengthPlan, draw_lengths
 from hstu_trt.bench.popularity import draw_items
 from hstu_trt.bench.profiles import Profile
@@ -15,7 +17,6 @@ from hstu_trt.bench.workload import Workload, concatenate, gather
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.tensors import Limits
-from numpy.typing import NDArray
 
 Timestamps = Literal["real", "ones"]
 DEFAULT_SEED = 1001

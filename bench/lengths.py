@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from hstu_trt.contract.errors import ConfigError
 from numpy.typing import NDArray
+
+from hstu_trt.contract.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ ranks over the table, so that hot rows are not neighbours.
 from __future__ import annotations
 
 import numpy as np
-from hstu_trt.contract.errors import ConfigError
 from numpy.typing import NDArray
+
+from hstu_trt.contract.errors import ConfigError
 
 # Odd, so that multiplication by it is a bijection modulo any power of two.
 _MULTIPLIER = 0x9E3779B97F4A7C15

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.bench.chain import (
     NORM,
     RUNNERS,
@@ -27,7 +29,6 @@ from hstu_trt.contract.features import Tensors, offsets_of, pack_request
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, read_model_folder
 from hstu_trt.contract.tensors import PADDING_ID, Limits
-from numpy.typing import NDArray
 
 
 def main(argv: Sequence[str]) -> int:

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.tensors import FUSED
 from hstu_trt.serving.client import RankingClient
-from numpy.typing import NDArray
 
 PERCENTILES = (50, 90, 99)
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Jagged
 from hstu_trt.contract.model import HstuConfig
-from numpy.typing import NDArray
 
 Features = dict[str, Jagged]
 

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.tensors import PADDING_ID, Dim, Limits, StageSpec
-from numpy.typing import ArrayLike, NDArray
 
 Tensors = dict[str, NDArray]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from hstu_trt.contract.errors import GateError
 from numpy.typing import NDArray
+
+from hstu_trt.contract.errors import GateError
 
 
 @dataclass(frozen=True)

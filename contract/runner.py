@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
-from hstu_trt.contract.tensors import StageSpec
 from numpy.typing import NDArray
+
+from hstu_trt.contract.tensors import StageSpec
 
 
 @runtime_checkable

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.manifest import read_manifest, write_manifest
 from hstu_trt.contract.model import TableConfig
-from numpy.typing import NDArray
 
 TABLES_KIND = "tables"
 SHARD_TENSOR = "rows"

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
+
 from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError, InputError
 from hstu_trt.contract.features import check_request
 from hstu_trt.contract.model_folder import REGENERATE, TAPS, ModelFolder
 from hstu_trt.contract.tensors import FUSED, StageSpec, TensorSpec
 from hstu_trt.engines.split_users import join_users, one_user_feeds, user_count
 from hstu_trt.engines.stages import engine_spec
-from numpy.typing import NDArray
 
 ATTENTION_STAGES = ("hstu", FUSED, TAPS)
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32"}

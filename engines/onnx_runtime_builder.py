@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import onnxruntime
+
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.model_folder import REGENERATE, TABLES_FOLDER, ModelFolder
 from hstu_trt.engines.builders import BuiltStage

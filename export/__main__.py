@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shlex
 import sys
@@ -30,6 +31,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--precision", choices=[*PRECISIONS, "fp8"], default="fp32")
     p.add_argument("--out", type=Path, required=True, help="model folder to write")
     p.add_argument("--name", help="the model's name; default: the config file's folder or the preset")
+    p.add_argument(
+        "--table-rows", action="append", default=[], metavar="TABLE=ROWS", help="with random weights: a smaller table"
+    )
     limits = p.add_argument_group("limits (upper bounds of requests and optimisation profiles)")
     limits.add_argument("--max-users", type=int, help="users per request")
     limits.add_argument("--max-history", type=int, help="history events per user")
@@ -66,7 +70,7 @@ def _job(args: argparse.Namespace, argv: Sequence[str]):  # type: ignore[no-unty
     """Config and checkpoint, checked against each other. PyTorch is imported here, after the options are known good."""
     from hstu_trt.export.export_model import ExportJob, read_weights, split_item_table, table_hints, with_tables
 
-    config = load_config(args.config)
+    config = _with_table_rows(load_config(args.config), args)
     checkpoint = read_weights(config, args.weights)
     if not isinstance(config, HstuConfig):
         checkpoint = split_item_table(checkpoint)
@@ -79,6 +83,23 @@ def _job(args: argparse.Namespace, argv: Sequence[str]):  # type: ignore[no-unty
         precision=args.precision,
         made_by=shlex.join(["hstu-trt", "export", *argv]),
     )
+
+
+def _with_table_rows(config: AnyConfig, args: argparse.Namespace) -> AnyConfig:
+    """The config with ``--table-rows`` applied: a preset's tables may be larger than any disk at hand."""
+    if not args.table_rows:
+        return config
+    if not isinstance(config, HstuConfig) or not args.weights.startswith("random:"):
+        raise ConfigError("--table-rows goes with a ranking model and --weights random:SEED")
+    rows: dict[str, int] = {}
+    for option in args.table_rows:
+        name, _, count = option.partition("=")
+        if name not in {t.name for t in config.tables} or not count.isdigit() or int(count) < 1:
+            known = ", ".join(t.name for t in config.tables)
+            raise ConfigError(f"--table-rows {option}: expected TABLE=ROWS with a table of the config ({known})")
+        rows[name] = int(count)
+    tables = tuple(dataclasses.replace(t, rows=rows.get(t.name, t.rows)) for t in config.tables)
+    return dataclasses.replace(config, tables=tables)
 
 
 def _default_name(config: str) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from hstu_trt.contract.ops import RESEARCH_TIME_BUCKET_DIVISOR
 from torch import Tensor
+
+from hstu_trt.contract.ops import RESEARCH_TIME_BUCKET_DIVISOR
 
 
 @dataclass(frozen=True, kw_only=True)

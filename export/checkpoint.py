@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hstu_trt.contract.errors import ArtefactError
-from hstu_trt.export.safe_load import load_tensors
 from numpy.typing import NDArray
 from torch import Tensor
+
+from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.export.safe_load import load_tensors
 
 TABLE_PREFIX = "_embedding_collection.embeddings."
 TABLE_SUFFIX = ".weight"

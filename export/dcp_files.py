@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hstu_trt.contract.errors import ArtefactError
-from hstu_trt.export.safe_load import load_tensors
 from numpy.typing import NDArray
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.export.safe_load import load_tensors
 
 METADATA_FILE = ".metadata"
 

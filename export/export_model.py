@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+from torch import Tensor
+
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.manifest import MANIFEST_NAME
 from hstu_trt.contract.model import AnyConfig, HstuConfig, ResearchHstuConfig, TableConfig
@@ -32,6 +35,7 @@ from hstu_trt.contract.tensors import (
     research_specs,
     stage_specs,
 )
+from hstu_trt.contract.text import bytes_text
 from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
 from hstu_trt.export.model import DlrmHstu, cast_to
 from hstu_trt.export.onnx_export import (
@@ -44,7 +48,6 @@ from hstu_trt.export.onnx_export import (
 from hstu_trt.export.research import ITEM_TABLE, ITEM_TABLE_KEY, MASK_BUFFER, ResearchHstu, SequenceEncoderStage
 from hstu_trt.export.stages import TORCH_DTYPES, EmbeddingStage, FusedStage, HeadStage, HstuStage, Stage
 from hstu_trt.export.weights import check_action_weights, load_dense, random_checkpoint, resolve_tables
-from torch import Tensor
 
 RANDOM_SOURCE = "random:"
 
@@ -133,6 +136,7 @@ def _table_configs(job: ExportJob) -> tuple[TableConfig, ...]:
 
 def _write_tables(job: ExportJob, folder: Path, progress: Progress) -> dict[str, TableConfig]:
     """Writes each table as one shard: an ONNX initializer is one piece of one file."""
+    _check_disk(folder, _table_configs(job))
     stored = []
     for table in _table_configs(job):
         progress(f"writing table {table.name}: {table.rows} x {table.dim} {table.dtype}")
@@ -140,6 +144,16 @@ def _write_tables(job: ExportJob, folder: Path, progress: Progress) -> dict[str,
         stored.append(write_table(folder / TABLES_FOLDER, table, source.blocks(), shard_bytes=1 << 62))
     write_tables_manifest(folder / TABLES_FOLDER, stored, job.made_by, {"weights": job.checkpoint.source})
     return {table.name: table for table in _table_configs(job)}
+
+
+def _check_disk(folder: Path, tables: Iterable[TableConfig]) -> None:
+    needed = sum(t.rows * t.dim * np.dtype(t.dtype).itemsize for t in tables)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ArtefactError(
+            f"the tables need {bytes_text(needed)}, {folder.parent} has {bytes_text(free)} free; choose another --out"
+            " (with random weights, --table-rows makes a table smaller)"
+        )
 
 
 def build_ranking_model(config: HstuConfig, dense: Mapping[str, Tensor], source: str, precision: Precision) -> DlrmHstu:

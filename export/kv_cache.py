@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from hstu_trt.export.layers import StuStack, TokenLayout
 from torch import Tensor
+
+from hstu_trt.export.layers import StuStack, TokenLayout
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from hstu_trt.contract.model import HstuConfig
-from hstu_trt.export import torch_ops  # noqa: F401 - registers the torch ops used below
 from torch import Tensor, nn
 from torch.nn import functional
+
+from hstu_trt.contract.model import HstuConfig
+from hstu_trt.export import torch_ops  # noqa: F401 - registers the torch ops used below
 
 MLP_EPS = 1e-5
 STU_EPS = 1e-6

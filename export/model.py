@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
+from torch import Tensor, nn
+
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.export.layers import LayerNorm, StuStack, SwishLayerNorm, mlp
 from hstu_trt.export.preprocessor import PositionalEncoder, Preprocessor, full_layout
-from torch import Tensor, nn
 
 L2_NORM_EPS = 1e-6
 # The reference's circle: 2 * 3.14, not 2 * pi.

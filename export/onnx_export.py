@@ -12,15 +12,16 @@ from typing import Any
 
 import onnx
 import torch
+from onnx.defs import OpSchema
+from onnxscript.values import Op, Opset
+from torch import Tensor
+from torch.export import Dim as TorchDim
+
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.ops import EMBEDDING_LOOKUP, HSTU_ATTENTION, OpSpec
 from hstu_trt.contract.tensors import Dim, StageSpec, TensorSpec
 from hstu_trt.export.onnx_functions import OPSET, add_functions
 from hstu_trt.export.stages import TORCH_DTYPES, Stage
-from onnx.defs import OpSchema
-from onnxscript.values import Op, Opset
-from torch import Tensor
-from torch.export import Dim as TorchDim
 
 PRODUCER = "hstu-trt"
 # Tensors smaller than this stay in the .onnx file: constants that shape inference reads.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import onnx
 import onnx.parser
+
 from hstu_trt.contract.ops import (
     EMBEDDING_LOOKUP,
     HSTU_ATTENTION,
@@ -159,27 +160,32 @@ def _rows(side: str) -> list[str]:
 
 
 def _mask(form: AttentionForm) -> list[str]:
-    """bool [Tq, Tk]: which keys a query sees."""
+    """bool [Tq, Tk]: which keys a query sees. Pairs are compared in INT32, which halves the largest tensors."""
     return [
         *_mask_ids(form, "query"),
         *_mask_ids(form, "key"),
         "query_id_column = Unsqueeze (query_id, second)",
         "signed_distance = Sub (query_id_column, key_id)",
         "distance = Identity (signed_distance)" if form.causal else "distance = Abs (signed_distance)",
-        "before = Greater (distance, zero)",
+        "zero_id = Cast <to: int = 6> (zero)",
+        "before = Greater (distance, zero_id)",
         # The key row of a query: its own place among the keys.
         "own_prefix_begin = Gather (key_begins, query_user)",
         "own_prefix_row = Add (own_prefix_begin, query_local)",
         "own_candidate_row_0 = Sub (query_index, query_total)",
         "own_candidate_row = Add (own_candidate_row_0, key_total)",
         "own_row = Where (query_is_candidate, own_candidate_row, own_prefix_row)",
-        "own_row_column = Unsqueeze (own_row, second)",
-        "itself = Equal (own_row_column, key_index)",
+        "own_row_id = Cast <to: int = 6> (own_row)",
+        "own_row_column = Unsqueeze (own_row_id, second)",
+        "key_index_id = Cast <to: int = 6> (key_index)",
+        "itself = Equal (own_row_column, key_index_id)",
         "ordered = Or (before, itself)",
         *(_window(form) if form.window else ["windowed = Identity (ordered)"]),
         *(_contextual() if form.contextual else ["with_context = Identity (windowed)"]),
-        "query_user_column = Unsqueeze (query_user, second)",
-        "same_user = Equal (query_user_column, key_user)",
+        "query_user_id = Cast <to: int = 6> (query_user)",
+        "query_user_column = Unsqueeze (query_user_id, second)",
+        "key_user_id = Cast <to: int = 6> (key_user)",
+        "same_user = Equal (query_user_column, key_user_id)",
         "valid = And (with_context, same_user)",
     ]
 
@@ -187,26 +193,33 @@ def _mask(form: AttentionForm) -> list[str]:
 def _mask_ids(form: AttentionForm, side: str) -> list[str]:
     """Ids count from the first non-contextual token (contextual tokens are 0); candidates stand at the end."""
     if not form.contextual:
-        return [f"{side}_id = Identity ({side}_position)", f"{side}_end = Identity ({side}_prefix_length)"]
+        return [
+            f"{side}_id = Cast <to: int = 6> ({side}_position)",
+            f"{side}_end = Cast <to: int = 6> ({side}_prefix_length)",
+        ]
     lines = [
         "S_contextual = Constant <value_int: int = @contextual_seq_len> ()",
         "S_contextual_but_one = Sub (S_contextual, one)",
-        "S_end = Sub (S_prefix_length, S_contextual_but_one)",
+        "S_wide_end = Sub (S_prefix_length, S_contextual_but_one)",
         "S_shifted = Sub (S_position, S_contextual_but_one)",
         "S_counted = Max (S_shifted, zero)",
-        "S_raw_id = Where (S_is_candidate, S_end, S_counted)",
-        "S_id = Min (S_raw_id, S_end)",
+        "S_raw_id = Where (S_is_candidate, S_wide_end, S_counted)",
+        "S_wide_id = Min (S_raw_id, S_wide_end)",
+        "S_id = Cast <to: int = 6> (S_wide_id)",
+        "S_end = Cast <to: int = 6> (S_wide_end)",
     ]
     return [line.replace("S_", f"{side}_") for line in lines]
 
 
 def _window(form: AttentionForm) -> list[str]:
     near = [
-        "window = Constant <value_int: int = @max_attn_len> ()",
+        "wide_window = Constant <value_int: int = @max_attn_len> ()",
+        "window = Cast <to: int = 6> (wide_window)",
         "near_by_distance = LessOrEqual (distance, window)",
     ]
     tail = [
-        "tail_length = Constant <value_int: int = @min_full_attn_seq_len> ()",
+        "wide_tail_length = Constant <value_int: int = @min_full_attn_seq_len> ()",
+        "tail_length = Cast <to: int = 6> (wide_tail_length)",
         "tail_begin = Sub (query_end, tail_length)",
         "in_tail = GreaterOrEqual (query_id, tail_begin)",
         "in_tail_column = Unsqueeze (in_tail, second)",
@@ -218,7 +231,7 @@ def _window(form: AttentionForm) -> list[str]:
 
 def _contextual() -> list[str]:
     return [
-        "query_in_context = Equal (query_id_column, zero)",
+        "query_in_context = Equal (query_id_column, zero_id)",
         "key_in_prefix = Less (key_id, key_end)",
         "context_pair = And (query_in_context, key_in_prefix)",
         "with_context = Or (windowed, context_pair)",

@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor, nn
+
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.export.layers import TokenLayout, mlp, users_of
-from torch import Tensor, nn
 
 POSITION_BUCKETS = 8192
 TIME_BUCKETS = 2048

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from hstu_trt.contract.model import ResearchHstuConfig
 from hstu_trt.contract.tensors import StageSpec
 from hstu_trt.export.layers import users_of
 from hstu_trt.export.stages import Stage
-from torch import Tensor, nn
-from torch.nn import functional
 
 ITEM_TABLE = "item_id"
 PADDING_ITEM = 0

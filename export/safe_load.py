@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+
 from hstu_trt.contract.errors import ArtefactError
 
 

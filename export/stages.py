@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor, nn
+
 from hstu_trt.contract.model import HstuConfig, TableConfig
 from hstu_trt.contract.tensors import StageSpec
 from hstu_trt.export.model import DlrmHstu
-from torch import Tensor, nn
 
 TORCH_DTYPES = {
     "float16": torch.float16,

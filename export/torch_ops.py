@@ -6,9 +6,10 @@ The kernels registered here are plain PyTorch and run on any device; a GPU build
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from hstu_trt.contract.ops import TORCH_NAMESPACE
 from hstu_trt.export.attention import MaskOptions, RelativeBias, reference_attention
-from torch import Tensor
 
 
 @torch.library.custom_op(f"{TORCH_NAMESPACE}::attention", mutates_args=())

@@ -7,6 +7,9 @@ from types import TracebackType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder
@@ -15,8 +18,6 @@ from hstu_trt.contract.tensors import FUSED, RESEARCH_STAGE, float_dtype
 from hstu_trt.export.export_model import build_ranking_model, build_research_model
 from hstu_trt.export.research import ITEM_TABLE, SequenceEncoderStage
 from hstu_trt.export.stages import EmbeddingStage, FusedStage, HeadStage, HstuStage, Stage
-from numpy.typing import NDArray
-from torch import Tensor
 
 
 class TorchRunner:

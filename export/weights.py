@@ -9,12 +9,13 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import HstuConfig, TableConfig
 from hstu_trt.export.checkpoint import Checkpoint, TableSource
 from hstu_trt.export.model import DlrmHstu
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 _MAX_LISTED_KEYS = 12
 _RANDOM_BLOCK_ROWS = 1 << 16

@@ -18,6 +18,9 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpc_client
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.config_json import config_from_json
 from hstu_trt.contract.errors import ConfigError, HstuTrtError, InputError
@@ -27,8 +30,6 @@ from hstu_trt.contract.presets import PRESETS
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
-from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_URL = "127.0.0.1:8001"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.serving.signature import Port, Signature
-from tritonclient.grpc import model_config_pb2
 
 ModelConfig = Any
 """``inference.ModelConfig`` of Triton's protobuf, which is not typed."""

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Jagged, Tensors, pack_request
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.tensors import Limits
 from hstu_trt.serving.signature import OFFSETS
-from numpy.typing import NDArray
 
 Feature = Sequence[int] | NDArray
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpc_client
+from tritonclient.utils import InferenceServerException
+
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ArtefactError, GateError, HstuTrtError
 from hstu_trt.contract.numerics import TOLERANCES
@@ -38,7 +40,6 @@ from hstu_trt.serving.server import (
     plan_launch,
 )
 from hstu_trt.serving.signature import MODELS
-from tritonclient.utils import InferenceServerException
 
 READY_TIMEOUT_S = 120.0
 _POLL_S = 0.1

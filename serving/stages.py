@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Tensors, check_request, offsets_of
 from hstu_trt.contract.model_folder import ModelFolder
@@ -14,7 +16,6 @@ from hstu_trt.contract.tensors import ENSEMBLE, PADDING_ID
 from hstu_trt.serving.signature import ATTENTION_NORM, OFFSETS
 from hstu_trt.tables.host import HostTables, OutputDtype
 from hstu_trt.tables.ids import Policy, apply_policy
-from numpy.typing import NDArray
 
 ID_GROUPS = ("uih", "candidate", "contextual")
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
 from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.errors import ConfigError, HstuTrtError, InputError
 from hstu_trt.contract.features import Tensors
@@ -21,7 +23,6 @@ from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.signature import ATTENTION_NORM
 from hstu_trt.serving.stages import FusedStage, LookupStage, RunnerStage, Stage
 from hstu_trt.tables.ids import POLICIES, Policy
-from numpy.typing import NDArray
 
 
 class _TritonModel:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.manifest import read_document
 from hstu_trt.contract.model import TableConfig, TableDtype
@@ -22,7 +24,6 @@ from hstu_trt.contract.table_format import (
 )
 from hstu_trt.contract.text import bytes_text
 from hstu_trt.tables.sources import MatrixSource, open_matrix
-from numpy.typing import NDArray
 
 Progress = Callable[[str, int], None]
 """Told a table's name and the bytes of it just written."""

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.table_format import Shard, StoredTable, read_tables
 from hstu_trt.tables.ids import POLICIES, Policy, range_text
-from numpy.typing import NDArray
 
 OutputDtype = Literal["float32", "float16"]
 REGENERATE = "hstu-trt export, or hstu-trt tables convert --table NAME=FILE --out {folder}"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model import TableConfig
-from numpy.typing import NDArray
 
 Policy = Literal["reject", "clamp", "zero"]
 POLICIES: tuple[Policy, ...] = ("reject", "clamp", "zero")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
 from hstu_trt.contract.table_format import read_safetensors_header
-from numpy.typing import NDArray
 
 # numpy has no bfloat16: its bits are read as uint16 and widened to float32, which is exact.
 _BFLOAT16 = "BF16"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from hstu_trt.contract.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]

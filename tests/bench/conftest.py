@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from hstu_trt.contract.model_folder import TAPS, ModelFolder
 from hstu_trt.contract.presets import debug
 from hstu_trt.contract.tensors import FUSED, Limits, StageSpec

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from hstu_trt.bench import accuracy
 from hstu_trt.bench.accuracy import Variant, measure, user_batches
 from hstu_trt.bench.fidelity import Figure, Scores, task_figures

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from hstu_trt.bench import demo as whole_road
 from hstu_trt.bench.demo import Demo, accuracy_summary, finish, report
 from hstu_trt.bench.generate import generate

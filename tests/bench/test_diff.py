@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from hstu_trt.bench.files import jagged_features, read_tensors, write_features, write_tensors
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import InputError

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from hstu_trt.bench.lengths import (
     CLICK_BINS,
     CLICK_TAIL,

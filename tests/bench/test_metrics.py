@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+
 from hstu_trt.bench import metrics
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from hstu_trt.bench.popularity import draw_items, scatter_ranks, zipf_ranks
 from hstu_trt.contract.errors import ConfigError
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from hstu_trt.bench.chain import Chain, reference_token_order
 from hstu_trt.bench.files import jagged_features, read_tensors, write_features, write_tensors
 from hstu_trt.bench.score import pack_file, score, with_stand_ins

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from hstu_trt.bench.generate import generate, generate_slots
 from hstu_trt.bench.lengths import ConstLengths, StreamLengths
 from hstu_trt.bench.profiles import PROFILES, Profile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from hstu_trt.contract.attention_norm import parse_attention_norm, parse_fixed_norm
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.presets import debug

@@ -3,6 +3,7 @@
 import importlib
 
 import pytest
+
 from hstu_trt.contract import cli
 from hstu_trt.contract.errors import ArtefactError, ConfigError, GateError, HstuTrtError, InputError
 

@@ -4,12 +4,13 @@ import dataclasses
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hstu_trt.contract.config_json import config_from_json, config_to_json, load_config
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model import AttentionOptions, ContextualFeature, ResearchHstuConfig, TableConfig, TaskConfig
 from hstu_trt.contract.presets import PRESETS, debug
-from hypothesis import given
-from hypothesis import strategies as st
 
 counts = st.integers(1, 1 << 20)
 windows = st.integers(0, 1 << 16)

@@ -5,13 +5,14 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Jagged, batch_max_norm, check_finite, check_request, offsets_of, pack_request
 from hstu_trt.contract.model import ContextualFeature
 from hstu_trt.contract.presets import debug
 from hstu_trt.contract.tensors import PADDING_ID, Limits, stage_specs
-from hypothesis import given
-from hypothesis import strategies as st
 
 CONFIG = dataclasses.replace(
     debug(),

@@ -4,8 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hstu_trt.contract
 import pytest
+
+import hstu_trt.contract
 
 CONTRACT = Path(hstu_trt.contract.__file__).parent
 MODULES = sorted(f"hstu_trt.contract.{path.stem}" for path in CONTRACT.glob("[!_]*.py"))

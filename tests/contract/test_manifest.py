@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from hstu_trt.contract.errors import ArtefactError
-from hstu_trt.contract.manifest import json_digest, read_manifest, write_manifest, write_text_atomically
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.manifest import json_digest, read_manifest, write_manifest, write_text_atomically
 
 REGENERATE = "make onnx MODEL=planted"
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import pytest
+
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model import AttentionOptions, ContextualFeature, ResearchHstuConfig, TableConfig, TaskConfig
 from hstu_trt.contract.presets import PRESETS, debug, dlrm_v3

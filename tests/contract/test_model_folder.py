@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.model import ResearchHstuConfig
 from hstu_trt.contract.model_folder import contract_digest, onnx_stages, read_model_folder, write_model_folder

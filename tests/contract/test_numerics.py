@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from hstu_trt.contract.errors import GateError
 from hstu_trt.contract.numerics import TOLERANCES, Tolerance, check, compare
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, PRECISIONS, STAGES

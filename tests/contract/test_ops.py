@@ -1,6 +1,7 @@
 """Op specs: what ONNX nodes, torch ops and plugins agree on."""
 
 import pytest
+
 from hstu_trt.contract.model import AttentionOptions
 from hstu_trt.contract.ops import HSTU_ATTENTION, OPS
 

@@ -5,6 +5,9 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.table_format import (
@@ -15,8 +18,6 @@ from hstu_trt.contract.table_format import (
     write_table,
     write_tables_manifest,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 DIM = 3
 REGENERATE = "hstu-trt tables convert"

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model import ContextualFeature, ResearchHstuConfig
 from hstu_trt.contract.presets import PRESETS, debug

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+
 from hstu_trt.contract.model_folder import read_model_folder, write_model_folder
 from hstu_trt.contract.presets import debug
 from hstu_trt.contract.table_format import write_table, write_tables_manifest

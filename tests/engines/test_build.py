@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+
 from hstu_trt.contract.cli import main as command_line
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.manifest import read_manifest

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from hstu_trt.contract.cli import main as command_line
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.numerics import check

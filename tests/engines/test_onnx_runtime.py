@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError, InputError
 from hstu_trt.contract.runner import Runner
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner

@@ -8,14 +8,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
+from safetensors.torch import load_file
+from torch import Tensor
+
 from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.contract.ops import HSTU_ATTENTION, OP_DOMAIN
 from hstu_trt.export import torch_ops  # noqa: F401
 from hstu_trt.export.attention import MaskOptions, valid_pairs
 from hstu_trt.export.onnx_functions import OPSET, add_functions
-from onnx import TensorProto, helper
-from safetensors.torch import load_file
-from torch import Tensor
 
 TENSORS = load_file(golden.GOLDEN / "caseC" / "tensors.safetensors")
 README = golden.readme("caseC")

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import GOLDEN, GoldenCase, load_case, offsets, readme, to_split
+from safetensors.torch import load_file
+from torch import Tensor
+
 from hstu_trt.contract.model import AttentionOptions
 from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.export.export_model import build_ranking_model
@@ -16,8 +19,6 @@ from hstu_trt.export.layers import StuStack, TokenLayout
 from hstu_trt.export.model import DlrmHstu, TimestampPostprocessor
 from hstu_trt.export.stages import EmbeddingStage
 from hstu_trt.export.weights import load_dense
-from safetensors.torch import load_file
-from torch import Tensor
 
 
 def assert_close(name: str, actual: Tensor, expected: Tensor, stage: str, precision: str = "fp32") -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 import pytest
 from golden_cases import GOLDEN, GoldenCase, load_case
+from safetensors.numpy import load_file
+
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, onnx_stages, read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.contract.ops import OP_DOMAIN, OPS
 from hstu_trt.contract.tensors import FUSED, Dim
-from safetensors.numpy import load_file
 
 FILES = ("embedding_lookup", "hstu", "mlp_head", FUSED, TAPS)
 
@@ -169,3 +170,17 @@ def test_a_config_that_does_not_fit_is_said_in_words(tmp_path: Path, capsys: pyt
 
 def test_every_stage_has_a_file(model: ModelFolder) -> None:
     assert {p.stem for p in model.path.glob("*.onnx")} == {*onnx_stages(model.config), TAPS}
+
+
+def test_tables_beyond_the_disk_are_refused_before_writing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = ["--table-rows", f"item_id={10**15}"]
+    assert main(["export", "--config", "debug", "--weights", "random:1", *rows, "--out", str(tmp_path / "m")]) == 2
+    assert "the tables need" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["item_id", "item_id=", "item_id=0", "nothing=5", "item_id=-1"])
+def test_malformed_table_rows(option: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--config", "debug", "--weights", "random:1", "--out", str(tmp_path / "m")]
+    assert main(["export", *arguments, "--table-rows", option]) == 2
+    assert "expected TABLE=ROWS" in capsys.readouterr().err

@@ -10,6 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from golden_cases import GOLDEN, readme
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES, compare
@@ -17,8 +20,6 @@ from hstu_trt.contract.runner import Runner
 from hstu_trt.contract.tensors import RESEARCH_STAGE
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.export.torch_runner import TorchRunner
-from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 TENSORS = load_file(GOLDEN / "caseE_research" / "tensors.safetensors")
 CASES = readme("caseE_research")["cases"]

@@ -14,15 +14,16 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from golden_cases import GOLDEN, GoldenCase, load_case
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.presets import debug, dlrm_v3
 from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
 from hstu_trt.export.model import DlrmHstu
 from hstu_trt.export.weights import check_action_weights, load_dense, random_checkpoint, resolve_tables
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 
 STATE = load_file(GOLDEN / "caseA" / "state_dict.safetensors")
 TABLE_KEY = "_embedding_collection.embeddings.{}.weight"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder, write_model_folder
 from hstu_trt.contract.presets import debug
 from hstu_trt.contract.table_format import write_table, write_tables_manifest

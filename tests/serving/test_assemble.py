@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+
 from hstu_trt.contract.config_json import config_from_json
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.presets import debug

@@ -1,6 +1,7 @@
 """The hand-written repository says what the contract says."""
 
 import pytest
+
 from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.presets import dlrm_v3
 from hstu_trt.contract.tensors import default_limits

@@ -1,6 +1,7 @@
 """The cause of a failed start, out of the server's log."""
 
 import pytest
+
 from hstu_trt.serving.failure import MOST_LINES, cause_of_failure
 
 NOISE = """\

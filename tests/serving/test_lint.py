@@ -1,6 +1,7 @@
 """Every lint rule: silent on what assemble writes, and able to fail."""
 
 import pytest
+
 from hstu_trt.contract.errors import GateError
 from hstu_trt.serving import lint, pbtxt
 from hstu_trt.serving.assemble import Options, assemble

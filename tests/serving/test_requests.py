@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import check_request
 from hstu_trt.contract.presets import debug

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc_client
+from tritonclient.utils import InferenceServerException
+
 from hstu_trt.contract.errors import ArtefactError, InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES
@@ -26,7 +28,6 @@ from hstu_trt.serving.requests import RankRequest, one_user, pack, sample
 from hstu_trt.serving.serve import StartError, start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
 from hstu_trt.serving.stages import FusedStage, LookupStage, RunnerStage
-from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.triton
 BOTH = pytest.mark.parametrize("model", ["ranking", "ranking_fused"])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.tensors import FUSED

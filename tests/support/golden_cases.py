@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
 from hstu_trt.contract.config_json import load_config
 from hstu_trt.contract.features import Jagged, batch_max_norm, pack_request
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.export.checkpoint import Checkpoint, load_checkpoint
 from hstu_trt.export.export_model import table_hints
 from hstu_trt.export.weights import resolve_tables
-from safetensors.torch import load_file
-from torch import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -6,11 +6,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from hstu_trt.contract.cli import main as command_line
 from hstu_trt.tables import __main__ as verbs
 from hstu_trt.tables import convert as convert_module
 from hstu_trt.tables.host import HostTables
-from safetensors.numpy import save_file
 
 ITEMS = np.random.default_rng(0).normal(size=(11, 4)).astype(np.float32)
 KINDS = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float16)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.table_format import write_table, write_tables_manifest

@@ -6,6 +6,9 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.table_format import (
@@ -17,8 +20,6 @@ from hstu_trt.contract.table_format import (
 )
 from hstu_trt.tables.host import HostTables
 from hstu_trt.tables.sources import open_matrix
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 FEW = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
