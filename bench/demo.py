@@ -45,6 +45,7 @@ from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 FUSED_CLIENTS = 8
+MAX_HISTORY = "256"  # the longest history of the CI workload; the checkpoint's own config stops at 128
 SHOWN_CANDIDATES = 5
 MIN_SHOWN_HISTORY = 20
 STEPS = 8
@@ -102,7 +103,8 @@ def run(demo: Demo) -> None:
     for precision in ("fp32", "fp16"):
         with demo.step(f"checkpoint -> ONNX, {precision}"):
             source = ("--config", shown(GOLDEN / "caseA" / "config.json"), "--weights", shown(GOLDEN / "ckptA"))
-            demo.verb("export", *source, "--precision", precision, "--out", demo.onnx(precision), "--name", "demo")
+            options = ("--precision", precision, "--max-history", MAX_HISTORY, "--name", "demo")
+            demo.verb("export", *source, *options, "--out", demo.onnx(precision))
     requests = ("--requests", str(demo.requests))
     with demo.step("workload"):
         demo.verb("bench", "workload", "--model", demo.onnx("fp32"), *requests, "--out", demo.folder / "workload")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,10 +43,13 @@ def send(url: str, model: str, requests: Sequence[Tensors], *, clients: int) -> 
     """
     scores: list[NDArray] = [np.empty(0)] * len(requests)
     latency_ms = np.zeros(len(requests))
+    stop = threading.Event()
 
     def work(first: int) -> None:
         with RankingClient(url, model) as client:
             for index in range(first, len(requests), clients):
+                if stop.is_set():
+                    return
                 began = time.perf_counter()
                 answer = client.infer(requests[index])
                 latency_ms[index] = 1e3 * (time.perf_counter() - began)
@@ -53,5 +57,9 @@ def send(url: str, model: str, requests: Sequence[Tensors], *, clients: int) -> 
 
     began = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(work, range(clients)))
+        try:
+            list(pool.map(work, range(clients)))
+        finally:
+            # An error of one client, or an interrupt, ends the others after the request at hand.
+            stop.set()
     return Answers(clients=clients, scores=scores, latency_ms=latency_ms, seconds=time.perf_counter() - began)

@@ -89,3 +89,4 @@ def test_every_verb_tells_how_it_is_used(capsys, verb):
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_a_wrong_option_is_exit_code_2(capsys, verb):
     assert exit_code([verb, "--no-such-option"]) == 2
+    assert f"hstu-trt {verb}" in capsys.readouterr().err

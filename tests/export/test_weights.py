@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import pickle
 import shutil
@@ -16,12 +17,13 @@ import torch.distributed.checkpoint as dcp
 from golden_cases import GOLDEN, GoldenCase, load_case
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, ChunkStorageMetadata, TensorStorageMetadata
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.presets import debug, dlrm_v3
 from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
+from hstu_trt.export.dcp_files import _MetadataUnpickler
 from hstu_trt.export.model import DlrmHstu
 from hstu_trt.export.weights import check_action_weights, load_dense, random_checkpoint, resolve_tables
 
@@ -161,6 +163,27 @@ def test_hostile_pickles_are_refused_and_never_run(sharded: tuple[Path, Tensor],
         checkpoint = load_checkpoint(folder / place if place == "state.pt" else folder)
         rows(checkpoint.tables["item_id"])
     assert not trace.exists()
+
+
+class Lookup:
+    """Pickles as ``getattr(owner, name)``, as early releases of Python 3.11 pickle enum members."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.arguments = (owner, name)
+
+    def __reduce__(self) -> tuple:
+        return getattr, self.arguments
+
+
+def test_enum_members_pickled_as_attributes_are_read() -> None:
+    pickled = pickle.dumps([Lookup(_MEM_FORMAT_ENCODING, "TORCH_CHANNELS_LAST")])
+    assert _MetadataUnpickler(io.BytesIO(pickled)).load() == [_MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(_MEM_FORMAT_ENCODING, "__init__"), (torch.Size, "count"), ("", "join")])
+def test_other_attributes_are_not(owner: object, name: str) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="which no checkpoint index needs"):
+        _MetadataUnpickler(io.BytesIO(pickle.dumps(Lookup(owner, name)))).load()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"garbage" * 100])
