@@ -31,7 +31,7 @@ CHECK_PYTHON := import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]' && touch $@
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]' && touch $@
 
 demo: install  ## checkpoint -> ONNX -> Triton -> ranked candidates, checked on the way
 	$(BIN)/hstu-trt bench demo
