@@ -1,8 +1,8 @@
 """Building engines: an exported model and a target -> a folder that its runners execute.
 
     OUT/
-      manifest.json       kind "engines": target, builder, precision, versions, digest of the model, load times
-      <what the builder writes>
+      manifest.json       kind "engines": target, builder, precision, versions, model and its digest, load times
+      <engines>           what the builder writes; nothing for ONNX Runtime, which runs the model folder's own files
 
 A folder is named by what went into it: building again with the same model, target and builder changes nothing.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.manifest import json_digest, read_document, read_manifest, write_manifest
-from hstu_trt.contract.model_folder import REGENERATE, TABLES_FOLDER, ModelFolder, contract_digest, read_model_folder
+from hstu_trt.contract.model_folder import REGENERATE, ModelFolder, contract_digest, read_model_folder
 from hstu_trt.contract.staging import staged_folder
 from hstu_trt.contract.table_format import read_tables
 from hstu_trt.engines.builders import Builder, BuiltStage
@@ -91,8 +91,6 @@ def stages_up_to_date(plan: BuildPlan) -> list[BuiltStage] | None:
         return None
     try:
         read_manifest(plan.out, kind=ENGINES_KIND, regenerate=plan.command)
-        if (plan.out / TABLES_FOLDER).is_dir():
-            read_tables(plan.out / TABLES_FOLDER, regenerate=plan.command)
         return [BuiltStage(**entry) for entry in document["stages"]]
     except (ArtefactError, KeyError, TypeError):
         return None
@@ -113,7 +111,7 @@ def _facts(plan: BuildPlan, stages: Sequence[BuiltStage]) -> dict[str, Any]:
         "builder": plan.builder.name,
         "precision": plan.model.precision,
         "versions": {"python": platform.python_version(), **plan.builder.versions()},
-        "model": {"name": plan.model.name, "digest": plan.model.digest},
+        "model": {"name": plan.model.name, "folder": str(plan.model.path), "digest": plan.model.digest},
         "contract": contract_digest(plan.model.specs),
         "stages": [vars(stage) for stage in stages],
     }

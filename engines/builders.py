@@ -15,7 +15,7 @@ class BuiltStage:
 
     stage: str
     file: str
-    """Relative to the folder."""
+    """What the runner opens: a path, relative to the engines folder if it lies there."""
     bytes: int
     load_s: float
     """Seconds to load it once when it was built."""
@@ -33,6 +33,6 @@ class Builder(Protocol):
     def build(self, model: ModelFolder, out: Path) -> tuple[list[BuiltStage], list[str]]:
         """Builds every stage into the empty folder ``out`` and loads it once.
 
-        Returns the stages and all files, relative to ``out``. Raises ArtefactError.
+        Returns the stages, and the files it wrote, relative to ``out``. Raises ArtefactError.
         """
         ...
