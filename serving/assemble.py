@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.config_json import config_to_json
 from hstu_trt.contract.errors import ArtefactError, ConfigError
-from hstu_trt.contract.manifest import MANIFEST_NAME, write_manifest, write_text_atomically
+from hstu_trt.contract.manifest import MANIFEST_NAME, read_document, write_manifest, write_text_atomically
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.staging import staged_folder
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
@@ -46,7 +47,6 @@ class Options:
     attention_norm: str | None = None
     """``fixed:N``; None means the model's ``max_seq_len``."""
     id_policy: str = "reject"
-    repository: Path = REPOSITORY
 
     def __post_init__(self) -> None:
         if self.flavour not in FLAVOURS:
@@ -63,10 +63,10 @@ class Options:
 
 def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.ModelConfig]:
     """The repository's configs with the model's widths, dtypes, inputs and parameters. Raises ArtefactError."""
-    configs = pbtxt.read_repository(options.repository)
+    configs = pbtxt.read_repository(REPOSITORY)
     missing = set(MODELS) - set(configs)
     if missing:
-        raise ArtefactError(f"{options.repository} lacks the models {', '.join(sorted(missing))}")
+        raise ArtefactError(f"{REPOSITORY} lacks the models {', '.join(sorted(missing))}")
     configs = {name: configs[name] for name in MODELS}
     wanted = signatures(model.ranking_config, model.limits, model.precision)
     parameters = {
@@ -91,7 +91,7 @@ def assemble(model: ModelFolder, out: Path, options: Options) -> Deployment:
     with staged_folder(out) as folder:
         (folder / MODEL_LINK).symlink_to(model.path.resolve(), target_is_directory=True)
         for name, config in configs.items():
-            _write_model(options.repository / name, folder / REPOSITORY_FOLDER / name, config)
+            _write_model(REPOSITORY / name, folder / REPOSITORY_FOLDER / name, config)
         lint.require_clean(folder / REPOSITORY_FOLDER, model)
         _write_deployment_manifest(folder, out, model, options)
     return read_deployment(out, verify=False)
@@ -99,8 +99,12 @@ def assemble(model: ModelFolder, out: Path, options: Options) -> Deployment:
 
 def _refuse_foreign_folder(out: Path) -> None:
     """A deployment is replaced, anything else is kept."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / REPOSITORY_FOLDER).is_dir())):
-        raise ConfigError(f"{out} exists and is not a deployment; choose another --out")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        read_document(out, kind=DEPLOYMENT_KIND, regenerate="")
+    except ArtefactError:
+        raise ConfigError(f"{out} exists and is not a deployment; choose another --out") from None
 
 
 def _write_model(source: Path, target: Path, config: pbtxt.ModelConfig) -> None:
@@ -138,7 +142,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--flavour", choices=FLAVOURS, default="cpu", help="how the models run (default: cpu)")
     parser.add_argument("--attention-norm", metavar="fixed:N", help="N of the attention's 1/N (default: max_seq_len)")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table (default: reject)")
-    parser.add_argument("--repository", type=Path, default=REPOSITORY, help="model repository (default: triton_repo)")
     parser.add_argument("--out", type=Path, required=True, help="deployment folder to write")
     parser.add_argument("--dry-run", action="store_true", help="print the difference to the repository, write nothing")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -148,12 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """The ``assemble`` verb."""
     args = _parser().parse_args(argv)
-    options = Options(
-        flavour=args.flavour,
-        attention_norm=args.attention_norm,
-        id_policy=args.id_policy,
-        repository=args.repository,
-    )
+    options = Options(flavour=args.flavour, attention_norm=args.attention_norm, id_policy=args.id_policy)
     model = read_model_folder(args.model)
     if args.dry_run:
         return _print_differences(model, options, as_json=args.json)
@@ -166,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _print_differences(model: ModelFolder, options: Options, *, as_json: bool) -> int:
-    before = pbtxt.read_repository(options.repository)
+    before = pbtxt.read_repository(REPOSITORY)
     fitted = fitted_configs(model, options)
     differences = {name: pbtxt.difference(name, before[name], config) for name, config in fitted.items()}
     print(json.dumps(differences) if as_json else "\n".join(filter(None, differences.values())))
@@ -192,7 +190,7 @@ def _print_deployment(deployment: Deployment, out: Path) -> None:
     print(f"  models          {', '.join(MODELS)}")
     print(f"  attention norm  {deployment.attention_norm}")
     print(f"  ids             {deployment.id_policy} those outside a table")
-    print(f"serve it with: hstu-trt serve --deployment {os.path.relpath(out)}")
+    print(f"serve it with: hstu-trt serve --deployment {shlex.quote(os.path.relpath(out))}")
 
 
 if __name__ == "__main__":

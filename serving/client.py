@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import queue
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
@@ -99,18 +99,23 @@ class RankingClient:
         """Sends tensors as they are and returns ``preds``."""
         return self._receive(self._send(tensors))
 
-    def _send(self, tensors: Tensors) -> _Future:
+    def _send(self, tensors: Tensors) -> Future[tuple[Any, Any]]:
+        """The future (result, error) of a request; gRPC sets the error after the timeout."""
         inputs = []
         for name, array in tensors.items():
             tensor = grpc_client.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
             tensor.set_data_from_numpy(np.ascontiguousarray(array))
             inputs.append(tensor)
-        future = _Future()
-        self._client.async_infer(self.model, inputs, future.set, client_timeout=self._timeout_s)
+        future: Future[tuple[Any, Any]] = Future()
+
+        def answered(result: Any, error: Any) -> None:
+            future.set_result((result, error))
+
+        self._client.async_infer(self.model, inputs, answered, client_timeout=self._timeout_s)
         return future
 
-    def _receive(self, future: _Future) -> NDArray:
-        result, error = future.get(self._timeout_s)
+    def _receive(self, future: Future[tuple[Any, Any]]) -> NDArray:
+        result, error = future.result()
         if error is not None:
             raise self._translated(error)
         scores: NDArray = result.as_numpy("preds")
@@ -139,20 +144,6 @@ class RankingClient:
             "DEADLINE_EXCEEDED": f"; no answer within {self._timeout_s:g} s",
         }.get(status.rpartition(".")[2], "")
         return ServerError(f"{self.model} at {self._url}: {message} ({status.rpartition('.')[2]}){hint}")
-
-
-class _Future:
-    """The answer to one asynchronous request."""
-
-    def __init__(self) -> None:
-        self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-
-    def set(self, result: Any, error: Any) -> None:
-        self._answers.put((result, error))
-
-    def get(self, timeout_s: float) -> tuple[Any, Any]:
-        """(result, error) once it is there; gRPC itself answers with an error after the timeout."""
-        return self._answers.get(timeout=timeout_s + 5)
 
 
 def ranked_text(config: HstuConfig, request: RankRequest, scores: NDArray) -> str:

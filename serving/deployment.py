@@ -52,7 +52,10 @@ def read_deployment(folder: Path, *, verify: bool = True) -> Deployment:
     document = read_manifest(folder, kind=DEPLOYMENT_KIND, regenerate=regenerate, verify=verify)
     link = folder / MODEL_LINK
     if not link.exists():
-        raise ArtefactError(f"{link} leads nowhere: the model folder was moved; make it again with: {regenerate}")
+        raise ArtefactError(
+            f"{link} leads nowhere: its model folder {link.resolve()} was moved or deleted; "
+            f"make it again with: {regenerate}"
+        )
     model = read_model_folder(link.resolve(), verify=verify)
     try:
         deployment = Deployment(
@@ -67,6 +70,7 @@ def read_deployment(folder: Path, *, verify: bool = True) -> Deployment:
         raise ArtefactError(f"{folder}: its manifest lacks {error}; make it again with: {regenerate}") from None
     if digest != model.digest:
         raise ArtefactError(
-            f"{folder} was assembled for another export of {model.path}; make it again with: {regenerate}"
+            f"{folder} was assembled for another export of {model.path}; "
+            f"make it again with: {document.get('made_by', regenerate)}"
         )
     return deployment

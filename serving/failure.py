@@ -10,12 +10,21 @@ _PREFIX = re.compile(r"^[EFW]\d{4} [\d:.]+ \d+ \S+\] ?")
 _FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)'(?: version \d+)?: (?P<cause>.*)")
 # What the Python backend puts around the message of an exception; its line breaks come escaped.
 _WRAPPING = re.compile(r"^Internal: (?:TritonModelException: )?|\\n\\nAt:\\n.*$")
+# What no logger wrote, such as "Segmentation fault": neither a log line nor a row of Triton's tables.
+_PLAIN = re.compile(r"(?![EFIW]\d{4} |[+|]|\s*$)")
 # Follow-ups of a failed start that name no cause.
-_NOISE = ("CudaDriverHelper", "NVML", "pinned system memory", "failed to load all models", "DCGM")
+_NOISE = (
+    "CudaDriverHelper",
+    "NVML",
+    "pinned system memory",
+    "failed to load all models",
+    "DCGM",
+    "CUDA driver version",
+)
 
 
 def cause_of_failure(log: Path) -> list[str]:
-    """At most ``MOST_LINES`` lines: each failed model with its error, else the last errors of the log."""
+    """At most ``MOST_LINES`` lines: each failed model with its error, else the last errors, else what is no log."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
@@ -31,4 +40,4 @@ def cause_of_failure(log: Path) -> list[str]:
             failed.setdefault(match["model"], _WRAPPING.sub("", match["cause"]))
         errors.append(text)
     found = [f"model {model!r}: {cause}" for model, cause in failed.items()]
-    return (found or errors or [line for line in lines if line.strip()])[-MOST_LINES:]
+    return (found or errors or [line for line in lines if _PLAIN.match(line)])[-MOST_LINES:]

@@ -65,7 +65,7 @@ def ports_of(ports: Iterable[Any]) -> tuple[Port, ...]:
 
 
 def fit(config: ModelConfig, signature: Signature) -> None:
-    """Sets dtypes, dims and ragged flags of a config in place, and removes tensors that the model does not have."""
+    """Sets batch size, dtypes and dims of a config in place, and removes tensors that the model does not have."""
     config.max_batch_size = signature.max_batch_size
     _fit_ports(config.name, config.input, signature.inputs)
     _fit_ports(config.name, config.output, signature.outputs)

@@ -47,16 +47,22 @@ def _jagged(users: Sequence[Mapping[str, Feature]]) -> dict[str, Jagged]:
         lacking = [index for index, user in enumerate(users) if name not in user]
         if lacking:
             raise InputError(f"feature {name!r} is given for user 0, but not for user {lacking[0]}")
-        parts = [np.asarray(user[name]) for user in users]
-        for index, part in enumerate(parts):
-            if part.ndim != 1 or (part.size and not np.issubdtype(part.dtype, np.integer)):
-                raise InputError(
-                    f"feature {name!r} of user {index} must be a list of integers, "
-                    f"got {part.dtype} of shape {list(part.shape)}"
-                )
-        values = np.concatenate([part.astype(np.int64) for part in parts])
-        features[name] = Jagged.of(name, values, [part.size for part in parts])
+        parts = [_integers(user[name], f"feature {name!r} of user {index}") for index, user in enumerate(users)]
+        features[name] = Jagged.of(name, np.concatenate(parts), [part.size for part in parts])
     return features
+
+
+def _integers(values: Feature, what: str) -> NDArray:
+    """Values as int64 ``[n]``. Raises InputError."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of unequal lengths
+        raise InputError(f"{what} must be a flat list of integers") from None
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
+        raise InputError(f"{what} must be a list of integers, got {array.dtype} of shape {list(array.shape)}")
+    if array.size and array.max() > np.iinfo(np.int64).max:
+        raise InputError(f"{what} holds {array.max()} at [{array.argmax()}], which is no int64")
+    return array.astype(np.int64)
 
 
 def one_user(packed: Tensors) -> Tensors:

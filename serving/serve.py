@@ -20,8 +20,10 @@ import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException
 
 from hstu_trt.contract.cli import run_verb
-from hstu_trt.contract.errors import ArtefactError, GateError, HstuTrtError
+from hstu_trt.contract.errors import GateError, HstuTrtError
+from hstu_trt.contract.model_folder import REGENERATE
 from hstu_trt.contract.numerics import TOLERANCES
+from hstu_trt.contract.table_format import read_tables
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint
 from hstu_trt.serving.client import RankingClient, ServerError
@@ -66,9 +68,14 @@ class Ready:
     """Largest difference of the canary's scores between the ensemble and the fused model."""
 
 
-def check(deployment: Deployment) -> None:
-    """What can be known before a launch. Raises GateError that lists the findings."""
-    lint.require_clean(deployment.repository, deployment.model)
+def check(deployment: Deployment, *, hash_tables: bool = False) -> None:
+    """What can be known before a launch; hashing the tables reads them whole, so only ``--check`` does.
+
+    Raises ArtefactError, or GateError that lists the findings of the lint.
+    """
+    model = deployment.model
+    read_tables(model.tables, regenerate=REGENERATE.format(folder=model.path), verify=hash_tables)
+    lint.require_clean(deployment.repository, model)
 
 
 def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIMEOUT_S) -> tuple[ServerProcess, Ready]:
@@ -76,7 +83,7 @@ def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIM
     began = time.monotonic()
     process = ServerProcess(plan)
     try:
-        version = _wait_until_ready(process, began + timeout_s)
+        version = _wait_until_ready(process, timeout_s)
         difference = _canary(deployment, plan.url)
     except BaseException as error:
         process.drain(timeout_s=5)
@@ -86,10 +93,10 @@ def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIM
     return process, Ready(version=version, seconds=time.monotonic() - began, canary_difference=difference)
 
 
-def _wait_until_ready(process: ServerProcess, deadline: float) -> str:
+def _wait_until_ready(process: ServerProcess, timeout_s: float) -> str:
     """Returns the server's version once every model is ready."""
     client = grpc_client.InferenceServerClient(process.plan.url)
-    waiting = list(MODELS)
+    waiting, deadline = list(MODELS), time.monotonic() + timeout_s
     try:
         while time.monotonic() < deadline:
             if process.exit_code is not None:
@@ -100,7 +107,7 @@ def _wait_until_ready(process: ServerProcess, deadline: float) -> str:
             time.sleep(_POLL_S)
     finally:
         client.close()
-    raise _start_error(f"models not ready in time: {', '.join(waiting)}", process.plan)
+    raise _start_error(f"models not ready after {timeout_s:g} s: {', '.join(waiting)}", process.plan)
 
 
 def _is_ready(client: Any, model: str) -> bool:
@@ -153,7 +160,7 @@ def _stop_on_signals() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hstu-trt serve", description="Launch Triton on a deployment.")
     parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
-    parser.add_argument("--check", action="store_true", help="verify and lint only")
+    parser.add_argument("--check", action="store_true", help="verify every file, the tables too, lint, and stop")
     parser.add_argument("--dry-run", action="store_true", help="print the server's command line only")
     parser.add_argument("--json", action="store_true", help="print what is served as one JSON line")
     parser.add_argument("--tritonserver", type=Path, help="binary (default: NGC install, else nvidia-pytriton wheel)")
@@ -168,31 +175,18 @@ def main(argv: Sequence[str]) -> int:
     """The ``serve`` verb."""
     args = _parser().parse_args(argv)
     deployment = read_deployment(args.deployment)
-    check(deployment)
+    check(deployment, hash_tables=args.check)
     if args.check:
-        print(
-            json.dumps({"ok": True})
-            if args.json
-            else f"{args.deployment}: files verified, {len(lint.RULES)} rules kept"
-        )
+        text = f"{args.deployment}: files and tables verified, {len(lint.RULES)} rules kept"
+        print(json.dumps({"ok": True}) if args.json else text)
         return 0
     server = find_tritonserver(args.tritonserver)
     listen = Listen(address=args.address, grpc_port=args.grpc_port, metrics_port=args.metrics_port)
-    plan = plan_launch(server, deployment.repository, _run_folder(deployment), listen)
+    plan = plan_launch(server, deployment.repository, deployment.run, listen)
     if args.dry_run:
         _print_plan(plan, as_json=args.json)
         return 0
     return _serve(deployment, server, plan, args)
-
-
-def _run_folder(deployment: Deployment) -> Path:
-    try:
-        deployment.run.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ArtefactError(
-            f"{deployment.path} is not writable ({error.strerror}); serve needs {deployment.run}"
-        ) from None
-    return deployment.run
 
 
 def _serve(deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args: argparse.Namespace) -> int:

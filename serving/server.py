@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,10 @@ SAFE_HTTP_VERSION = (2, 69)
 _CLOSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
 _PYTHON_BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
 _STUB = "triton_python_backend_stub"
+# Becomes its arguments after asking the kernel (PR_SET_PDEATHSIG) for a SIGTERM when we are gone, killed outright say.
+_TIED_TO_US = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +52,8 @@ def find_tritonserver(given: Path | None = None) -> Tritonserver:
     Raises ArtefactError that says how to get one.
     """
     if given is not None:
-        if not given.is_file():
-            raise ArtefactError(f"--tritonserver {given}: no such file")
+        if not (given.is_file() and os.access(given, os.X_OK)):
+            raise ArtefactError(f"--tritonserver {given}: no such program")
         root = given.resolve().parents[1]
         return Tritonserver(binary=given.resolve(), wheel=root if (root / "python_backend_stubs").is_dir() else None)
     if NGC_BINARY.is_file():
@@ -94,7 +99,7 @@ class Listen:
 def plan_launch(server: Tritonserver, repository: Path, run_folder: Path, listen: Listen) -> LaunchPlan:
     """Chooses the ports and prepares the backends folder in ``run_folder``. Raises ArtefactError or ConfigError."""
     port = choose_port(listen.address, listen.grpc_port)
-    run_folder.mkdir(parents=True, exist_ok=True)
+    _make_run_folder(run_folder)
     flags = [
         f"--model-repository={repository}",
         "--model-control-mode=none",
@@ -120,27 +125,34 @@ def plan_launch(server: Tritonserver, repository: Path, run_folder: Path, listen
     )
 
 
+def _make_run_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ArtefactError(f"cannot write to {folder} ({error.strerror}); the server's log goes there") from None
+
+
 def choose_port(address: str, wanted: int | None) -> int:
-    """The wanted port, or a free one. Raises ConfigError when the wanted port is taken."""
-    if wanted:
-        if not _is_free(address, wanted):
-            raise ConfigError(f"port {wanted} on {address} is taken; choose another, or 0 for any free one")
-        return wanted
-    if wanted is None and _is_free(address, DEFAULT_GRPC_PORT):
-        return DEFAULT_GRPC_PORT
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+    """The wanted port; for None 8001 if free; else any free one. Raises ConfigError when it cannot be had."""
+    if wanted is None:
+        with suppress(OSError):
+            return _bind(address, DEFAULT_GRPC_PORT)
+    try:
+        return _bind(address, wanted or 0)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot listen on port {wanted or 0} of {address!r} ({error}); choose another, or 0 for any free one"
+        ) from None
 
 
-def _is_free(address: str, port: int) -> bool:
+def _bind(address: str, port: int) -> int:
+    """Binds a port for a moment, any free one for 0, and returns its number."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError:
-            return False
-    return True
+        probe.bind((address, port))
+        return int(probe.getsockname()[1])
 
 
 def _metrics_flags(listen: Listen) -> list[str]:
@@ -202,14 +214,17 @@ def _check_libraries(stub: Path, environment: dict[str, str]) -> None:
 
 
 class ServerProcess:
-    """A running tritonserver, its output going to the plan's log. Stop it with ``drain``."""
+    """A running tritonserver, its output going to the plan's log. Stop it with ``drain``.
+
+    It also ends, drained, with the thread that started it: nobody is left to watch it then.
+    """
 
     def __init__(self, plan: LaunchPlan) -> None:
         self.plan = plan
         with plan.log.open("wb") as log:
             # A session of its own: Ctrl-C reaches us alone, and we drain the server.
             self._child = subprocess.Popen(
-                plan.command,
+                (sys.executable, "-IS", "-c", _TIED_TO_US, *plan.command),
                 env={**os.environ, **plan.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

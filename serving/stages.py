@@ -12,12 +12,10 @@ from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Tensors, check_request, offsets_of
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.runner import Runner
-from hstu_trt.contract.tensors import ENSEMBLE, PADDING_ID
+from hstu_trt.contract.tensors import ENSEMBLE, PADDING_ID, feature_columns
 from hstu_trt.serving.signature import ATTENTION_NORM, OFFSETS
 from hstu_trt.tables.host import HostTables, OutputDtype
 from hstu_trt.tables.ids import Policy, apply_policy
-
-ID_GROUPS = ("uih", "candidate", "contextual")
 
 
 class Stage(Protocol):
@@ -34,21 +32,21 @@ class LookupStage:
         self._limits = model.limits
         self._dtype: OutputDtype = "float16" if model.precision == "fp16" else "float32"
         self._policy = id_policy
-        self._features = feature_groups(model)
+        self._columns = feature_columns(model.ranking_config)
         self._tables = HostTables.open(model.tables)
 
     def infer(self, tensors: Mapping[str, NDArray]) -> Tensors:
         check_request(tensors, self._spec, self._limits)
         return {
-            f"{group}_embeddings": self._tables.lookup_features(
+            name.replace("_ids", "_embeddings"): self._tables.lookup_features(
                 features,
-                tensors[f"{group}_ids"],
+                tensors[name],
                 policy=self._policy,
-                padding_id=PADDING_ID if group == "contextual" else None,
+                padding_id=_padding_id(name),
                 dtype=self._dtype,
-                what=f"{group}_ids",
+                what=name,
             )
-            for group, features in self._features.items()
+            for name, features in self._columns.items()
         }
 
 
@@ -75,7 +73,7 @@ class FusedStage:
         config = model.ranking_config
         self._spec = model.specs[ENSEMBLE]
         self._limits = model.limits
-        self._features = feature_groups(model)
+        self._columns = feature_columns(config)
         self._tables = {feature: config.table_of(feature) for feature in config.embedding_features}
         self._runner = runner
         self._norm = np.asarray([attention_norm], dtype=np.float32)
@@ -97,12 +95,12 @@ class FusedStage:
         """One request as checked inputs of the ``ranking`` stage, ids outside the tables already dealt with."""
         tensors = {name: array for name, array in request.items() if name == "contextual_ids"}
         for name, array in request.items():
-            group = name.partition("_")[0]
-            if group == "contextual":
+            if name == "contextual_ids":
                 continue
-            width = len(self._features[group]) if name.endswith("_ids") else 1
-            self._check_row(name, array, f"{group}_timestamps", request[f"{group}_timestamps"], width)
-            tensors[name] = array.reshape(-1, width) if name.endswith("_ids") else array.reshape(-1)
+            like, is_ids = f"{name.partition('_')[0]}_timestamps", name in self._columns
+            width = len(self._columns[name]) if is_ids else 1
+            self._check_row(name, array, like, request[like], width)
+            tensors[name] = array.reshape(-1, width) if is_ids else array.reshape(-1)
         for name in OFFSETS:
             users, length = request[name.replace("offsets", "timestamps")].shape
             tensors[name] = offsets_of(np.full(users, length))
@@ -120,34 +118,30 @@ class FusedStage:
 
     def _checked_ids(self, tensors: Tensors) -> Tensors:
         return {
-            f"{group}_ids": apply_policy(
-                tensors[f"{group}_ids"],
+            name: apply_policy(
+                tensors[name],
                 features,
                 [self._tables[feature] for feature in features],
                 policy=self._policy,
-                padding_id=PADDING_ID if group == "contextual" else None,
-                what=f"{group}_ids",
+                padding_id=_padding_id(name),
+                what=name,
             )
-            for group, features in self._features.items()
+            for name, features in self._columns.items()
         }
 
     def _batches(self, requests: Sequence[Tensors]) -> list[list[Tensors]]:
         """Consecutive requests, as many as the limits of one batch allow."""
-        limits = (self._limits.users, self._limits.batch_history, self._limits.batch_candidates)
+        limits = np.asarray([self._limits.users, self._limits.batch_history, self._limits.batch_candidates])
         batches: list[list[Tensors]] = []
         used = limits
         for request in requests:
-            size = (
-                len(request["uih_offsets"]) - 1,
-                len(request["uih_timestamps"]),
-                len(request["candidate_timestamps"]),
-            )
-            total = tuple(a + b for a, b in zip(used, size, strict=True))
-            if not batches or any(a > b for a, b in zip(total, limits, strict=True)):
+            users, *tokens = (len(request[name]) for name in ("uih_offsets", "uih_timestamps", "candidate_timestamps"))
+            size = np.asarray([users - 1, *tokens])
+            used = used + size
+            if (used > limits).any():
                 batches.append([])
-                total = size
+                used = size
             batches[-1].append(request)
-            used = total  # type: ignore[assignment]
         return batches
 
     def _infer_batch(self, batch: Sequence[Tensors]) -> list[NDArray]:
@@ -164,8 +158,6 @@ class FusedStage:
         ]
 
 
-def feature_groups(model: ModelFolder) -> dict[str, tuple[str, ...]]:
-    """Group of an ids tensor -> the feature of each of its columns."""
-    config = model.ranking_config
-    groups = zip(ID_GROUPS, (config.uih_features, config.candidate_features, config.contextual_slots), strict=True)
-    return {group: features for group, features in groups if features}
+def _padding_id(ids: str) -> int | None:
+    """The id that stands for a missing slot: only contextual features have those."""
+    return PADDING_ID if ids == "contextual_ids" else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.errors import ConfigError, HstuTrtError, InputError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
+from hstu_trt.contract.runner import Runner
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.signature import ATTENTION_NORM
 from hstu_trt.serving.stages import FusedStage, LookupStage, RunnerStage, Stage
@@ -35,14 +37,23 @@ class _TritonModel:
         config = json.loads(args["model_config"])
         self._parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self._inputs = [port["name"] for port in config["input"]]
+        self._opened = ExitStack()
         try:
-            # ``serve`` has verified every sha256 before the launch.
+            # ``serve`` has verified its files before the launch.
             self._load(read_model_folder((self._folder / self._parameter("model_folder")).resolve(), verify=False))
         except HstuTrtError as error:
             raise pb_utils.TritonModelException(f"{self._name}: {error}") from None
 
     def _load(self, model: ModelFolder) -> None:
         raise NotImplementedError
+
+    def finalize(self) -> None:
+        """Called by Triton when the model is unloaded."""
+        self._opened.close()
+
+    def _runner(self, model: ModelFolder) -> Runner:
+        """The runner of the stage that bears this model's name in Triton."""
+        return self._opened.enter_context(OnnxRuntimeRunner(model, self._name))
 
     def _parameter(self, key: str) -> str:
         if key not in self._parameters:
@@ -96,18 +107,13 @@ class EmbeddingLookupModel(_StageModel):
 
 
 class StepModel(_StageModel):
-    """``hstu`` or ``mlp_head``, by the model's name in Triton."""
+    """``hstu`` or ``mlp_head``."""
 
     def _load(self, model: ModelFolder) -> None:
-        runner = OnnxRuntimeRunner(model, self._name)
+        runner = self._runner(model)
         needs_norm = any(spec.name == ATTENTION_NORM for spec in runner.spec.inputs)
         norm = parse_fixed_norm(self._parameter(ATTENTION_NORM)) if needs_norm else None
-        self._runner = runner.__enter__()
-        self._stage = RunnerStage(self._runner, norm)
-
-    def finalize(self) -> None:
-        """Called by Triton when the model is unloaded."""
-        self._runner.__exit__(None, None, None)
+        self._stage = RunnerStage(runner, norm)
 
 
 class FusedModel(_TritonModel):
@@ -115,12 +121,7 @@ class FusedModel(_TritonModel):
 
     def _load(self, model: ModelFolder) -> None:
         norm = parse_fixed_norm(self._parameter(ATTENTION_NORM))
-        self._runner = OnnxRuntimeRunner(model, self._name).__enter__()
-        self._stage = FusedStage(model, self._runner, norm, self._id_policy())
-
-    def finalize(self) -> None:
-        """Called by Triton when the model is unloaded."""
-        self._runner.__exit__(None, None, None)
+        self._stage = FusedStage(model, self._runner(model), norm, self._id_policy())
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response per request, in order."""

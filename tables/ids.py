@@ -27,23 +27,24 @@ def apply_policy(
     """Ids ``[n, features]`` that a graph may look up: it answers a zero row for an id outside its table.
 
     tables: of each feature. padding_id passes under every policy.
-    Raises InputError naming tensor, feature, position and value under ``reject``.
+    Raises InputError naming tensor, feature, position and value under ``reject``, and under ``clamp`` where a table
+    has no rows.
     """
     if policy == "zero":
         return ids
     last = np.asarray([table.rows - 1 for table in tables], dtype=np.int64)
     padding = np.zeros(ids.shape, dtype=bool) if padding_id is None else ids == padding_id
+    bad = ((ids < 0) | (ids > last)) & ~padding
     if policy == "clamp":
-        return np.where(padding, ids, np.clip(ids, 0, last))
-    bad = np.argwhere(((ids < 0) | (ids > last)) & ~padding)
-    if bad.size:
-        row, column = (int(i) for i in bad[0])
+        bad &= last < 0
+    if bad.any():
+        row, column = (int(i) for i in np.argwhere(bad)[0])
         table = tables[column]
         raise InputError(
             f"tensor {what!r} (feature {features[column]!r}) holds {ids[row, column]} at [{row}, {column}]; "
             f"{range_text(table.name, table.rows)}"
         )
-    return ids
+    return np.where(padding, ids, np.clip(ids, 0, last)) if policy == "clamp" else ids
 
 
 def range_text(table: str, rows: int) -> str:

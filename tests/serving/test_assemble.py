@@ -63,7 +63,7 @@ def test_attention_norm_defaults_to_max_seq_len(make_model, tmp_path):
 
 @pytest.mark.parametrize("text", ["batch_max", "fixed", "fixed:", "fixed:0", "fixed:-3", "fixed:nan", "fixed:inf", "7"])
 def test_attention_norm_must_be_fixed(text):
-    with pytest.raises(ConfigError, match="needs fixed:N"):
+    with pytest.raises(ConfigError, match="expected fixed:<N>"):
         Options(attention_norm=text)
 
 
@@ -87,7 +87,7 @@ def test_deployment_is_replaced_but_other_folders_are_kept(make_model, tmp_path)
     model = make_model()
     assemble(model, tmp_path / "out", Options())
     assert assemble(model, tmp_path / "out", Options(id_policy="zero")).id_policy == "zero"
-    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "models").mkdir(parents=True)
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(ConfigError, match="not a deployment"):
         assemble(model, tmp_path / "mine", Options())
@@ -118,5 +118,5 @@ def test_new_export_makes_the_deployment_stale(make_model, tmp_path):
 def test_moved_model_is_named(make_model, tmp_path):
     deployment = assemble(make_model(), tmp_path / "out", Options())
     (tmp_path / "model").rename(tmp_path / "elsewhere")
-    with pytest.raises(ArtefactError, match="leads nowhere"):
+    with pytest.raises(ArtefactError, match=f"leads nowhere: its model folder {tmp_path / 'model'} was moved"):
         read_deployment(deployment.path)

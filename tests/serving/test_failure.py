@@ -14,12 +14,15 @@ FAILED = f"""\
 E1122 08:24:34.1 6958 model_lifecycle.cc:642] "failed to load 'hstu' version 1: {WRAPPED}"
 error: creating server: Internal - failed to load all models
 """
+STREAM = 'E1122 09:06:01.0 6958 x.cc:9] "unable to create stream for ranking: CUDA driver version is insufficient"\n'
+TABLE = "+-------+--------+\n| Model | Status |\n\n"
 PORT = 'E1122 08:24:34.1 6958 main.cc:9] "failed to start GRPC service: Unavailable - Socket in use"\n'
 
 LOGS = {
     "a model": (NOISE + FAILED, ["model 'hstu': hstu: x.onnx: cut short"]),
     "the server": (NOISE + PORT, ["failed to start GRPC service: Unavailable - Socket in use"]),
     "no error line": ("loading\nSegmentation fault\n", ["loading", "Segmentation fault"]),
+    "no cause": (NOISE + STREAM + TABLE, []),
     "nothing": ("", []),
 }
 

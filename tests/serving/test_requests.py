@@ -43,6 +43,8 @@ def test_one_user_loses_offsets_and_gains_a_batch_dim():
 BAD = {
     "no users": ([], "at least one"),
     "float ids": ([request_of(user={"user_id": [0.5]})], "'user_id' of user 0 must be a list of integers"),
+    "uneven": ([request_of(candidates={"item_candidate_id": [[1], [1, 2]]})], "'item_candidate_id' .* flat list"),
+    "beyond int64": ([request_of(user={"user_id": np.uint64(2**64 - 1)})], f"'user_id' of user 0 holds {2**64 - 1} at"),
     "nested": ([request_of(candidates={"item_candidate_id": [[1]]})], "'item_candidate_id' of user 0"),
     "lacking": ([request_of(), request_of(user={})], "'user_id' is given for user 0, but not for user 1"),
     "unequal": ([request_of(history={**request_of().history, "item_weights": [1]})], "'item_weights' has length 1"),

@@ -146,13 +146,17 @@ def test_concurrent_requests_of_mixed_lengths_are_batched(served, requests):
         return int(answer["inference_count"]), int(answer["execution_count"])
 
     statistics = grpc_client.InferenceServerClient(served.url)
-    before = counts()
     with RankingClient(served.url, "ranking_fused") as client:
-        client.rank_many(requests * 3)
+        packed = [one_user(pack(client.config, [request])) for request in requests]
+        long = {name: np.repeat(array, 32, axis=0) for name, array in packed[4].items()}
+        before = counts()
+        futures = [client._send(tensors) for tensors in [long, *packed]]  # these wait while the long one runs
+        for future in futures:
+            client._receive(future)
     inferences, executions = np.subtract(counts(), before)
     statistics.close()
-    assert inferences == 3 * len(requests)
-    assert executions < inferences
+    assert inferences == 32 + len(requests)
+    assert executions < 1 + len(requests)
 
 
 def changed(tensors, name, change):
@@ -349,8 +353,24 @@ def test_death_of_the_server_is_told(deployment):
     assert not orphans_of(deployment)
 
 
+def test_the_server_ends_when_serve_is_killed(deployment):
+    serve = Serve(deployment)
+    serve.stop(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while is_running(serve.facts["pid"]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_running(serve.facts["pid"])
+    assert not orphans_of(deployment)
+
+
+def is_running(pid):
+    with suppress(OSError):
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return False
+
+
 def orphans_of(deployment):
-    """Stubs of a deployment whose server is gone."""
+    """Servers and stubs of a deployment whose parent is gone."""
     time.sleep(0.5)
     marker = str(deployment.repository).encode()
     found = []

@@ -138,6 +138,13 @@ def test_rejected_id_is_named(value):
         apply_policy(ids, ("a", "b"), (TABLE, TABLE), policy="reject", padding_id=None, what="uih_ids")
 
 
+@pytest.mark.parametrize("policy", ["reject", "clamp"])
+def test_table_without_rows_has_no_nearest_row(policy):
+    empty = TableConfig(name="none", rows=0, dim=4, dtype="float16", features=("b",))
+    with pytest.raises(InputError, match=r"holds 3 at \[0, 1\]; table 'none' has no rows"):
+        apply_policy(np.asarray([[0, 3]]), ("a", "b"), (TABLE, empty), policy=policy, padding_id=None, what="uih_ids")
+
+
 def test_lookup_lays_features_side_by_side(model):
     ids = {"uih_ids": [[1, 2]], "candidate_ids": [[0, 0]], "contextual_ids": [[-1]]}
     rows = LookupStage(model, "reject").infer({name: np.asarray(value) for name, value in ids.items()})

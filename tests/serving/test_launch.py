@@ -1,0 +1,57 @@
+"""What is refused before a server is launched: ports, addresses, programs, folders, damaged tables."""
+
+import socket
+
+import pytest
+
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.serving.assemble import Options, assemble
+from hstu_trt.serving.serve import check
+from hstu_trt.serving.server import LOOPBACK, Listen, Tritonserver, choose_port, find_tritonserver, plan_launch
+
+ADDRESSES = {"no such host": ("no.such.host.invalid", 0), "not ours": ("192.0.2.1", 0), "IPv6": ("::1", None)}
+PORTS = {"too large": (LOOPBACK, 70000), "negative": (LOOPBACK, -1)}
+
+
+@pytest.mark.parametrize(("address", "port"), (ADDRESSES | PORTS).values(), ids=ADDRESSES | PORTS)
+def test_port_or_address_that_cannot_be_had(address, port):
+    with pytest.raises(ConfigError, match=f"cannot listen on port {port or 0} of '{address}'"):
+        choose_port(address, port)
+
+
+def test_taken_port():
+    with socket.socket() as other:
+        other.bind((LOOPBACK, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"cannot listen on port {port} .*in use.* 0 for any free one"):
+            choose_port(LOOPBACK, port)
+        assert choose_port(LOOPBACK, 0) != port
+
+
+@pytest.mark.parametrize("content", [None, "text"])
+def test_tritonserver_must_be_a_program(tmp_path, content):
+    if content:
+        (tmp_path / "tritonserver").write_text(content)
+    with pytest.raises(ArtefactError, match="tritonserver: no such program"):
+        find_tritonserver(tmp_path / "tritonserver")
+
+
+def test_run_folder_must_be_writable(tmp_path):
+    (tmp_path / "run").write_text("not a folder")
+    with pytest.raises(ArtefactError, match=f"cannot write to {tmp_path / 'run'}"):
+        plan_launch(Tritonserver(binary=tmp_path), tmp_path, tmp_path / "run", Listen(grpc_port=0))
+
+
+def test_damaged_tables_are_refused_before_the_launch(make_model, tmp_path):
+    deployment = assemble(make_model(), tmp_path / "deployment", Options())
+    check(deployment, hash_tables=True)
+    shard = next(deployment.model.tables.glob("*/00000.safetensors"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    check(deployment)
+    with pytest.raises(ArtefactError, match=r"00000.safetensors does not match the sha256"):
+        check(deployment, hash_tables=True)
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(ArtefactError, match=r"00000.safetensors has \d+ bytes"):
+        check(deployment)
