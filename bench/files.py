@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +46,10 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
 
 
-def jagged_features(tensors: Mapping[str, NDArray], side: str) -> dict[str, Jagged]:
+def jagged_features(tensors: Mapping[str, NDArray], side: str, used: Container[str] | None = None) -> dict[str, Jagged]:
     """The features ``<side>.<feature>.values|lengths`` of a file; other tensors are ignored.
+
+    used: the features to read, so that a label or another unused one may be anything; None reads all.
 
     Raises InputError if one of a pair is missing or the two disagree.
     """
@@ -57,6 +59,8 @@ def jagged_features(tensors: Mapping[str, NDArray], side: str) -> dict[str, Jagg
         if parts[0] != side or parts[-1] not in ("values", "lengths") or len(parts) < 3:
             continue
         name = ".".join(parts[1:-1])
+        if used is not None and name not in used:
+            continue
         pair = [f"{side}.{name}.{part}" for part in ("values", "lengths")]
         for other in pair:
             if other not in tensors:

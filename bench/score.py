@@ -25,7 +25,7 @@ from hstu_trt.bench.chain import (
 from hstu_trt.bench.files import jagged_features, read_tensors, write_tensors
 from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.errors import InputError
-from hstu_trt.contract.features import Tensors, offsets_of, pack_request
+from hstu_trt.contract.features import Tensors, offsets_of, pack_request, request_features
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, read_model_folder
 from hstu_trt.contract.tensors import PADDING_ID, Limits
@@ -73,7 +73,8 @@ def pack_file(config: HstuConfig, path: Path) -> Tensors:
     """Reads a file of jagged features into the inputs of the ``ranking`` stage. Raises InputError."""
     tensors = read_tensors(path)
     try:
-        packed = pack_request(config, jagged_features(tensors, "uih"), jagged_features(tensors, "cand"))
+        used = request_features(config)
+        packed = pack_request(config, jagged_features(tensors, "uih", used), jagged_features(tensors, "cand", used))
         if not packed["candidate_ids"].size:
             raise InputError("no user has a candidate: there is nothing to score")
     except InputError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model import HstuConfig
 
@@ -22,7 +24,9 @@ def parse_fixed_norm(text: str) -> float:
         norm = float(number)
     except ValueError:
         norm = 0.0
-    if kind != "fixed" or not 0 < norm < float("inf"):
+    with np.errstate(over="ignore"):
+        single = float(np.float32(norm))  # what the graph takes
+    if kind != "fixed" or not 0 < single < float("inf"):
         raise ConfigError(
             f"attention norm {text!r}: expected fixed:<N> with N > 0, e.g. fixed:16384 "
             f"({BATCH_MAX} is for parity runs of score and accuracy, never for a deployment)"

@@ -57,6 +57,9 @@ def run_verb(main_function: Callable[[Sequence[str]], int], argv: Sequence[str],
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # an unwritable --out, a full disk
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return HstuTrtError.exit_code
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE

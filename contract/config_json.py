@@ -7,6 +7,7 @@ Keys that begin with ``_`` are comments. A few keys are ours, since the referenc
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Iterable, Mapping
@@ -59,6 +60,8 @@ _PLAIN_KEYS = {
     "uih_action_time_feature_name": "action_time_feature",
     "time_bucket_clamp": "time_bucket_clamp",
 }
+
+_REQUIRED_FIELDS = {f.name for f in dataclasses.fields(HstuConfig) if f.default is dataclasses.MISSING}
 
 _ATTENTION_KEYS = {
     "attn_alpha": "alpha",
@@ -120,6 +123,9 @@ def _dlrm_from_json(keys: dict[str, Any]) -> HstuConfig:
         slots = keys.get("contextual_feature_to_max_length") or {}
         minimum = keys.get("contextual_feature_to_min_uih_length") or {}
         weights = keys.get("action_weights")
+        for key, name in _PLAIN_KEYS.items():
+            if name not in plain and name in _REQUIRED_FIELDS:
+                raise ConfigError(f"missing key {key!r}")
         return HstuConfig(
             **plain,
             attention=AttentionOptions(**options),

@@ -34,8 +34,8 @@ class Jagged:
         for what, array in (("values", v), ("lengths", n)):
             if array.ndim != 1:
                 raise InputError(f"feature {name!r}: {what} must be 1-D, got shape {list(array.shape)}")
-            if array.size and not np.issubdtype(array.dtype, np.integer):
-                raise InputError(f"feature {name!r}: {what} must be integers, got {array.dtype}")
+            if array.size and not (np.issubdtype(array.dtype, np.integer) and np.can_cast(array.dtype, np.int64)):
+                raise InputError(f"feature {name!r}: {what} must be integers that fit int64, got {array.dtype}")
         if n.size and n.min() < 0:
             at = int(n.argmin())
             raise InputError(f"feature {name!r}: lengths[{at}] is {n[at]}, a length cannot be negative")
@@ -80,6 +80,12 @@ def pack_request(config: HstuConfig, uih: Mapping[str, Jagged], candidates: Mapp
     if config.contextual_features:
         packed["contextual_ids"] = _contextual(config, uih, len(history_lengths))
     return packed
+
+
+def request_features(config: HstuConfig) -> frozenset[str]:
+    """The features that ``pack_request`` reads."""
+    payload = (config.action_time_feature, config.query_time_feature, config.action_weight_feature)
+    return frozenset({*config.embedding_features, *(name for name in payload if name is not None)})
 
 
 def _get(name: str, features: Mapping[str, Jagged], kind: str) -> Jagged:
@@ -128,6 +134,12 @@ def _contextual(config: HstuConfig, uih: Mapping[str, Jagged], users: int) -> ND
         feature = _get(contextual.name, uih, "contextual")
         if len(feature.lengths) != users:
             raise InputError(f"feature {contextual.name!r} has {len(feature.lengths)} users, the history has {users}")
+        padding = np.flatnonzero(feature.values == PADDING_ID)
+        if padding.size:
+            raise InputError(
+                f"feature {contextual.name!r} holds {PADDING_ID} at [{padding[0]}], which marks a missing id; "
+                "leave the id out and shorten the user's length instead"
+            )
         starts = np.concatenate([[0], np.cumsum(feature.lengths)])[:-1, None]
         slot = np.arange(contextual.slots)[None, :]
         present = slot < feature.lengths[:, None]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from hstu_trt.contract.errors import ConfigError
 
@@ -25,9 +25,19 @@ TableDtype = Literal["float16", "float32"]
 TASK_KINDS: tuple[TaskKind, ...] = ("binary", "regression")
 
 
+# The widest action mask: twice its highest bit still fits INT64, the dtype of actions.
+MAX_ACTION_WEIGHT = 2**62 - 1
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(type(value) is int and value > 0, f"{name} must be a whole number > 0, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,11 @@ class TableConfig:
     dtype: TableDtype
     features: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        _require_positive(self, "dim")
+        dtypes = get_args(TableDtype)
+        _require(self.dtype in dtypes, f"table {self.name!r}: dtype must be {' or '.join(dtypes)}, got {self.dtype!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionOptions:
@@ -78,7 +93,9 @@ class AttentionOptions:
 
     def __post_init__(self) -> None:
         for name in ("max_attn_len", "contextual_seq_len", "min_full_attn_seq_len"):
-            _require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            _require(type(value) is int and value >= 0, f"{name} must be a whole number >= 0, got {value!r}")
+        _require(self.alpha != 0, "attn_alpha is 0: write null for the default, 1/sqrt(hstu_attn_qk_dim)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,25 +143,51 @@ class HstuConfig:
 
     action_dim: int = field(default=8, init=False)
     """Width per action type; hard-wired in the reference."""
+    position_buckets: int = field(default=8192, init=False)
+    """Rows of the position table; hard-wired in the reference."""
+    time_buckets: int = field(default=2048, init=False)
+    """Last time bucket; the table has one row more. Hard-wired in the reference."""
     tower_dim: int = field(default=512, init=False)
     """Hidden width of the item tower and the prediction head; hard-wired in the reference."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "qk_dim", "v_dim", "embedding_dim", "model_dim", "preprocessor_dim"):
-            _require(getattr(self, name) > 0, f"{name} must be > 0, got {getattr(self, name)}")
+        _require_positive(self, "layers", "heads", "qk_dim", "v_dim", "embedding_dim", "model_dim", "preprocessor_dim")
+        _require_positive(self, "max_seq_len", "max_candidates")
+        _require(type(self.group_norm) is bool, f"hstu_group_norm must be true or false, got {self.group_norm!r}")
+        self._check_time_buckets()
+        self._check_actions()
+        self._check_features()
         _require(bool(self.tasks), "multitask_configs is empty: a ranking model needs at least one task")
         kinds = [TASK_KINDS.index(task.kind) for task in self.tasks]
         _require(kinds == sorted(kinds), "multitask_configs must list binary tasks (0) before regression tasks (1)")
+
+    def _check_time_buckets(self) -> None:
+        clamps = get_args(TimeBucketClamp)
+        _require(
+            self.time_bucket_clamp in clamps,
+            f"time_bucket_clamp must be {' or '.join(map(repr, clamps))}, got {self.time_bucket_clamp!r}",
+        )
+        _require(
+            self.time_bucket_clamp == "rows" or self.model_dim <= self.time_buckets + 1,
+            f"time_bucket_clamp 'dim' needs a model dim of at most {self.time_buckets + 1}, got {self.model_dim}",
+        )
+
+    def _check_actions(self) -> None:
+        if self.action_weights is None:
+            return
+        _require(bool(self.action_weights), "action_weights is empty: write null to leave the action encoder out")
+        _require(
+            self.action_weight_feature is not None,
+            "action_weights is set but uih_weight_feature_name is not: name the feature with the action bits",
+        )
+        for weight in self.action_weights:
+            _require(0 < weight <= MAX_ACTION_WEIGHT, f"action weight {weight} is no bit mask between 1 and 2^62 - 1")
+
+    def _check_features(self) -> None:
         _require(
             self.post_id_feature in self.uih_partner,
             f"merge_uih_candidate_feature_mapping has no pair for the post id feature {self.post_id_feature!r}",
         )
-        if self.action_weights is not None:
-            _require(bool(self.action_weights), "action_weights is empty: write null to leave the action encoder out")
-            _require(
-                self.action_weight_feature is not None,
-                "action_weights is set but uih_weight_feature_name is not: name the feature with the action bits",
-            )
         for feature in self.embedding_features:
             known = feature in self.user_embedding_features or feature in self.item_embedding_features
             _require(known, f"feature {feature!r} is looked up but is in neither embedding feature list")
@@ -217,12 +260,11 @@ class ResearchHstuConfig:
     """Project ``[u, a, u*a]`` instead of ``u*a``."""
     postprocessor: Literal["l2_norm", "layer_norm"] = "l2_norm"
     eps: float = 1e-6
-    time_buckets: int = 128
-    """Largest time bucket; the table has one row more."""
+    time_buckets: int = field(default=128, init=False)
+    """Last time bucket; the table has one row more. Hard-wired in the reference."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads", "qk_dim", "v_dim", "model_dim", "max_seq_len"):
-            _require(getattr(self, name) > 0, f"{name} must be > 0, got {getattr(self, name)}")
+        _require_positive(self, "layers", "heads", "qk_dim", "v_dim", "model_dim", "max_seq_len")
 
 
 AnyConfig = HstuConfig | ResearchHstuConfig

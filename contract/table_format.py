@@ -76,7 +76,7 @@ def write_shard(path: Path, dtype: str, dim: int, blocks: Iterable[NDArray]) -> 
                 raise ArtefactError(
                     f"{path}: a block of rows has shape {list(block.shape)}, the table's width is {dim}"
                 )
-            stream.write(np.ascontiguousarray(block, dtype=dtype).tobytes())
+            stream.write(np.ascontiguousarray(block, dtype=dtype).data)
             rows += block.shape[0]
         stream.seek(0)
         stream.write(_header(dtype, dim, rows))

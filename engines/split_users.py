@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Tensors = dict[str, NDArray]
+from hstu_trt.contract.features import Tensors
 
 TAP_PREFIX = "stu."
 """Outputs of this prefix hold all tokens in the split layout; any other output holds a row per candidate."""

@@ -118,6 +118,8 @@ def _limits(config: AnyConfig, args: argparse.Namespace) -> Limits:
             batch_candidates=args.max_batch_candidates,
         )
     users, history = args.max_users or 32, args.max_history or config.max_seq_len
+    if history > config.max_seq_len:
+        raise ConfigError(f"--max-history {history}: the position table ends at {config.max_seq_len} events")
     return Limits(users=users, history=history, candidates=1, batch_history=users * history, batch_candidates=users)
 
 

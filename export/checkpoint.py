@@ -57,7 +57,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ArtefactError(f"weights {path}: no such file or directory")
     if path.suffix == ".safetensors":
         return _from_state_dict(_load_safetensors(path), str(path))
-    return _from_state_dict(_plain_state_dict(load_tensors(path, f"weights {path}"), path), str(path))
+    return _from_state_dict(_plain_state_dict(load_tensors(path, f"weights {path}")), str(path))
 
 
 def _dmp_root(path: Path) -> Path:
@@ -83,17 +83,19 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise ArtefactError(f"weights {path}: not a valid safetensors file ({error})") from None
 
 
-def _plain_state_dict(document: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in a torch.save file: the file itself, or under ``state_dict`` or ``model``."""
-    for key in ("state_dict", "model"):
+def _plain_state_dict(document: Any) -> Any:
+    """The state dict in a torch.save file: the file itself, or under one of the usual names."""
+    for key in ("model_state_dict", "state_dict", "model"):
         if isinstance(document, dict) and isinstance(document.get(key), dict):
             document = document[key]
-    if not isinstance(document, dict) or not all(isinstance(v, Tensor) for v in document.values()):
-        raise ArtefactError(f"weights {path}: expected a dict of tensors by key")
-    return {str(key).removeprefix("module."): value for key, value in document.items()}
+    return document
 
 
-def _from_state_dict(state: dict[str, Tensor], source: str) -> Checkpoint:
+def _from_state_dict(document: Any, source: str) -> Checkpoint:
+    """Splits a state dict into dense weights and tables. The prefix of a DistributedDataParallel wrapper is cut."""
+    if not isinstance(document, dict) or not all(isinstance(value, Tensor) for value in document.values()):
+        raise ArtefactError(f"weights {source}: expected a dict of tensors by key")
+    state = {str(key).removeprefix("module."): value.detach() for key, value in document.items()}
     dense = {key: value for key, value in state.items() if not _is_table(key)}
     tables = {_table_name(key): _table_in_memory(key, value) for key, value in state.items() if _is_table(key)}
     return Checkpoint(source=source, dense=dense, tables=tables)

@@ -7,17 +7,17 @@ just those classes reads it, so that a hostile file is refused instead of run. T
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from numpy.typing import NDArray
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.export.safe_load import load_tensors
@@ -151,11 +151,11 @@ def _read_chunk(chunk: _Chunk, key: str) -> torch.Tensor:
     what = f"{chunk.file}: shard of {key}"
     try:
         with chunk.file.open("rb") as stream:
-            stream.seek(chunk.offset)
-            data = stream.read(chunk.length)
+            # A view, since a shard may fill half the memory: its bytes are read into the tensor and nowhere else.
+            view = cast(IO[bytes], _create_file_view(stream, chunk.offset, chunk.length))
+            tensor = load_tensors(view, what)
     except OSError as error:
         raise ArtefactError(f"{what} cannot be read ({error.strerror})") from None
-    tensor = load_tensors(io.BytesIO(data), what)
     if not isinstance(tensor, torch.Tensor):
         raise ArtefactError(f"{what} holds {type(tensor).__name__}, not a tensor")
     return tensor

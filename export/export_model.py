@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
-from hstu_trt.contract.manifest import MANIFEST_NAME
+from hstu_trt.contract.manifest import read_document
 from hstu_trt.contract.model import AnyConfig, HstuConfig, ResearchHstuConfig, TableConfig
 from hstu_trt.contract.model_folder import (
+    MODEL_KIND,
     TABLES_FOLDER,
     TAPS,
     WEIGHTS_FILE,
@@ -47,9 +48,10 @@ from hstu_trt.export.onnx_export import (
 )
 from hstu_trt.export.research import ITEM_TABLE, ITEM_TABLE_KEY, MASK_BUFFER, ResearchHstu, SequenceEncoderStage
 from hstu_trt.export.stages import TORCH_DTYPES, EmbeddingStage, FusedStage, HeadStage, HstuStage, Stage
-from hstu_trt.export.weights import check_action_weights, load_dense, random_checkpoint, resolve_tables
+from hstu_trt.export.weights import load_dense, random_checkpoint, resolve_tables
 
 RANDOM_SOURCE = "random:"
+ONE_SHARD = 1 << 62
 
 Progress = Callable[[str], None]
 
@@ -123,8 +125,13 @@ def export_model(job: ExportJob, out: Path, progress: Progress = lambda _: None)
 
 
 def _refuse_foreign(out: Path) -> None:
-    if out.exists() and not (out / MANIFEST_NAME).is_file() and any(out.iterdir()):
-        raise ArtefactError(f"{out} exists and is no model folder of ours; choose another --out or remove it")
+    """Only an earlier model folder, or nothing, may be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        read_document(out, kind=MODEL_KIND, regenerate="")
+    except (ArtefactError, NotADirectoryError):
+        raise ArtefactError(f"{out} exists and is no model folder of ours; choose another --out or remove it") from None
 
 
 def _table_configs(job: ExportJob) -> tuple[TableConfig, ...]:
@@ -141,9 +148,25 @@ def _write_tables(job: ExportJob, folder: Path, progress: Progress) -> dict[str,
     for table in _table_configs(job):
         progress(f"writing table {table.name}: {table.rows} x {table.dim} {table.dtype}")
         source = job.checkpoint.tables[table.name]
-        stored.append(write_table(folder / TABLES_FOLDER, table, source.blocks(), shard_bytes=1 << 62))
+        blocks = _checked(source.blocks(), table, job.precision)
+        stored.append(write_table(folder / TABLES_FOLDER, table, blocks, shard_bytes=ONE_SHARD))
     write_tables_manifest(folder / TABLES_FOLDER, stored, job.made_by, {"weights": job.checkpoint.source})
     return {table.name: table for table in _table_configs(job)}
+
+
+def _checked(blocks: Iterable[np.ndarray], table: TableConfig, precision: Precision) -> Iterator[np.ndarray]:
+    """Passes blocks of rows on, and refuses values that no score survives."""
+    limit = np.finfo(float_dtype(precision)).max
+    first = 0
+    for block in blocks:
+        bad = ~(np.abs(block) <= limit)
+        if bad.any():
+            row, column = (int(i) for i in np.argwhere(bad)[0])
+            raise ArtefactError(
+                f"table {table.name} holds {block[row, column]} at [{first + row}, {column}], outside {precision}"
+            )
+        first += len(block)
+        yield block
 
 
 def _check_disk(folder: Path, tables: Iterable[TableConfig]) -> None:
@@ -158,7 +181,6 @@ def _check_disk(folder: Path, tables: Iterable[TableConfig]) -> None:
 
 def build_ranking_model(config: HstuConfig, dense: Mapping[str, Tensor], source: str, precision: Precision) -> DlrmHstu:
     """The PyTorch model with weights, in evaluation mode and in the compute dtype of a precision."""
-    check_action_weights(config, dense)
     model = DlrmHstu(config)
     cast_to(model, TORCH_DTYPES[float_dtype(precision)])
     return load_dense(model, dense, source).eval()

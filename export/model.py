@@ -60,14 +60,16 @@ class TimestampPostprocessor(nn.Module):
     def _time_features(self, timestamps_T: Tensor) -> Tensor:
         """fp32 [T, 4]: cos and sin of the hour in the day, then of the day in the week.
 
-        Seconds are rounded to fp32 first, as in the reference, and then counted in integers: a fp32 quotient would
-        land in the next hour for 1.3 % of present-day timestamps. The last division is exact.
+        Units are counted in fp32, as in the reference: timestamps beyond 2^24 units (milliseconds, as some datasets
+        have them) lose the low digits of the count. The part of a unit is taken off in integers first, since a fp32
+        quotient of seconds would land in the next hour for 1.3 % of present-day timestamps; rounding the quotient
+        repairs what fp32 then misses of a whole number.
         """
-        seconds = timestamps_T.float().long()[:, None]
+        seconds = timestamps_T.float()[:, None]
         unit, per_period = cast(Tensor, self._period_units), cast(Tensor, self._units_per_period)
-        in_period = seconds.remainder((unit * per_period).long())
-        whole_units = (in_period - in_period.remainder(unit.long())).float() / unit
-        angle = whole_units / per_period * FULL_CIRCLE
+        whole_units = seconds - seconds.long().remainder(unit.long()).float()
+        units = (whole_units / unit).round().long()
+        angle = units.remainder(per_period.long()).float() / per_period * FULL_CIRCLE
         return torch.stack([angle.cos(), angle.sin()], dim=2).flatten(1)
 
 

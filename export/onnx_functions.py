@@ -4,8 +4,10 @@ A model carries them so that one .onnx file runs in plain ONNX Runtime, compiles
 TensorRT (the nodes' plugin attributes decide). The attention body is dense over all query and key rows, so its shapes
 depend on no value; it is the fallback and the oracle, not the fast path.
 
-Bodies are written in ONNX text syntax. Lines for the window, the contextual prefix, the scale and the relative bias are
-there only in models that use them, since an ONNX function cannot test whether an optional input is present.
+Bodies are written in ONNX text syntax. Ids and time differences are bounded without Min, Max and Clip on INT64, since
+ONNX Runtime's take values from 2^31 to 2^32 for negative ones on x86-64. Lines for the window, the contextual prefix,
+the scale and the relative bias are there only in models that use them, since an ONNX function cannot test whether an
+optional input is present.
 """
 
 from __future__ import annotations
@@ -74,16 +76,15 @@ def embedding_function() -> onnx.FunctionProto:
     """The body of ``EmbeddingLookup``: gather, and zeros for ids outside the table."""
     lines = [
         "zero = Constant <value_int: int = 0> ()",
-        "one = Constant <value_int: int = 1> ()",
         "row_axis = Constant <value_ints: ints = [1]> ()",
         "wide_ids = Cast <to: int = 7> (ids)",
         "row_count = Shape <start: int = 0, end: int = 1> (table)",
-        "last_row = Sub (row_count, one)",
-        "low = Max (wide_ids, zero)",
-        "clamped = Min (low, last_row)",
-        "gathered = Gather <axis: int = 0> (table, clamped)",
+        "not_below = GreaterOrEqual (wide_ids, zero)",
+        "not_beyond = Less (wide_ids, row_count)",
+        "inside = And (not_below, not_beyond)",
+        "safe_ids = Where (inside, wide_ids, zero)",
+        "gathered = Gather <axis: int = 0> (table, safe_ids)",
         "cast = Cast <to: int = @output_type> (gathered)",
-        "inside = Equal (wide_ids, clamped)",
         "inside_column = Unsqueeze (inside, row_axis)",
         "nothing = CastLike (zero, cast)",
         "rows = Where (inside_column, cast, nothing)",
@@ -293,9 +294,10 @@ def _bias() -> list[str]:
         "query_time_column = Unsqueeze (query_timestamps, second)",
         "signed_elapsed = Sub (query_time_column, key_timestamps)",
         "elapsed = Abs (signed_elapsed)",
-        "elapsed_or_one = Max (elapsed, one)",
-        "wide_elapsed = Cast <to: int = 1> (elapsed_or_one)",
-        "log_elapsed = Log (wide_elapsed)",
+        "wide_elapsed = Cast <to: int = 1> (elapsed)",
+        "one_second = Constant <value_float: float = 1.0> ()",
+        "elapsed_or_one = Max (wide_elapsed, one_second)",
+        "log_elapsed = Log (elapsed_or_one)",
         f"divisor = Constant <value_float: float = {RESEARCH_TIME_BUCKET_DIVISOR}> ()",
         "raw_bucket = Div (log_elapsed, divisor)",
         "whole_bucket = Cast <to: int = 7> (raw_bucket)",

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.export.layers import TokenLayout, mlp, users_of
 
-POSITION_BUCKETS = 8192
-TIME_BUCKETS = 2048
 SECONDS_PER_BUCKET_UNIT = 60.0
 MIN_ELAPSED_SECONDS = 1e-6
 
@@ -127,9 +125,10 @@ class PositionalEncoder(nn.Module):
         super().__init__()
         self.slots = len(config.contextual_slots)
         self.scale = math.sqrt(config.model_dim)
-        self._position_embeddings_weight = nn.Parameter(torch.zeros(POSITION_BUCKETS, config.model_dim))
-        self._timestamp_embeddings_weight = nn.Parameter(torch.zeros(TIME_BUCKETS + 1, config.model_dim))
-        self.last_bucket = TIME_BUCKETS if config.time_bucket_clamp == "rows" else config.model_dim - 1
+        self._position_embeddings_weight = nn.Parameter(torch.zeros(config.position_buckets, config.model_dim))
+        self._timestamp_embeddings_weight = nn.Parameter(torch.zeros(config.time_buckets + 1, config.model_dim))
+        self.last_position = config.position_buckets - 1
+        self.last_bucket = config.time_buckets if config.time_bucket_clamp == "rows" else config.model_dim - 1
 
     def forward(
         self, prefix_TD: Tensor, items_TD: Tensor, inputs: Mapping[str, Tensor], layout: TokenLayout
@@ -154,7 +153,7 @@ class PositionalEncoder(nn.Module):
         local = torch.arange(user_T.shape[0], device=user_T.device) - layout.prefix_offsets[user_T]
         from_newest = layout.prefix_lengths[user_T] - local + self.slots
         position = torch.where(local < self.slots, local, from_newest)
-        return self._position_embeddings_weight[position.clamp(0, POSITION_BUCKETS - 1).long()]
+        return self._position_embeddings_weight[position.clamp(0, self.last_position).long()]
 
     def _prefix_timestamps(self, uih_timestamps_T: Tensor, user_T: Tensor, layout: TokenLayout) -> Tensor:
         """Timestamps of the prefix tokens [Tp]: contextual tokens have 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,9 @@ def load_tensors(file: Path | IO[bytes], what: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            # Mapped, so that optimizer state beside the weights is never read.
+            mapped = isinstance(file, Path) and zipfile.is_zipfile(file)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise ArtefactError(f"{what} cannot be read ({error.strerror or error})") from None
     except Exception as error:  # PyTorch's parsers raise whatever a wrong byte leads them to

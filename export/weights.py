@@ -19,13 +19,19 @@ from hstu_trt.export.model import DlrmHstu
 
 _MAX_LISTED_KEYS = 12
 _RANDOM_BLOCK_ROWS = 1 << 16
+_BUFFER_RTOL = 2.0**-8  # bfloat16, the coarsest dtype of a checkpoint, keeps 8 bits
 _ROLE_PREFIXES = ("uih_", "item_candidate_", "item_")
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def load_dense(model: Module, dense: Mapping[str, Tensor], source: str) -> Module:
-    """Loads the dense weights. Keys and shapes must match exactly; raises ArtefactError with a readable diff."""
+    """Loads the dense weights. Keys and shapes must match exactly, and values be finite in the model's dtypes.
+
+    Buffers (action weights, time units) follow from the config: the checkpoint's copies must be equal but are not
+    loaded, since a checkpoint in half precision holds 86528 or infinity for the 86400 seconds of a day.
+    Raises ArtefactError with a readable diff.
+    """
     expected = model.state_dict()
     _check_keys(expected.keys(), dense.keys(), source)
     wrong = [
@@ -35,8 +41,24 @@ def load_dense(model: Module, dense: Mapping[str, Tensor], source: str) -> Modul
     ]
     if wrong:
         raise ArtefactError(f"{source}: {len(wrong)} tensors do not have the config's shape\n" + _listing(wrong))
-    model.load_state_dict({key: value.to(expected[key].dtype) for key, value in dense.items()})
+    buffers = dict(model.named_buffers())
+    for key, value in buffers.items():
+        _check_buffer(key, value, dense[key], source)
+    weights = {key: value.to(expected[key].dtype) for key, value in dense.items()} | buffers
+    broken = [f"  {key} in {value.dtype}" for key, value in weights.items() if not value.isfinite().all()]
+    if broken:
+        raise ArtefactError(f"{source}: NaN or Inf in {len(broken)} tensors\n" + _listing(broken))
+    model.load_state_dict(weights)
     return model
+
+
+def _check_buffer(key: str, expected: Tensor, found: Tensor, source: str) -> None:
+    rtol = _BUFFER_RTOL if expected.is_floating_point() else 0.0
+    if not torch.allclose(found.double(), expected.to(found.dtype).double(), rtol=rtol, atol=0):
+        raise ArtefactError(
+            f"{source}: {key.rpartition('.')[2]} is {found.tolist()} in the checkpoint, "
+            f"{expected.tolist()} by the config"
+        )
 
 
 def _check_keys(expected: Iterable[str], found: Iterable[str], source: str) -> None:
@@ -56,24 +78,15 @@ def _listing(lines: list[str]) -> str:
     return "\n".join(lines[:_MAX_LISTED_KEYS] + ([f"  ... and {more} more"] if more > 0 else []))
 
 
-def check_action_weights(config: HstuConfig, dense: Mapping[str, Tensor]) -> None:
-    """The checkpoint carries its action weights: they must be the config's. Raises ArtefactError."""
-    key = "_hstu_transducer._input_preprocessor._action_encoder._combined_action_weights"
-    if key in dense and tuple(dense[key].tolist()) != config.action_weights:
-        raise ArtefactError(
-            f"the checkpoint's action weights are {dense[key].tolist()}, the config's {config.action_weights}"
-        )
-
-
 def resolve_tables(config: HstuConfig, tables: Mapping[str, TableSource], hints: Mapping[str, str]) -> HstuConfig:
     """Fills ``config.tables``: which feature looks up in which of the checkpoint's tables.
 
-    A config that lists ``embedding_tables`` decides. Otherwise a feature takes the table of its own name, of its name
-    without the role prefix (``uih_``, ``item_``), or of its history partner; ``hints`` (feature -> table, from the
-    comments of the config file) fill what names leave open. Raises ConfigError naming the features left over.
+    A config that lists ``embedding_tables`` decides, then ``hints`` (feature -> table, from the comments of the config
+    file). Otherwise a feature takes the table of its own name, of its history partner, or of one of these without the
+    role prefix (``uih_``, ``item_``). Raises ConfigError naming the features left over.
     """
     given = {feature: table.name for table in config.tables for feature in table.features}
-    mapping = {f: given.get(f) or _table_by_name(f, config, tables) or hints.get(f) for f in config.embedding_features}
+    mapping = {f: given.get(f) or hints.get(f) or _table_by_name(f, config, tables) for f in config.embedding_features}
     lost = [feature for feature, table in mapping.items() if table not in tables]
     if lost:
         raise ConfigError(

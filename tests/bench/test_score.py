@@ -11,6 +11,7 @@ from hstu_trt.bench.chain import Chain, reference_token_order
 from hstu_trt.bench.files import jagged_features, read_tensors, write_features, write_tensors
 from hstu_trt.bench.score import pack_file, score, with_stand_ins
 from hstu_trt.contract.cli import main
+from hstu_trt.contract.config_json import load_config
 from hstu_trt.contract.features import Jagged, pack_request
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.presets import debug
@@ -135,6 +136,17 @@ def test_reference_token_order() -> None:
     ours = ["c0", "h0", "h1", "c1", "c2", "h2", "x0", "x1", "x2"]
     order = reference_token_order(debug(), packed)
     assert [ours[i] for i in order] == ["c0", "h0", "h1", "x0", "c1", "x1", "x2", "c2", "h2"]
+
+
+def test_unused_features_of_a_file_may_be_anything(golden: Path, tmp_path: Path) -> None:
+    tensors = read_tensors(golden / "caseA/inputs.safetensors")
+    config = load_config(golden / "caseA/config.json")
+    expected = pack_file(config, golden / "caseA/inputs.safetensors")
+    tensors["uih.label.values"] = np.array([0.5, np.nan], dtype=np.float32)
+    tensors["uih.label.lengths"] = np.array([7])
+    write_tensors(tmp_path / "in.safetensors", tensors)
+    packed = pack_file(config, tmp_path / "in.safetensors")
+    assert all(np.array_equal(packed[name], expected[name]) for name in expected)
 
 
 def test_chain_opens_and_closes_its_stages(fake_model: ModelFolder, fake_runner: Callable[..., Runner]) -> None:

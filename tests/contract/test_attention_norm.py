@@ -16,7 +16,22 @@ def test_norms(text: str | None) -> None:
     assert parse_attention_norm(text, debug()) == NORMS[text]
 
 
-@pytest.mark.parametrize("text", ["", "fixed", "fixed:", "fixed:0", "fixed:-1", "fixed:nan", "fixed:inf", "max", "x:1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "fixed",
+        "fixed:",
+        "fixed:0",
+        "fixed:-1",
+        "fixed:nan",
+        "fixed:inf",
+        "max",
+        "x:1",
+        "fixed:1e-300",
+        "fixed:1e300",
+    ],
+)
 def test_bad_norms(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected fixed:<N> with N > 0"):
         parse_attention_norm(text, debug())

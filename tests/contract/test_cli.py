@@ -47,6 +47,15 @@ def test_an_error_is_one_line_and_an_exit_code(capsys, error, code):
     assert capsys.readouterr().err == "hstu-trt planted: error: planted\n"
 
 
+def test_an_unwritable_place_is_named(capsys, tmp_path):
+    def write(argv):
+        (tmp_path / "file" / "out").mkdir(parents=True)
+
+    (tmp_path / "file").write_text("not a folder")
+    assert cli.run_verb(write, [], "hstu-trt planted") == 2
+    assert capsys.readouterr().err == f"hstu-trt planted: error: [Errno 20] Not a directory: '{tmp_path}/file/out'\n"
+
+
 def test_an_interrupt_is_told(capsys):
     assert cli.run_verb(fails_with(KeyboardInterrupt()), [], "hstu-trt planted") == 130
     assert "interrupted" in capsys.readouterr().err

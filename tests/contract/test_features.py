@@ -102,11 +102,12 @@ def test_offsets_are_running_sums(counts):
 BAD_FEATURES = [
     ([[1]], [1], "feature 'f': values must be 1-D, got shape \\[1, 1\\]"),
     ([1], [[1]], "feature 'f': lengths must be 1-D"),
-    ([1.5], [1], "feature 'f': values must be integers, got float64"),
-    ([1], [1.0], "feature 'f': lengths must be integers, got float64"),
+    ([1.5], [1], "feature 'f': values must be integers that fit int64, got float64"),
+    ([1], [1.0], "feature 'f': lengths must be integers that fit int64, got float64"),
     ([1], [2, -1], r"feature 'f': lengths\[1\] is -1"),
     ([1, 2], [1], "feature 'f': lengths sum to 1, but there are 2 values"),
     (["a"], [1], "feature 'f': values must be integers"),
+    (np.array([2**63], dtype=np.uint64), [1], "feature 'f': values must be integers that fit int64, got uint64"),
 ]
 
 
@@ -218,3 +219,9 @@ def test_floating_inputs_of_a_stage_are_checked_for_nan():
 def test_batch_max_norm_is_the_references_n(histories, candidates, norm):
     features = request_features(histories, candidates, cities=[[]] * len(histories))
     assert batch_max_norm(CONFIG, pack_request(CONFIG, *features)) == norm
+
+
+def test_a_contextual_id_that_would_read_as_missing_is_refused():
+    uih, candidates = request_features(cities=((7,), (1, PADDING_ID, 3)))
+    with pytest.raises(InputError, match=r"'city' holds -1 at \[2\], which marks a missing id"):
+        pack_request(CONFIG, uih, candidates)

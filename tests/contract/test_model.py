@@ -13,13 +13,13 @@ BINARY = TaskConfig(name="click", kind="binary")
 REGRESSION = TaskConfig(name="dwell", kind="regression")
 
 REFUSED = [
-    ({"layers": 0}, "layers must be > 0, got 0"),
-    ({"heads": -1}, "heads must be > 0, got -1"),
-    ({"qk_dim": 0}, "qk_dim must be > 0"),
-    ({"v_dim": 0}, "v_dim must be > 0"),
-    ({"embedding_dim": 0}, "embedding_dim must be > 0"),
-    ({"model_dim": 0}, "model_dim must be > 0"),
-    ({"preprocessor_dim": 0}, "preprocessor_dim must be > 0"),
+    ({"layers": 0}, "layers must be a whole number > 0, got 0"),
+    ({"heads": -1}, "heads must be a whole number > 0, got -1"),
+    ({"qk_dim": 0}, "qk_dim must be a whole number > 0"),
+    ({"v_dim": 0}, "v_dim must be a whole number > 0"),
+    ({"embedding_dim": 0}, "embedding_dim must be a whole number > 0"),
+    ({"model_dim": 0}, "model_dim must be a whole number > 0"),
+    ({"preprocessor_dim": 0}, "preprocessor_dim must be a whole number > 0"),
     ({"tasks": ()}, "at least one task"),
     ({"tasks": (REGRESSION, BINARY)}, "binary tasks .* before regression tasks"),
     ({"post_id_feature": "nobody"}, "no pair for the post id feature 'nobody'"),
@@ -38,12 +38,12 @@ def test_a_contradiction_is_refused_in_words(change, message):
 
 @pytest.mark.parametrize("name", ["max_attn_len", "contextual_seq_len", "min_full_attn_seq_len"])
 def test_attention_options_are_not_negative(name):
-    with pytest.raises(ConfigError, match=f"{name} must be >= 0, got -1"):
+    with pytest.raises(ConfigError, match=f"{name} must be a whole number >= 0, got -1"):
         AttentionOptions(**{name: -1})
 
 
 def test_a_research_config_is_checked_too():
-    with pytest.raises(ConfigError, match="heads must be > 0"):
+    with pytest.raises(ConfigError, match="heads must be a whole number > 0"):
         ResearchHstuConfig(layers=1, heads=0, qk_dim=1, v_dim=1, model_dim=1, max_seq_len=1)
 
 

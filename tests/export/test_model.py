@@ -116,6 +116,15 @@ def test_hours_are_counted_exactly() -> None:
     torch.testing.assert_close(features[0, :2], torch.stack([angle.cos(), angle.sin()]), atol=1e-6, rtol=0)
 
 
+def test_milliseconds_are_counted_as_the_reference_counts_them() -> None:
+    """1753437601000 ms are 131072 apart in fp32, and 487066000 of the "hours" 32 apart: the count itself is rounded."""
+    times = 1_753_437_601_000 + 999_983 * torch.arange(1000)
+    count = torch.div(times.float(), 3600.0, rounding_mode="floor")
+    angle = count.remainder(24.0) / 24 * 2 * 3.14
+    features = TimestampPostprocessor(load_case("caseA").config)._time_features(times)
+    torch.testing.assert_close(features[:, :2], torch.stack([angle.cos(), angle.sin()], dim=1), atol=1e-6, rtol=0)
+
+
 CACHE_CASES = readme("caseD")["cases"]
 
 

@@ -13,10 +13,13 @@ from golden_cases import GOLDEN, GoldenCase, load_case
 from safetensors.numpy import load_file
 
 from hstu_trt.contract.cli import main
+from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, onnx_stages, read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.contract.ops import OP_DOMAIN, OPS
 from hstu_trt.contract.tensors import FUSED, Dim
+from hstu_trt.export.export_model import _checked
 
 FILES = ("embedding_lookup", "hstu", "mlp_head", FUSED, TAPS)
 
@@ -147,7 +150,9 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "manifest.json").write_text('{"schema": 1, "kind": "thesis", "files": {}}')
     assert export("--out", str(tmp_path)) == 2
+    assert export("--out", str(tmp_path / "thesis.txt")) == 2
     assert "no model folder of ours" in capsys.readouterr().err
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -184,3 +189,13 @@ def test_malformed_table_rows(option: str, tmp_path: Path, capsys: pytest.Captur
     arguments = ["--config", "debug", "--weights", "random:1", "--out", str(tmp_path / "m")]
     assert main(["export", *arguments, "--table-rows", option]) == 2
     assert "expected TABLE=ROWS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "precision"), [(np.nan, "fp32"), (np.inf, "fp32"), (70_000.0, "fp16")])
+def test_table_values_beyond_the_precision_are_named(value: float, precision: str) -> None:
+    table = TableConfig(name="item_id", rows=4, dim=2, dtype="float32", features=("item_id",))
+    rows = np.zeros((2, 2), dtype=np.float32)
+    rows[1, 0] = value
+    blocks = _checked([np.zeros((2, 2), dtype=np.float32), rows], table, precision)
+    with pytest.raises(ArtefactError, match=rf"item_id holds .* at \[3, 0\], outside {precision}"):
+        list(blocks)

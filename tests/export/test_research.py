@@ -72,11 +72,33 @@ def test_golden(exported: Exported, engine: type[Runner]) -> None:
         assert report.passes(TOLERANCES["research", "fp32"]), report.text()
 
 
+def test_histories_beyond_the_position_table_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CASES["e0"]))
+    prefix = "e0.sd."
+    state = {k.removeprefix(prefix): v for k, v in TENSORS.items() if k.startswith(prefix)}
+    save_file(state, tmp_path / "sd.safetensors")
+    arguments = ["--config", str(tmp_path / "config.json"), "--weights", str(tmp_path / "sd.safetensors")]
+    assert main(["export", *arguments, "--max-history", "26", "--out", str(tmp_path / "m"), "--dry-run"]) == 2
+    assert "--max-history 26: the position table ends at 25 events" in capsys.readouterr().err
+
+
 def test_the_bias_matters(exported: Exported) -> None:
     """Other timestamps give other vectors, so the golden does judge the bias."""
     with OnnxRuntimeRunner(exported.model, RESEARCH_STAGE) as runner:
         moved = runner.infer({**exported.feed, "uih_timestamps": exported.feed["uih_timestamps"] // 7})
     assert np.abs(moved["encoded"] - exported.encoded).max() > 1e-3
+
+
+def test_time_differences_beyond_32_bits(exported: Exported) -> None:
+    """ONNX Runtime's Max of INT64 takes 2^31 to 2^32 for negative on x86-64; milliseconds of a month lie there."""
+    times = {name: exported.feed[name] * 100_003 for name in ("uih_timestamps", "next_timestamps")}
+    assert max(t.max() for t in times.values()) - times["uih_timestamps"].min() > 2**33
+    outputs = []
+    for engine in (TorchRunner, OnnxRuntimeRunner):
+        with engine(exported.model, RESEARCH_STAGE) as runner:
+            outputs.append(runner.infer({**exported.feed, **times})["encoded"])
+    report = compare("encoded", outputs[1], outputs[0])
+    assert report.passes(TOLERANCES["research", "fp32"]), report.text()
 
 
 def test_the_same_op_with_its_optional_inputs(exported: Exported) -> None:

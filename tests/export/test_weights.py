@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, ChunkSto
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.presets import debug, dlrm_v3
+from hstu_trt.contract.table_format import write_shard
 from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
 from hstu_trt.export.dcp_files import _MetadataUnpickler
-from hstu_trt.export.model import DlrmHstu
-from hstu_trt.export.weights import check_action_weights, load_dense, random_checkpoint, resolve_tables
+from hstu_trt.export.model import DlrmHstu, cast_to
+from hstu_trt.export.weights import load_dense, random_checkpoint, resolve_tables
 
 STATE = load_file(GOLDEN / "caseA" / "state_dict.safetensors")
 TABLE_KEY = "_embedding_collection.embeddings.{}.weight"
@@ -66,12 +68,26 @@ def write_tables_in_the_dense_file(folder: Path) -> Path:
     return folder
 
 
+def write_prefixed(folder: Path) -> Path:
+    save_file({f"module.{k}": v for k, v in STATE.items()}, folder / "ddp.safetensors")
+    return folder / "ddp.safetensors"
+
+
+def write_parameters(folder: Path) -> Path:
+    """As the reference's research trainer names it, with parameters that want a gradient."""
+    wanting = {k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in STATE.items()}
+    torch.save({"model_state_dict": wanting, "optimizer_state_dict": {}}, folder / "model_ep3")
+    return folder / "model_ep3"
+
+
 FORMS: dict[str, Callable[[Path], Path]] = {
     "safetensors": lambda _: GOLDEN / "caseA" / "state_dict.safetensors",
     "checkpoint directory": lambda _: GOLDEN / "ckptA",
     "batch directory": lambda _: GOLDEN / "ckptA" / "0",
     "state dict": write_plain,
     "nested, from DataParallel": write_nested,
+    "prefixed safetensors": write_prefixed,
+    "parameters": write_parameters,
     "tables in the dense file": write_tables_in_the_dense_file,
 }
 
@@ -128,6 +144,18 @@ def test_uneven_shards_are_placed_by_their_offsets(sharded: tuple[Path, Tensor])
     assert (read.rows, read.dim, read.dtype) == (13, 2, "float16")
     np.testing.assert_array_equal(rows(read), table.numpy())
     assert sum(1 for _ in read.blocks()) == 4, "one shard at a time, never the whole table"
+
+
+def test_a_shard_is_held_once_while_it_is_written(tmp_path: Path) -> None:
+    save_sharded(tmp_path / "0" / "sparse", torch.ones(1 << 15, 64, dtype=torch.float16), [1 << 15])
+    torch.save({"dense_dict": {}}, tmp_path / "0" / "non_sparse.ckpt")
+    source = load_checkpoint(tmp_path).tables["item_id"]
+    tracemalloc.start()  # counts everything but the tensor itself
+    try:
+        write_shard(tmp_path / "rows.safetensors", source.dtype, source.dim, source.blocks())
+        assert tracemalloc.get_traced_memory()[1] < source.rows * source.dim
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_damaged_shard_is_named(sharded: tuple[Path, Tensor]) -> None:
@@ -224,8 +252,32 @@ def test_wrong_shapes_are_listed(case: GoldenCase) -> None:
 
 def test_action_weights_must_be_the_checkpoints(case: GoldenCase) -> None:
     other = dataclasses.replace(case.config, action_weights=(1, 2, 4, 8, 32))
-    with pytest.raises(ArtefactError, match="action weights"):
-        check_action_weights(other, case.checkpoint.dense)
+    with pytest.raises(ArtefactError, match=r"w\.pt: _combined_action_weights is \[1, 2, 4, 8, 16\] in the checkpoint"):
+        load_dense(DlrmHstu(other), case.checkpoint.dense, "w.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_time_units_survive_a_checkpoint_of_another_precision(case: GoldenCase, dtype: torch.dtype) -> None:
+    cast = {
+        key: value.to(dtype) if value.is_floating_point() else value for key, value in case.checkpoint.dense.items()
+    }
+    loaded = dict(load_dense(DlrmHstu(case.config), cast, "w.pt").named_buffers())
+    for name, value in DlrmHstu(case.config).named_buffers():
+        assert torch.equal(loaded[name], value), name
+
+
+def test_other_time_units_are_refused(case: GoldenCase) -> None:
+    key = "_hstu_transducer._output_postprocessor._units_per_period"
+    with pytest.raises(ArtefactError, match=r"_units_per_period is \[\[12\.0, 7\.0\]\]"):
+        load_dense(DlrmHstu(case.config), {**case.checkpoint.dense, key: torch.tensor([[12.0, 7.0]])}, "w.pt")
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), torch.float32), (7e4, torch.float16)])
+def test_weights_must_be_finite_in_the_models_precision(case: GoldenCase, value: float, dtype: torch.dtype) -> None:
+    key = "_item_embedding_mlp.0.weight"
+    dense = {**case.checkpoint.dense, key: torch.full_like(case.checkpoint.dense[key], value)}
+    with pytest.raises(ArtefactError, match=rf"NaN or Inf in 1 tensors\n  {key} in {dtype}"):
+        load_dense(cast_to(DlrmHstu(case.config), dtype), dense, "w.pt")
 
 
 def table(name: str, dim: int = 32) -> TableSource:
@@ -249,6 +301,13 @@ def test_the_config_decides_over_names(case: GoldenCase) -> None:
     listed = (TableConfig(name="shared", rows=5, dim=32, dtype="float16", features=case.config.embedding_features),)
     config = dataclasses.replace(case.config, tables=listed)
     resolved = resolve_tables(config, {n: table(n) for n in ("shared", "item_id", "user_id")}, {})
+    assert [t.name for t in resolved.tables] == ["shared"]
+
+
+def test_comments_of_the_config_file_decide_over_names(case: GoldenCase) -> None:
+    hints = dict.fromkeys(case.config.embedding_features, "shared")
+    config = dataclasses.replace(case.config, tables=())
+    resolved = resolve_tables(config, {n: table(n) for n in ("item_id", "user_id", "shared")}, hints)
     assert [t.name for t in resolved.tables] == ["shared"]
 
 
