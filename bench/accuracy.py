@@ -92,10 +92,8 @@ def measure(
         for number, rows in enumerate(batches, 1):
             packed = pack_request(config, *workload.batch(config, rows))
             if progress:
-                print(f"\raccuracy: batch {number} of {len(batches)}", end="", file=sys.stderr, flush=True)
+                show_progress(number, len(batches))
             yield {**packed, NORM: norm_tensor(norm, config, packed)}
-        if progress:
-            print(file=sys.stderr)
 
     comparison = compare_runners(
         {variant.name: variant.open() for variant in candidates},
@@ -103,6 +101,15 @@ def measure(
         feeds(),
     )
     return _report(candidates, workload, comparison, seed)
+
+
+def show_progress(done: int, total: int) -> None:
+    """One line that counts up on a terminal; in a log, a line at each quarter."""
+    text = f"accuracy: batch {done} of {total}"
+    if sys.stderr.isatty():
+        print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    elif done == total or done % max(1, total // 4) == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _report(candidates: Sequence[Variant], workload: Workload, comparison: Comparison, seed: int) -> AccuracyReport:

@@ -116,8 +116,8 @@ def _torch_dims(specs: Iterable[TensorSpec]) -> dict[str, Any]:
         base, factor = (derived["base"], int(derived["factor"])) if derived else (dim.name, 1)
         plus = dim.name == "users_plus_1"
         base = "users" if plus else base
-        low, high = (dim.min - 1, dim.max - 1) if plus else (dim.min // factor, dim.max // factor)
-        root = result.setdefault(base, TorchDim(base, min=low, max=high))
+        # No upper bound: a graph serves any size, and a deployment may be smaller than the traced example.
+        root = result.setdefault(base, TorchDim(base, min=dim.min - 1 if plus else dim.min // factor))
         result[dim.name] = root + 1 if plus else factor * root if factor > 1 else root
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,15 @@ from golden_cases import GOLDEN, GoldenCase, load_case
 from safetensors.numpy import load_file
 
 from hstu_trt.contract.cli import main
-from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, onnx_stages, read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.contract.ops import OP_DOMAIN, OPS
-from hstu_trt.contract.tensors import FUSED, Dim
-from hstu_trt.export.export_model import _checked
+from hstu_trt.contract.tensors import FUSED, Dim, Limits, stage_specs
+from hstu_trt.export.export_model import _checked, build_ranking_model
+from hstu_trt.export.onnx_export import export_stage
+from hstu_trt.export.stages import HstuStage
 
 FILES = ("embedding_lookup", "hstu", "mlp_head", FUSED, TAPS)
 
@@ -175,6 +178,15 @@ def test_a_config_that_does_not_fit_is_said_in_words(tmp_path: Path, capsys: pyt
 
 def test_every_stage_has_a_file(model: ModelFolder) -> None:
     assert {p.stem for p in model.path.glob("*.onnx")} == {*onnx_stages(model.config), TAPS}
+
+
+def test_the_smallest_limits_are_enough_for_tracing(case_a: GoldenCase) -> None:
+    limits = Limits(users=1, history=1, candidates=1, batch_history=1, batch_candidates=1)
+    model = build_ranking_model(case_a.config, case_a.checkpoint.dense, "golden", "fp32")
+    spec = stage_specs(case_a.config, limits, "fp32")["hstu"]
+    assert export_stage(HstuStage(spec, model)).graph.node
+    with pytest.raises(ConfigError, match="limit users must be >= 1"):
+        dataclasses.replace(limits, users=0)
 
 
 def test_tables_beyond_the_disk_are_refused_before_writing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
