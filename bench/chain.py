@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,8 @@ from hstu_trt.contract.features import Tensors, batch_max_norm
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.runner import Runner
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED, PADDING_ID, StageSpec, feature_columns
-from hstu_trt.tables.host import HostTables, OutputDtype
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED, StageSpec
 
-IdPolicy = Literal["reject", "clamp", "zero"]
 RUNNERS = ("torch", "onnxruntime")
 NORM = "attention_norm"
 
@@ -92,39 +89,6 @@ class Fused(Composed):
         return fused.infer(
             {t.name: feed[t.name].reshape(-1) if len(t.dims) == 1 else feed[t.name] for t in fused.spec.inputs}
         )
-
-
-class HostLookup:
-    """The ``embedding_lookup`` stage on the host: rows from memory-mapped tables, ids checked on the way."""
-
-    def __init__(self, model: ModelFolder, policy: IdPolicy = "reject") -> None:
-        self.spec = model.specs["embedding_lookup"]
-        self._columns = feature_columns(model.ranking_config)
-        self._dtype: OutputDtype = "float16" if model.precision == "fp16" else "float32"
-        self._policy = policy
-        self._tables = HostTables.open(model.tables)
-
-    def __enter__(self) -> HostLookup:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return
-
-    def infer(self, feed: Mapping[str, NDArray]) -> Tensors:
-        """Ids [n, features] -> rows [n, features * dim]. Raises InputError for an id that the policy rejects."""
-        rows = {}
-        for name, features in self._columns.items():
-            rows[name.replace("_ids", "_embeddings")] = self._tables.lookup_features(
-                features,
-                feed[name],
-                policy=self._policy,
-                padding_id=PADDING_ID if name == "contextual_ids" else None,
-                dtype=self._dtype,
-                what=name,
-            )
-        return rows
 
 
 def _with_norm(model: ModelFolder) -> StageSpec:

@@ -16,8 +16,6 @@ from hstu_trt.bench.chain import (
     NORM,
     RUNNERS,
     Chain,
-    HostLookup,
-    IdPolicy,
     norm_tensor,
     open_runner,
     reference_token_order,
@@ -29,6 +27,8 @@ from hstu_trt.contract.features import Tensors, offsets_of, pack_request, reques
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, read_model_folder
 from hstu_trt.contract.tensors import PADDING_ID, Limits
+from hstu_trt.tables.ids import POLICIES, Policy
+from hstu_trt.tables.lookup_stage import HostLookup
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,9 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--inputs", type=Path, required=True, help="safetensors: uih.<feature>.values|lengths, cand...")
     parser.add_argument("--runner", choices=RUNNERS, default="onnxruntime")
     parser.add_argument("--attention-norm", help="fixed:<N> (default: the config's max_seq_len) or batch_max")
-    parser.add_argument(
-        "--id-policy", choices=("reject", "clamp", "zero"), default="reject", help="ids outside a table"
-    )
+    parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table")
     parser.add_argument(
         "--taps", action="store_true", help="also write stu.<layer>.out, in the reference's token order"
     )
@@ -88,7 +86,7 @@ def score(
     *,
     runner: str,
     norm: float | None = None,
-    policy: IdPolicy = "reject",
+    policy: Policy = "reject",
     taps: bool = False,
     stage_by_stage: bool = False,
 ) -> Tensors:

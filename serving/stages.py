@@ -14,7 +14,6 @@ from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.runner import Runner
 from hstu_trt.contract.tensors import ENSEMBLE, PADDING_ID, feature_columns
 from hstu_trt.serving.signature import ATTENTION_NORM, OFFSETS
-from hstu_trt.tables.host import HostTables, OutputDtype
 from hstu_trt.tables.ids import Policy, apply_policy
 
 
@@ -22,32 +21,6 @@ class Stage(Protocol):
     """A stage as served: takes what a request holds, and checks it."""
 
     def infer(self, tensors: Mapping[str, NDArray]) -> Tensors: ...
-
-
-class LookupStage:
-    """``embedding_lookup``: ids ``[n, features]`` -> rows ``[n, features * dim]`` from the host tables."""
-
-    def __init__(self, model: ModelFolder, id_policy: Policy) -> None:
-        self._spec = model.specs["embedding_lookup"]
-        self._limits = model.limits
-        self._dtype: OutputDtype = "float16" if model.precision == "fp16" else "float32"
-        self._policy = id_policy
-        self._columns = feature_columns(model.ranking_config)
-        self._tables = HostTables.open(model.tables)
-
-    def infer(self, tensors: Mapping[str, NDArray]) -> Tensors:
-        check_request(tensors, self._spec, self._limits)
-        return {
-            name.replace("_ids", "_embeddings"): self._tables.lookup_features(
-                features,
-                tensors[name],
-                policy=self._policy,
-                padding_id=_padding_id(name),
-                dtype=self._dtype,
-                what=name,
-            )
-            for name, features in self._columns.items()
-        }
 
 
 class RunnerStage:

@@ -23,8 +23,9 @@ from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.runner import Runner
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.signature import ATTENTION_NORM
-from hstu_trt.serving.stages import FusedStage, LookupStage, RunnerStage, Stage
+from hstu_trt.serving.stages import FusedStage, RunnerStage, Stage
 from hstu_trt.tables.ids import POLICIES, Policy
+from hstu_trt.tables.lookup_stage import HostLookup
 
 
 class _TritonModel:
@@ -103,7 +104,7 @@ class EmbeddingLookupModel(_StageModel):
     """``embedding_lookup``."""
 
     def _load(self, model: ModelFolder) -> None:
-        self._stage = LookupStage(model, self._id_policy())
+        self._stage = HostLookup(model, self._id_policy())
 
 
 class StepModel(_StageModel):

@@ -27,7 +27,8 @@ from hstu_trt.serving.deployment import read_deployment
 from hstu_trt.serving.requests import RankRequest, one_user, pack, sample
 from hstu_trt.serving.serve import StartError, start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
-from hstu_trt.serving.stages import FusedStage, LookupStage, RunnerStage
+from hstu_trt.serving.stages import FusedStage, RunnerStage
+from hstu_trt.tables.lookup_stage import HostLookup
 
 pytestmark = pytest.mark.triton
 BOTH = pytest.mark.parametrize("model", ["ranking", "ranking_fused"])
@@ -107,7 +108,7 @@ def in_process(deployment, model, request):
         with OnnxRuntimeRunner(folder, "ranking_fused") as runner:
             return FusedStage(folder, runner, norm, "reject").infer_many([one_user(packed)])[0][0]
     ids = {name: array for name, array in packed.items() if name.endswith("_ids")}
-    rows = LookupStage(folder, "reject").infer(ids)
+    rows = HostLookup(folder, "reject").infer(ids)
     payload = {name: array for name, array in packed.items() if name not in ids}
     with OnnxRuntimeRunner(folder, "hstu") as hstu, OnnxRuntimeRunner(folder, "mlp_head") as head:
         vectors = RunnerStage(hstu, norm).infer(rows | payload)
@@ -258,7 +259,7 @@ STEPS = [
 def test_nan_into_a_step_is_named(deployment, client, model, step, tensor, value):
     folder = deployment.model
     packed = pack(folder.ranking_config, [request_of(deployment, 8, 5)])
-    rows = LookupStage(folder, "reject").infer({n: a for n, a in packed.items() if n.endswith("_ids")})
+    rows = HostLookup(folder, "reject").infer({n: a for n, a in packed.items() if n.endswith("_ids")})
     vectors = {"user_embeddings": np.ones((5, folder.ranking_config.model_dim), np.float32)}
     known = packed | rows | vectors
     wanted = [spec.name for spec in folder.specs[step].inputs if spec.name != "attention_norm"]

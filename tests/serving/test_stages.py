@@ -7,8 +7,9 @@ from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.tensors import FUSED
 from hstu_trt.serving.requests import one_user, pack, sample
-from hstu_trt.serving.stages import FusedStage, LookupStage, RunnerStage
+from hstu_trt.serving.stages import FusedStage, RunnerStage
 from hstu_trt.tables.ids import apply_policy
+from hstu_trt.tables.lookup_stage import HostLookup
 
 TABLE = TableConfig(name="items", rows=5, dim=4, dtype="float16", features=("a", "b"))
 
@@ -147,7 +148,7 @@ def test_table_without_rows_has_no_nearest_row(policy):
 
 def test_lookup_lays_features_side_by_side(model):
     ids = {"uih_ids": [[1, 2]], "candidate_ids": [[0, 0]], "contextual_ids": [[-1]]}
-    rows = LookupStage(model, "reject").infer({name: np.asarray(value) for name, value in ids.items()})
+    rows = HostLookup(model, "reject").infer({name: np.asarray(value) for name, value in ids.items()})
     assert rows["uih_embeddings"].tolist() == [[4, 5, 6, 7, 8, 9, 10, 11]]
     assert rows["contextual_embeddings"].tolist() == [[0, 0, 0, 0]], "a missing slot"
 
@@ -155,7 +156,7 @@ def test_lookup_lays_features_side_by_side(model):
 def test_lookup_rejects_padding_outside_contextual_slots(model):
     ids = {"uih_ids": [[-1, 2]], "candidate_ids": [[0, 0]], "contextual_ids": [[-1]]}
     with pytest.raises(InputError, match=r"'uih_ids'.* holds -1 at \[0, 0\]"):
-        LookupStage(model, "reject").infer({name: np.asarray(value) for name, value in ids.items()})
+        HostLookup(model, "reject").infer({name: np.asarray(value) for name, value in ids.items()})
 
 
 def test_runner_stage_adds_the_norm():
