@@ -71,5 +71,8 @@ clean:  ## remove what was built; .venv/ stays
 build/onnx/demo/%/manifest.json: | install
 	@$(MAKE) --no-print-directory onnx MODEL=demo PRECISION=$*
 
+build/onnx/%/manifest.json:
+	@echo "there is no model in $(@D): make onnx MODEL=$(MODEL) CONFIG=config.json WEIGHTS=checkpoint PRECISION=$(PRECISION)" >&2; exit 2
+
 build/deployments/%/manifest.json: build/onnx/%/$(PRECISION)/manifest.json
 	$(BIN)/hstu-trt assemble --model $(<D) --flavour cpu --out $(@D)
