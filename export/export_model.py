@@ -146,7 +146,8 @@ def _write_tables(job: ExportJob, folder: Path, progress: Progress) -> dict[str,
     _check_disk(folder, _table_configs(job))
     stored = []
     for table in _table_configs(job):
-        progress(f"writing table {table.name}: {table.rows} x {table.dim} {table.dtype}")
+        features = ", ".join(table.features)
+        progress(f"writing table {table.name}: {table.rows} x {table.dim} {table.dtype} <- {features}")
         source = job.checkpoint.tables[table.name]
         blocks = _checked(source.blocks(), table, job.precision)
         stored.append(write_table(folder / TABLES_FOLDER, table, blocks, shard_bytes=ONE_SHARD))

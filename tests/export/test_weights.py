@@ -304,11 +304,19 @@ def test_the_config_decides_over_names(case: GoldenCase) -> None:
     assert [t.name for t in resolved.tables] == ["shared"]
 
 
-def test_comments_of_the_config_file_decide_over_names(case: GoldenCase) -> None:
-    hints = dict.fromkeys(case.config.embedding_features, "shared")
+def test_comments_of_the_config_file_fill_what_names_leave_open(case: GoldenCase) -> None:
+    """Comments are ignored wherever names give a table, and wherever they name one that is not there."""
     config = dataclasses.replace(case.config, tables=())
-    resolved = resolve_tables(config, {n: table(n) for n in ("item_id", "user_id", "shared")}, hints)
-    assert [t.name for t in resolved.tables] == ["shared"]
+    tables = {n: table(n) for n in ("item_id", "user_id", "shared")}
+    hints = dict.fromkeys(case.config.embedding_features, "shared")
+    resolved = resolve_tables(config, tables, hints)
+    assert {t.name: t.features for t in resolved.tables} == {
+        "item_id": ("item_id", "item_candidate_id"),
+        "user_id": ("user_id",),
+        "shared": ("item_category_id", "item_candidate_category_id"),
+    }
+    with pytest.raises(ConfigError, match="'item_category_id'"):
+        resolve_tables(config, tables, dict.fromkeys(hints, "nowhere"))
 
 
 def test_a_table_of_another_width_is_refused(case: GoldenCase) -> None:
