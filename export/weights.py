@@ -81,9 +81,10 @@ def _listing(lines: list[str]) -> str:
 def resolve_tables(config: HstuConfig, tables: Mapping[str, TableSource], hints: Mapping[str, str]) -> HstuConfig:
     """Fills ``config.tables``: which feature looks up in which of the checkpoint's tables.
 
-    A config that lists ``embedding_tables`` decides. Otherwise a feature takes the table of its own name, of its history
-    partner, or of one of these without the role prefix (``uih_``, ``item_``). ``hints`` (feature -> table, from the
-    comments of the config file) are asked only where names give none. Raises ConfigError naming the features left over.
+    A config that lists ``embedding_tables`` decides. Otherwise a feature takes the table of its own name, of its
+    history partner, or of one of these without the role prefix (``uih_``, ``item_``). ``hints`` (feature -> table,
+    from the comments of the config file) are asked only where names give none. Raises ConfigError naming the features
+    left over.
     """
     given = {feature: table.name for table in config.tables for feature in table.features}
     mapping = {f: given.get(f) or _table_by_name(f, config, tables) or hints.get(f) for f in config.embedding_features}
