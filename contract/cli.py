@@ -6,6 +6,7 @@ Rooms are imported only when their verb is called, so that ``hstu-trt --help`` n
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0 if args else USAGE_EXIT_CODE
+    if args[0] == "--version":
+        print(f"hstu-trt {importlib.metadata.version('hstu-trt')}")
+        return 0
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
         print(f"hstu-trt: unknown verb {verb!r}\n\n{usage()}", file=sys.stderr)

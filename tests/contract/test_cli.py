@@ -1,6 +1,9 @@
 """The command line: verbs, exit codes, and errors as one line."""
 
 import importlib
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -99,3 +102,17 @@ def test_every_verb_tells_how_it_is_used(capsys, verb):
 def test_a_wrong_option_is_exit_code_2(capsys, verb):
     assert exit_code([verb, "--no-such-option"]) == 2
     assert f"hstu-trt {verb}" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"hstu-trt \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("room", ["export", "engines", "tables", "serving", "bench"])
+def test_every_room_is_a_program(room):
+    arguments = ["--help"] if room != "serving" else ["serve", "--help"]
+    command = [sys.executable, "-m", f"hstu_trt.{room}", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert "usage:" in result.stdout
