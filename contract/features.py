@@ -163,7 +163,7 @@ def check_request(tensors: Mapping[str, NDArray], spec: StageSpec, limits: Limit
     if "attention_norm" in tensors and not (tensors["attention_norm"] > 0).all():
         at = int(np.argmin(tensors["attention_norm"] > 0))
         raise InputError(f"tensor 'attention_norm' holds {tensors['attention_norm'][at]} at [{at}]; it must be > 0")
-    _check_offsets(tensors, "uih_offsets", "uih_timestamps", limits.history, "history", allow_empty=True)
+    _check_offsets(tensors, "uih_offsets", "uih_timestamps", limits.history, "history events", allow_empty=True)
     _check_offsets(
         tensors, "candidate_offsets", "candidate_timestamps", limits.candidates, "candidates", allow_empty=False
     )

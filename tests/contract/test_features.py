@@ -185,7 +185,7 @@ def test_a_bad_tensor_is_named(name, value, message):
 
 def test_a_history_beyond_the_limit_names_the_user():
     tensors = pack_request(CONFIG, *request_features(histories=(1, 6)))
-    with pytest.raises(InputError, match=r"user 1 has 6 history \('uih_offsets'\); at most 5 are served"):
+    with pytest.raises(InputError, match=r"user 1 has 6 history events \('uih_offsets'\); at most 5 are served"):
         check_request(tensors, RANKING, LIMITS)
 
 
