@@ -20,12 +20,14 @@ RUNNERS = ("torch", "onnxruntime")
 NORM = "attention_norm"
 
 
-def open_runner(kind: str, model: ModelFolder, stage: str) -> Runner:
-    """A runner for one stage: ``torch`` is the PyTorch model, ``onnxruntime`` executes the ONNX file."""
+def open_runner(kind: str, model: ModelFolder, stage: str, device: str = "cpu") -> Runner:
+    """A runner for one stage: ``torch`` is the PyTorch model, ``onnxruntime`` executes the ONNX file on the CPU."""
     if kind == "torch":
         from hstu_trt.export.torch_runner import TorchRunner
 
-        return TorchRunner(model, stage)
+        return TorchRunner(model, stage, device=device)
+    if device != "cpu":
+        raise ConfigError(f"runner {kind!r} runs on the CPU only; device {device!r} goes with torch")
     if kind == "onnxruntime":
         from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 

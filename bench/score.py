@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
         model,
         packed,
         runner=args.runner,
+        device=args.device,
         norm=norm,
         policy=args.id_policy,
         taps=args.taps,
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, help="exported model folder")
     parser.add_argument("--inputs", type=Path, required=True, help="safetensors: uih.<feature>.values|lengths, cand...")
     parser.add_argument("--runner", choices=RUNNERS, default="onnxruntime")
+    parser.add_argument("--device", default="cpu", help="where torch runs: cpu or cuda")
     parser.add_argument("--attention-norm", help="fixed:<N> (default: the config's max_seq_len) or batch_max")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table")
     parser.add_argument(
@@ -80,11 +82,12 @@ def pack_file(config: HstuConfig, path: Path) -> Tensors:
     return packed
 
 
-def score(
+def score(  # noqa: PLR0913 - the options of the verb
     model: ModelFolder,
     packed: Mapping[str, NDArray],
     *,
     runner: str,
+    device: str = "cpu",
     norm: float | None = None,
     policy: Policy = "reject",
     taps: bool = False,
@@ -92,7 +95,7 @@ def score(
 ) -> Tensors:
     """Scores a packed request as one batch.
 
-    norm: N of the attention; None is the longest sequence of the batch.
+    runner, device: what executes hstu and mlp_head, and where. norm: N of the attention; None is the longest sequence of the batch.
     Returns float32 ``preds`` [tasks, candidates] and ``user_embeddings`` [candidates, D]; with ``taps``
     ``stu.<layer>.out`` [tokens, D] in the reference's token order; with ``stage_by_stage`` the table rows too.
     """
@@ -102,8 +105,8 @@ def score(
     open_model = dataclasses.replace(model, limits=_limits_of(feed))
     stages = [
         HostLookup(open_model, policy),
-        open_runner(runner, open_model, TAPS if taps else "hstu"),
-        open_runner(runner, open_model, "mlp_head"),
+        open_runner(runner, open_model, TAPS if taps else "hstu", device),
+        open_runner(runner, open_model, "mlp_head", device),
     ]
     with Chain(open_model, stages) as chain:
         answers = chain.infer(feed)

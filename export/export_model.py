@@ -37,8 +37,8 @@ from hstu_trt.contract.tensors import (
     stage_specs,
 )
 from hstu_trt.contract.text import bytes_text
+from hstu_trt.export.build import build_ranking_model, build_research_model
 from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
-from hstu_trt.export.model import DlrmHstu, cast_to
 from hstu_trt.export.onnx_export import (
     export_stage,
     is_external,
@@ -46,9 +46,9 @@ from hstu_trt.export.onnx_export import (
     save_checked,
     table_of_initializer,
 )
-from hstu_trt.export.research import ITEM_TABLE, ITEM_TABLE_KEY, MASK_BUFFER, ResearchHstu, SequenceEncoderStage
+from hstu_trt.export.research import ITEM_TABLE, ITEM_TABLE_KEY, SequenceEncoderStage
 from hstu_trt.export.stages import TORCH_DTYPES, EmbeddingStage, FusedStage, HeadStage, HstuStage, Stage
-from hstu_trt.export.weights import load_dense, random_checkpoint, resolve_tables
+from hstu_trt.export.weights import random_checkpoint, resolve_tables
 
 RANDOM_SOURCE = "random:"
 ONE_SHARD = 1 << 62
@@ -180,13 +180,6 @@ def _check_disk(folder: Path, tables: Iterable[TableConfig]) -> None:
         )
 
 
-def build_ranking_model(config: HstuConfig, dense: Mapping[str, Tensor], source: str, precision: Precision) -> DlrmHstu:
-    """The PyTorch model with weights, in evaluation mode and in the compute dtype of a precision."""
-    model = DlrmHstu(config)
-    cast_to(model, TORCH_DTYPES[float_dtype(precision)])
-    return load_dense(model, dense, source).eval()
-
-
 def _ranking_stages(job: ExportJob) -> tuple[dict[str, Tensor], dict[str, Stage]]:
     """The dense weights as they are computed with, and the stages by name."""
     assert isinstance(job.config, HstuConfig)
@@ -207,12 +200,6 @@ def _ranking_stages(job: ExportJob) -> tuple[dict[str, Tensor], dict[str, Stage]
         FUSED: FusedStage(specs[FUSED], embedding, model),
         TAPS: HstuStage(specs["hstu"], model, taps=True),
     }
-
-
-def build_research_model(config: ResearchHstuConfig, dense: Mapping[str, Tensor], source: str) -> ResearchHstu:
-    """The PyTorch research model with weights, in evaluation mode, fp32."""
-    weights = {key: value for key, value in dense.items() if key not in (MASK_BUFFER, ITEM_TABLE_KEY)}
-    return load_dense(ResearchHstu(config), weights, source).eval()
 
 
 def split_item_table(checkpoint: Checkpoint) -> Checkpoint:

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hstu_trt.contract.errors import InputError
+from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder
 from hstu_trt.contract.table_format import SHARD_TENSOR, read_tables
 from hstu_trt.contract.tensors import FUSED, RESEARCH_STAGE, float_dtype
-from hstu_trt.export.export_model import build_ranking_model, build_research_model
+from hstu_trt.export.build import build_ranking_model, build_research_model
 from hstu_trt.export.research import ITEM_TABLE, SequenceEncoderStage
 from hstu_trt.export.stages import EmbeddingStage, FusedStage, HeadStage, HstuStage, Stage
 
@@ -24,12 +24,16 @@ class TorchRunner:
     """Runs one stage of a model folder in PyTorch, in the folder's precision.
 
     threads: PyTorch's intra-op threads are a setting of the process; ``None`` leaves it alone.
+    device: where it runs, as PyTorch names it.
     """
 
-    def __init__(self, model: ModelFolder, stage: str, *, threads: int | None = None) -> None:
+    def __init__(self, model: ModelFolder, stage: str, *, threads: int | None = None, device: str = "cpu") -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self._module = _stage(model, stage)
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device {device!r}: PyTorch sees no CUDA GPU here")
+        self._device = torch.device(device)
+        self._module = _stage(model, stage).to(self._device)
         self.spec = model.specs["hstu" if stage == TAPS else stage]
         self._outputs = [spec.name for spec in self.spec.outputs]
         if stage == TAPS:
@@ -48,10 +52,11 @@ class TorchRunner:
         missing = [spec.name for spec in self.spec.inputs if spec.name not in feed]
         if missing:
             raise InputError(f"stage {self.spec.name}: inputs {', '.join(missing)} are missing")
-        tensors = [torch.from_numpy(np.ascontiguousarray(feed[spec.name])) for spec in self.spec.inputs]
+        arrays = [np.ascontiguousarray(feed[spec.name]) for spec in self.spec.inputs]
+        tensors = [torch.from_numpy(array).to(self._device) for array in arrays]
         with torch.inference_mode():
             outputs = self._module(*tensors)
-        return {name: output.numpy() for name, output in zip(self._outputs, outputs, strict=True)}
+        return {name: output.cpu().numpy() for name, output in zip(self._outputs, outputs, strict=True)}
 
 
 def _stage(model: ModelFolder, name: str) -> Stage:

@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
-from golden_cases import GOLDEN, GoldenCase, load_case, offsets, readme, to_split
+from golden_cases import GOLDEN, GoldenCase, assert_close, embed, load_case, offsets, readme, to_split
 from safetensors.torch import load_file
 from torch import Tensor
 
 from hstu_trt.contract.model import AttentionOptions
 from hstu_trt.contract.numerics import TOLERANCES, compare
-from hstu_trt.export.export_model import build_ranking_model
+from hstu_trt.export.build import build_ranking_model
 from hstu_trt.export.kv_cache import forward_cached, prefill
 from hstu_trt.export.layers import StuStack, TokenLayout
 from hstu_trt.export.model import DlrmHstu, TimestampPostprocessor
-from hstu_trt.export.stages import EmbeddingStage
 from hstu_trt.export.weights import load_dense
-
-
-def assert_close(name: str, actual: Tensor, expected: Tensor, stage: str, precision: str = "fp32") -> None:
-    report = compare(name, actual.numpy(), expected.numpy())
-    assert report.passes(TOLERANCES[stage, precision]), report.text()
-
-
-def embed(case: GoldenCase, dtype: str = "float32") -> dict[str, Tensor]:
-    """The request with its embedding rows looked up."""
-    tables = {name: torch.from_numpy(np.concatenate(list(t.blocks()))) for name, t in case.checkpoint.tables.items()}
-    inputs = {name: torch.from_numpy(value) for name, value in case.request.items()}
-    stage = EmbeddingStage(None, case.config, tables, dtype)
-    return inputs | stage.look_up(inputs)
 
 
 @torch.inference_mode()

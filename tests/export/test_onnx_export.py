@@ -20,7 +20,8 @@ from hstu_trt.contract.model_folder import TAPS, ModelFolder, onnx_stages, read_
 from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.contract.ops import OP_DOMAIN, OPS
 from hstu_trt.contract.tensors import FUSED, Dim, Limits, stage_specs
-from hstu_trt.export.export_model import _checked, build_ranking_model
+from hstu_trt.export.build import build_ranking_model
+from hstu_trt.export.export_model import _checked
 from hstu_trt.export.onnx_export import export_stage
 from hstu_trt.export.stages import HstuStage
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from hstu_trt.contract.config_json import load_config
 from hstu_trt.contract.features import Jagged, batch_max_norm, pack_request
 from hstu_trt.contract.model import HstuConfig
+from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.export.checkpoint import Checkpoint, load_checkpoint
 from hstu_trt.export.export_model import table_hints
+from hstu_trt.export.stages import EmbeddingStage
 from hstu_trt.export.weights import resolve_tables
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -77,3 +79,16 @@ def _features(inputs: dict[str, Tensor], side: str) -> dict[str, Jagged]:
 
 def readme(case: str) -> dict:
     return json.loads((GOLDEN / case / "README.json").read_text())
+
+
+def assert_close(name: str, actual: Tensor, expected: Tensor, stage: str, precision: str = "fp32") -> None:
+    report = compare(name, actual.numpy(), expected.numpy())
+    assert report.passes(TOLERANCES[stage, precision]), report.text()
+
+
+def embed(case: GoldenCase, dtype: str = "float32") -> dict[str, Tensor]:
+    """The request with its embedding rows looked up."""
+    tables = {name: torch.from_numpy(np.concatenate(list(t.blocks()))) for name, t in case.checkpoint.tables.items()}
+    inputs = {name: torch.from_numpy(value) for name, value in case.request.items()}
+    stage = EmbeddingStage(None, case.config, tables, dtype)
+    return inputs | stage.look_up(inputs)
