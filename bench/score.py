@@ -95,7 +95,8 @@ def score(  # noqa: PLR0913 - the options of the verb
 ) -> Tensors:
     """Scores a packed request as one batch.
 
-    runner, device: what executes hstu and mlp_head, and where. norm: N of the attention; None is the longest sequence of the batch.
+    runner, device: what executes hstu and mlp_head, and where.
+    norm: N of the attention; None is the longest sequence of the batch.
     Returns float32 ``preds`` [tasks, candidates] and ``user_embeddings`` [candidates, D]; with ``taps``
     ``stu.<layer>.out`` [tokens, D] in the reference's token order; with ``stage_by_stage`` the table rows too.
     """

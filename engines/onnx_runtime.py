@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError, InputError
 from hstu_trt.contract.features import check_request
-from hstu_trt.contract.model_folder import REGENERATE, TAPS, ModelFolder
-from hstu_trt.contract.tensors import FUSED, StageSpec, TensorSpec
-from hstu_trt.engines.split_users import join_users, one_user_feeds, user_count
+from hstu_trt.contract.model_folder import REGENERATE, ModelFolder
+from hstu_trt.contract.split_users import ATTENTION_STAGES, infer_per_user
+from hstu_trt.contract.tensors import StageSpec, TensorSpec
 from hstu_trt.engines.stages import engine_spec
 
-ATTENTION_STAGES = ("hstu", FUSED, TAPS)
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32"}
 _LOG_FATAL_ONLY = 4
 
@@ -57,10 +55,7 @@ class OnnxRuntimeRunner:
         """
         check_feed(feed, self.spec)
         check_request(feed, self.spec, self._limits)
-        if not self._splits or user_count(feed) == 1:
-            return self._run(feed)
-        lengths = np.diff(feed["uih_offsets"]) + self._slots
-        return join_users([self._run(one) for one in one_user_feeds(feed)], lengths.tolist())
+        return infer_per_user(self._run, feed, self._slots) if self._splits else self._run(feed)
 
     def _run(self, feed: Mapping[str, NDArray]) -> dict[str, NDArray]:
         try:

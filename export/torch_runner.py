@@ -13,6 +13,7 @@ from torch import Tensor
 from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder
+from hstu_trt.contract.split_users import ATTENTION_STAGES, infer_per_user
 from hstu_trt.contract.table_format import SHARD_TENSOR, read_tables
 from hstu_trt.contract.tensors import FUSED, RESEARCH_STAGE, float_dtype
 from hstu_trt.export.build import build_ranking_model, build_research_model
@@ -24,7 +25,8 @@ class TorchRunner:
     """Runs one stage of a model folder in PyTorch, in the folder's precision.
 
     threads: PyTorch's intra-op threads are a setting of the process; ``None`` leaves it alone.
-    device: where it runs, as PyTorch names it.
+    device: where it runs, as PyTorch names it. On a CPU the users of a batch run one by one (``split_users``), so that
+    a user's scores have the same bits in any company.
     """
 
     def __init__(self, model: ModelFolder, stage: str, *, threads: int | None = None, device: str = "cpu") -> None:
@@ -34,6 +36,8 @@ class TorchRunner:
             raise ConfigError(f"device {device!r}: PyTorch sees no CUDA GPU here")
         self._device = torch.device(device)
         self._module = _stage(model, stage).to(self._device)
+        self._splits = self._device.type == "cpu" and stage in ATTENTION_STAGES
+        self._slots = len(model.ranking_config.contextual_slots) if self._splits else 0
         self.spec = model.specs["hstu" if stage == TAPS else stage]
         self._outputs = [spec.name for spec in self.spec.outputs]
         if stage == TAPS:
@@ -52,6 +56,10 @@ class TorchRunner:
         missing = [spec.name for spec in self.spec.inputs if spec.name not in feed]
         if missing:
             raise InputError(f"stage {self.spec.name}: inputs {', '.join(missing)} are missing")
+        known = {spec.name: feed[spec.name] for spec in self.spec.inputs}
+        return infer_per_user(self._run, known, self._slots) if self._splits else self._run(known)
+
+    def _run(self, feed: Mapping[str, NDArray]) -> dict[str, NDArray]:
         arrays = [np.ascontiguousarray(feed[spec.name]) for spec in self.spec.inputs]
         tensors = [torch.from_numpy(array).to(self._device) for array in arrays]
         with torch.inference_mode():

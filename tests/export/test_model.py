@@ -75,14 +75,15 @@ def one_user(case: GoldenCase, user: int) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def test_batch_mates_do_not_change_a_users_scores(golden_case: GoldenCase) -> None:
+def test_no_token_sees_a_batch_mate(golden_case: GoldenCase) -> None:
+    """To a few roundings, since a GEMM of another size adds in another order; the runners are exact."""
     model = build_ranking_model(golden_case.config, golden_case.checkpoint.dense, "golden", "fp32")
     _, together = score(golden_case)
     bounds = golden_case.request["candidate_offsets"]
     for user in range(len(bounds) - 1):
         inputs = one_user(golden_case, user)
         alone = model.head_stage({**inputs, "user_embeddings": model.hstu_stage(inputs)})
-        torch.testing.assert_close(alone, together[bounds[user] : bounds[user + 1]], atol=1e-6, rtol=0)
+        torch.testing.assert_close(alone, together[bounds[user] : bounds[user + 1]], atol=1e-5, rtol=0)
 
 
 def test_a_wrong_norm_is_noticed(case_a: GoldenCase) -> None:

@@ -19,11 +19,15 @@ from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, onnx_stages, read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.contract.ops import OP_DOMAIN, OPS
+from hstu_trt.contract.runner import Runner
+from hstu_trt.contract.split_users import one_user_feeds
 from hstu_trt.contract.tensors import FUSED, Dim, Limits, stage_specs
+from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.export.build import build_ranking_model
 from hstu_trt.export.export_model import _checked
 from hstu_trt.export.onnx_export import export_stage
 from hstu_trt.export.stages import HstuStage
+from hstu_trt.export.torch_runner import TorchRunner
 
 FILES = ("embedding_lookup", "hstu", "mlp_head", FUSED, TAPS)
 
@@ -137,6 +141,17 @@ def test_other_model_shapes_reproduce_their_goldens(golden_export: tuple[GoldenC
     for name, (golden_name, stage) in wanted.items():
         report = compare(name, out[name], case.outputs[golden_name].numpy())
         assert report.passes(TOLERANCES[stage, "fp32"]), report.text()
+
+
+@pytest.mark.parametrize("engine", [TorchRunner, OnnxRuntimeRunner])
+def test_batch_mates_do_not_change_a_bit(golden_export: tuple[GoldenCase, Path], engine: type[Runner]) -> None:
+    case, folder = golden_export
+    with engine(read_model_folder(folder), FUSED) as runner:
+        inputs = {spec.name: spec for spec in runner.spec.inputs}
+        feed = {n: case.request[n].reshape(-1) if len(s.dims) == 1 else case.request[n] for n, s in inputs.items()}
+        together = runner.infer(feed)["preds"]
+        alone = [runner.infer(one)["preds"] for one in one_user_feeds(feed)]
+    np.testing.assert_array_equal(np.concatenate(alone), together)
 
 
 def export(*arguments: str) -> int:

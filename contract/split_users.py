@@ -1,22 +1,41 @@
 """Running the users of a batch one by one.
 
-Outside the plugins, attention is dense over all tokens of a batch, so its cost grows with (sum of lengths)^2, though
-no user sees another: N comes in as ``attention_norm`` and is not taken from the batch. One-user feeds cost only the
-sum of (length^2). The split goes by the contract's tensor names: ``uih_*`` and ``candidate_*`` hold tokens of all
+No user sees another: N comes in as ``attention_norm`` and is not taken from the batch. So on a CPU a runner may take
+the users one by one: scores then have the same bits whoever shares the batch (a GEMM of another size rounds in another
+order), and attention that is dense over a batch, as in the ONNX function body, costs the sum of (length^2) rather than
+(sum of lengths)^2. The split goes by the contract's tensor names: ``uih_*`` and ``candidate_*`` hold tokens of all
 users end to end (flat ids: several entries per token), ``*_offsets`` say whose, ``contextual_*`` holds a row per user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.contract.features import Tensors
+from hstu_trt.contract.model_folder import TAPS
+from hstu_trt.contract.tensors import FUSED
+
+ATTENTION_STAGES = ("hstu", FUSED, TAPS)
+"""The stages of a ranking model whose feed says which token belongs to which user."""
 
 TAP_PREFIX = "stu."
 """Outputs of this prefix hold all tokens in the split layout; any other output holds a row per candidate."""
+
+
+def infer_per_user(
+    run: Callable[[Mapping[str, NDArray]], Mapping[str, NDArray]], feed: Mapping[str, NDArray], slots: int
+) -> Tensors:
+    """Runs a checked feed of an attention stage user by user.
+
+    run: executes a feed. slots: contextual tokens per user.
+    """
+    if user_count(feed) == 1:
+        return dict(run(feed))
+    lengths = np.diff(feed["uih_offsets"]) + slots
+    return join_users([run(one) for one in one_user_feeds(feed)], lengths.tolist())
 
 
 def user_count(feed: Mapping[str, NDArray]) -> int:
