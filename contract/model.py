@@ -80,7 +80,7 @@ class TableConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionOptions:
-    """Options of the attention op that are the same in every layer (``model_reference`` section 3.5)."""
+    """Options of the attention op that are the same in every layer."""
 
     alpha: float | None = None
     """Factor on q.k; ``None`` means ``1/sqrt(qk_dim)``."""

@@ -106,6 +106,6 @@ EMBEDDING_LOOKUP = OpSpec(
 
 OPS = {spec.name: spec for spec in (HSTU_ATTENTION, EMBEDDING_LOOKUP)}
 
-# The research family's time bucket: trunc(ln(max(dt, 1)) / 0.301), clamped to the table
-# (``_bucketization_fn`` of Meta's research HSTU; 0.301 is its approximation of log10(2)).
+# The research family's time bucket: trunc(ln(max(|dt|, 1)) / 0.301), clamped to the table, as in
+# research/modeling/sequential/hstu.py of the reference (``export/model.py`` names its repository and commit).
 RESEARCH_TIME_BUCKET_DIVISOR = 0.301

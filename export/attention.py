@@ -117,7 +117,7 @@ def valid_pairs(prefix_length: int, candidates: int, first_query: int, options: 
     """The mask of one user: bool [queries, keys], keys = prefix then candidates.
 
     Positions count from the first non-contextual token (contextual tokens are 0); candidates all stand at the end.
-    Source: the reference's ``_get_valid_attn_mask`` as ``model_reference`` section 3.5 describes it.
+    The rules are those of ``_get_valid_attn_mask`` in the reference's ops/pytorch/pt_hstu_attention.py.
     """
     contextual = max(options.contextual_seq_len - 1, 0) if options.contextual_seq_len else 0
     end = prefix_length - contextual

@@ -1,7 +1,7 @@
 """Reading trained weights: Meta's checkpoint directories, plain state dicts, safetensors. Nothing is unpickled.
 
 A source yields the dense state dict, and the embedding tables as blocks of rows, so that a table larger than memory is
-never held whole. Keys are those of ``model_reference`` section 2.
+never held whole. Keys are those of the reference's modules.
 """
 
 from __future__ import annotations

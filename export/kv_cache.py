@@ -1,8 +1,8 @@
 """Reusing keys and values of a prefix: encode a history once, score candidates in micro-batches (M-FALCON).
 
 Exact when N, positions and time buckets stay what they were; then a cached pass gives the bits of the full one but for
-rounding. DlrmHSTU counts positions from the newest event and times from the query, so a cache holds for one request
-(``model_reference`` section 4). Shape suffixes: T tokens, D model width, H heads.
+rounding. DlrmHSTU counts positions from the newest event and times from the query, so a cache holds for one request.
+Shape suffixes: T tokens, D model width, H heads.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def users_of(offsets: Tensor, tokens: int) -> Tensor:
 
 
 class StuLayer(nn.Module):
-    """One HSTU layer of the ranking family (``model_reference`` section 3.5)."""
+    """One HSTU layer of the ranking family (the reference's modules/stu.py and ops/pytorch/pt_hstu_linear.py)."""
 
     def __init__(self, config: HstuConfig) -> None:
         super().__init__()

@@ -3,7 +3,9 @@
     hstu_stage   rows, timestamps, actions -> user vectors [candidates, D]
     head_stage   user vectors, candidate rows -> scores [candidates, tasks]
 
-The maths follow ``model_reference`` section 3 to the letter, oddities included.
+The reference is github.com/meta-recsys/generative-recommenders at commit db1bf8f2e8f6 (Apache-2.0), folder
+generative_recommenders; its modules/dlrm_hstu.py and modules/postprocessors.py are followed to the letter, oddities
+included. The goldens in tests/golden are its outputs.
 """
 
 from __future__ import annotations

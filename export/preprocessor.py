@@ -119,7 +119,7 @@ def prepend_contextual(contextual_BCD: Tensor, history_TD: Tensor, layout: Token
 
 
 class PositionalEncoder(nn.Module):
-    """Adds a position and a time-bucket embedding to the tokens (``model_reference`` section 3.4)."""
+    """Adds a position and a time-bucket embedding to the tokens (the reference's ops/pytorch/pt_position.py)."""
 
     def __init__(self, config: HstuConfig) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""The HSTU of the paper (``model_reference`` section 5): a sequential recommender over the same attention op.
+"""The HSTU of the paper: a sequential recommender over the same attention op.
+
+Follows research/modeling/sequential/hstu.py of the reference (``model.py`` names its repository and commit).
 
 Attribute names are the checkpoint's keys, hence the leading underscores. Shape suffixes: T tokens, D model width.
 """
