@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels behind the dispatch table.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include "plan.h"
+
+namespace hstu_trt {
+
+namespace sm90 {
+
+struct Variant {
+  size_t (*workspace_size)(AttentionParams const&);
+  cudaError_t (*launch)(AttentionParams const&, int multiprocessors, cudaStream_t);
+};
+
+// One translation unit each.
+template <class Element, int kDim>
+Variant const& variant();
+
+}  // namespace sm90
+
+// Every call whose kernel is chosen by name answers why it cannot run (nullptr: it can), how much workspace it needs
+// and launches. `v` of fp8 calls comes as value blocks.
+char const* sm90_unsupported(AttentionParams const& params, int capability) noexcept;
+size_t sm90_workspace_size(AttentionParams const& params) noexcept;
+cudaError_t launch_sm90(AttentionParams const& params, int multiprocessors, cudaStream_t stream) noexcept;
+
+char const* smxx_unsupported(AttentionParams const& params, int capability) noexcept;
+PlanShape smxx_plan_shape(AttentionParams const& params) noexcept;
+cudaError_t launch_smxx(AttentionParams const& params, cudaStream_t stream) noexcept;
+
+char const* fp32_unsupported(AttentionParams const& params) noexcept;
+cudaError_t launch_fp32(AttentionParams const& params, cudaStream_t stream) noexcept;
+
+}  // namespace hstu_trt

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plan.h"
+
+#include <algorithm>
+
+#include "mask.cuh"
+
+namespace hstu_trt {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / 32;
+constexpr int kClasses = 8;           // classes of item length: coarse, so that one user's items stay together
+constexpr int kMinTilesPerPart = 4;   // a part pays for reading its queries and for adding its sums
+
+__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// The row blocks of one user, and the items they make: groups of candidates, what is left over, groups of prefix rows
+// from the last to the first. A user's items are so ordered from long to short.
+struct UserItems {
+  int candidate_groups, candidate_rest, prefix_groups, prefix_rest;
+
+  __device__ UserItems(UserShape const& user, int slots) {
+    int const candidate_blocks = ceil_div(user.candidates, kBlockRows), prefix_blocks = ceil_div(user.queries, kBlockRows);
+    candidate_groups = candidate_blocks / slots;
+    candidate_rest = candidate_blocks % slots;
+    prefix_groups = prefix_blocks / slots;
+    prefix_rest = prefix_blocks % slots;
+  }
+
+  // Left-over blocks of both kinds share an item if there are slots for all.
+  __device__ int rest_items(int slots) const {
+    if (candidate_rest + prefix_rest == 0) return 0;
+    return candidate_rest > 0 && prefix_rest > 0 && candidate_rest + prefix_rest > slots ? 2 : 1;
+  }
+
+  __device__ int count(int slots) const { return candidate_groups + rest_items(slots) + prefix_groups; }
+};
+
+struct BlockRange {
+  int begin, end;
+  __device__ int size() const { return end - begin; }
+};
+
+struct ItemBlocks {
+  BlockRange candidates, prefix;
+};
+
+__device__ ItemBlocks item_blocks(UserItems const& user, int slots, int index) {
+  ItemBlocks blocks{{0, 0}, {0, 0}};
+  if (index < user.candidate_groups) {
+    blocks.candidates = {index * slots, (index + 1) * slots};
+    return blocks;
+  }
+  index -= user.candidate_groups;
+  int const rest_items = user.rest_items(slots);
+  if (index < rest_items) {
+    bool const both = rest_items == 1;
+    int const first_candidate = user.candidate_groups * slots, first_prefix = user.prefix_groups * slots;
+    bool const candidates = both || index == 0, prefix = both || index == 1;
+    if (candidates) blocks.candidates = {first_candidate, first_candidate + user.candidate_rest};
+    if (prefix) blocks.prefix = {first_prefix, first_prefix + user.prefix_rest};
+    return blocks;
+  }
+  int const group = user.prefix_groups - 1 - (index - rest_items);
+  blocks.prefix = {group * slots, (group + 1) * slots};
+  return blocks;
+}
+
+// Key tiles that an item visits. Ranges grow with the position but for contextual and exempt rows, which stand at the
+// two ends: so the ends of a group bound it.
+struct TileRange {
+  int begin, end;
+};
+
+__device__ TileRange item_tiles(AttentionParams const& params, UserShape const& user, PlanShape shape,
+                                ItemBlocks const& blocks) {
+  MaskRules const rules(params);
+  int const cached_tiles = ceil_div(user.cached, shape.tile_keys);
+  int const all_tiles = cached_tiles + ceil_div(user.prefix - user.cached, shape.tile_keys);
+  auto tile_of = [&](int position) {
+    return position < user.cached ? position / shape.tile_keys
+                                  : cached_tiles + (position - user.cached) / shape.tile_keys;
+  };
+  KeyRange keys{user.prefix, -1};
+  auto extend = [&](KeyRange range) {
+    keys = {min(keys.first, range.first), max(keys.last, range.last)};
+  };
+  if (blocks.candidates.size() > 0) extend(rules.candidate(user.prefix));
+  if (blocks.prefix.size() > 0) {
+    int const first_query = user.prefix - user.queries;
+    int const end = min(blocks.prefix.end * kBlockRows, user.queries);
+    extend(rules.prefix_query(first_query + blocks.prefix.begin * kBlockRows, user.prefix));
+    extend(rules.prefix_query(first_query + end - 1, user.prefix));
+  }
+  bool const sees_prefix = keys.first <= keys.last;
+  TileRange tiles{sees_prefix ? tile_of(keys.first) : all_tiles, sees_prefix ? tile_of(keys.last) + 1 : all_tiles};
+  if (blocks.candidates.size() > 0) tiles.end = all_tiles + shape.self_tiles;
+  return tiles;
+}
+
+struct Workspace {
+  PlanHeader* header;
+  WorkItem* items;
+  int32_t* first_items;  // [users + 1]: items before each user
+
+  __device__ Workspace(AttentionParams const& params, int max_items)
+      : header(static_cast<PlanHeader*>(params.workspace)),
+        items(reinterpret_cast<WorkItem*>(header + 1)),
+        first_items(reinterpret_cast<int32_t*>(items + max_items)) {}
+};
+
+// Sum over the threads before this one, and over all.
+struct Scan {
+  int before, total;
+};
+
+__device__ Scan block_scan(int value, int (&warp_sums)[kWarps]) {
+  int const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int sum = value;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    int const other = __shfl_up_sync(~0u, sum, step);
+    if (lane >= step) sum += other;
+  }
+  if (lane == 31) warp_sums[warp] = sum;
+  __syncthreads();
+  if (warp == 0) {
+    int total = warp_sums[lane];
+#pragma unroll
+    for (int step = 1; step < kWarps; step *= 2) {
+      int const other = __shfl_up_sync(~0u, total, step);
+      if (lane >= step) total += other;
+    }
+    warp_sums[lane] = total;
+  }
+  __syncthreads();
+  Scan const result{sum - value + (warp > 0 ? warp_sums[warp - 1] : 0), warp_sums[kWarps - 1]};
+  __syncthreads();
+  return result;
+}
+
+// Parts per item that leave the last round of CTAs least idle; fewer where it makes no difference.
+__device__ int choose_parts(int items, int heads, int multiprocessors) {
+  int const work = items * heads;
+  if (work == 0 || 2 * work >= 3 * multiprocessors) return 1;
+  int best = 1;
+  float best_time = 1e30f;
+  for (int parts = 1; parts <= 32 && work * parts <= kMaxSplitWork; ++parts) {
+    float const time = static_cast<float>(ceil_div(work * parts, multiprocessors)) / parts + 0.02f * parts;
+    if (time < best_time) best = parts, best_time = time;
+  }
+  return best;
+}
+
+struct Planner {
+  AttentionParams const& params;
+  PlanShape shape;
+  Workspace workspace;
+  int num_items;
+  int parts;
+  int longest;  // no item has more tiles
+
+  struct Entry {
+    WorkItem item;
+    int length_class;  // 0: longest; kClasses: no entry
+  };
+
+  // Entry `index` of the unsorted list: item index / parts, part index % parts.
+  __device__ Entry entry(int index) const {
+    Entry result{};
+    result.length_class = kClasses;
+    if (index >= num_items * parts) return result;
+    int const item_index = index / parts, part = index % parts;
+    int const user = user_of(item_index);
+    UserShape const rows = user_shape(params, user);
+    UserItems const items(rows, shape.slots);
+    ItemBlocks const blocks = item_blocks(items, shape.slots, item_index - workspace.first_items[user]);
+    TileRange const tiles = item_tiles(params, rows, shape, blocks);
+    int const length = tiles.end - tiles.begin;
+    int const item_parts = min(parts, max(1, length / kMinTilesPerPart));
+    if (part >= item_parts) return result;
+    result.item.user = user;
+#pragma unroll
+    for (int slot = 0; slot < kMaxSlots; ++slot) result.item.blocks[slot] = block_of(blocks, slot);
+    result.item.tile_begin = tiles.begin + length * part / item_parts;
+    result.item.tile_end = tiles.begin + length * (part + 1) / item_parts;
+    result.item.part = part | item_parts << 16;
+    result.item.group = item_index * parts;
+    int const part_length = result.item.tile_end - result.item.tile_begin;
+    result.length_class = kClasses - 1 - min(kClasses - 1, part_length * kClasses / (longest + 1));
+    return result;
+  }
+
+ private:
+  // Candidates come first: an fp8 value block of 128 candidates then starts at slot 0.
+  __device__ int block_of(ItemBlocks const& blocks, int slot) const {
+    if (slot < blocks.candidates.size()) return 2 * (blocks.candidates.begin + slot) + 1;
+    slot -= blocks.candidates.size();
+    return slot < blocks.prefix.size() ? 2 * (blocks.prefix.begin + slot) : kNoBlock;
+  }
+
+  __device__ int user_of(int item_index) const {
+    int low = 0, high = params.users;
+    while (high - low > 1) {
+      int const middle = (low + high) / 2;
+      (workspace.first_items[middle] <= item_index ? low : high) = middle;
+    }
+    return low;
+  }
+};
+
+// Counts each user's items; returns the number of items and the length bound of the longest.
+__device__ int2 count_items(AttentionParams const& params, PlanShape shape, Workspace const& workspace) {
+  __shared__ int warp_sums[kWarps];
+  __shared__ int longest;
+  if (threadIdx.x == 0) longest = 0;
+  __syncthreads();
+  int total = 0;
+  for (int base = 0; base < params.users; base += kThreads) {
+    int const user = base + threadIdx.x;
+    int items = 0;
+    if (user < params.users) {
+      UserShape const rows = user_shape(params, user);
+      items = UserItems(rows, shape.slots).count(shape.slots);
+      int const fresh = rows.prefix - rows.cached;
+      atomicMax(&longest, ceil_div(rows.cached, shape.tile_keys) + ceil_div(fresh, shape.tile_keys) + shape.self_tiles);
+    }
+    Scan const scan = block_scan(items, warp_sums);
+    if (user < params.users) workspace.first_items[user] = total + scan.before;
+    total += scan.total;
+  }
+  __syncthreads();
+  return {total, longest};
+}
+
+// Stable counting sort by class of length: entries keep their order within a class.
+__device__ int sort_items(Planner const& planner, WorkItem* sorted) {
+  __shared__ int class_counts[kClasses + 1];
+  __shared__ int next[kClasses];                // where the next entry of a class goes
+  __shared__ int before[kClasses][kWarps];      // entries of a class in earlier warps of this round
+  int const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int const entries = planner.num_items * planner.parts;
+  if (threadIdx.x <= kClasses) class_counts[threadIdx.x] = 0;
+  __syncthreads();
+  Planner::Entry entry = planner.entry(threadIdx.x);
+  atomicAdd(&class_counts[entry.length_class], 1);
+  for (int index = threadIdx.x + kThreads; index < entries; index += kThreads) {
+    atomicAdd(&class_counts[planner.entry(index).length_class], 1);
+  }
+  __syncthreads();
+  if (threadIdx.x < kClasses) {
+    int first = 0;
+    for (int c = 0; c < threadIdx.x; ++c) first += class_counts[c];
+    next[threadIdx.x] = first;
+  }
+  for (int base = 0; base < entries; base += kThreads) {
+    if (base > 0) entry = planner.entry(base + threadIdx.x);
+    for (int c = warp; c < kClasses; c += kWarps) before[c][lane] = 0;
+    __syncthreads();
+    unsigned const same = __match_any_sync(~0u, entry.length_class);
+    int const rank = __popc(same & ((1u << lane) - 1));
+    bool const real = entry.length_class < kClasses;
+    if (real && rank == 0) before[entry.length_class][warp] = __popc(same);
+    __syncthreads();
+    if (warp < kClasses) {
+      int const count = before[warp][lane];
+      int sum = count;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        int const other = __shfl_up_sync(~0u, sum, step);
+        if (lane >= step) sum += other;
+      }
+      before[warp][lane] = next[warp] + sum - count;
+      __syncwarp();
+      if (lane == 31) next[warp] += sum;
+    }
+    __syncthreads();
+    if (real) sorted[before[entry.length_class][warp] + rank] = entry.item;
+    __syncthreads();
+  }
+  int total = 0;
+  for (int c = 0; c < kClasses; ++c) total += class_counts[c];
+  return total;
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    plan_kernel(AttentionParams const params, PlanShape const shape, int const max_items, int const multiprocessors) {
+  Workspace const workspace(params, max_items);
+  int2 const counted = count_items(params, shape, workspace);
+  int const parts = shape.split ? choose_parts(counted.x, params.heads, multiprocessors) : 1;
+  Planner const planner{params, shape, workspace, counted.x, parts, counted.y};
+  int const total = sort_items(planner, workspace.items);
+  if (threadIdx.x == 0) *workspace.header = PlanHeader{total, 0, 0, {}};
+}
+
+}  // namespace
+
+int plan_max_items(AttentionParams const& params, PlanShape shape) noexcept {
+  // A user has at most one short group of each kind.
+  int const rows_per_item = shape.slots * kBlockRows;
+  int const items = params.query_rows / rows_per_item + 2 * params.users;
+  return shape.split ? std::max(items, kMaxSplitWork) : items;
+}
+
+size_t plan_size(AttentionParams const& params, PlanShape shape) noexcept {
+  size_t const bytes = sizeof(PlanHeader) + sizeof(WorkItem) * plan_max_items(params, shape) +
+                       sizeof(int32_t) * (static_cast<size_t>(params.users) + 1);
+  return (bytes + 255) / 256 * 256;
+}
+
+cudaError_t launch_plan(AttentionParams const& params, PlanShape shape, int multiprocessors,
+                        cudaStream_t stream) noexcept {
+  plan_kernel<<<1, kThreads, 0, stream>>>(params, shape, plan_max_items(params, shape), multiprocessors);
+  return cudaGetLastError();
+}
+
+}  // namespace hstu_trt

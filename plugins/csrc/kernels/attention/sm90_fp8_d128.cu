@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sm90.cuh"
+
+HSTU_SM90_INSTANTIATE(__nv_fp8_e4m3, 128)

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// The producer: one thread that hands out items and keeps the copy engine ahead of the tensor cores.
+#pragma once
+
+#include "../common/ptx.cuh"
+#include "sm90_traits.cuh"
+
+namespace hstu_trt::sm90 {
+
+template <class T>
+class Producer {
+ public:
+  __device__ Producer(AttentionParams const& params, TensorMaps const& maps, SharedMemory<T>& memory)
+      : params_(params), maps_(maps), memory_(memory) {}
+
+  __device__ void run() {
+    auto* const header = static_cast<PlanHeader*>(params_.workspace);
+    auto const* const items = reinterpret_cast<WorkItem const*>(header + 1);
+    int const work = header->num_items * params_.heads;
+    int index = blockIdx.x;
+    while (index < work) {
+      // Asked for early: the answer takes as long as a tile.
+      int const next = gridDim.x + atomicAdd(&header->next_item, 1);
+      load_item(items[index / params_.heads], index % params_.heads);
+      index = next;
+    }
+    publish_end();
+    if (atomicAdd(&header->finished_ctas, 1) == gridDim.x - 1) header->next_item = header->finished_ctas = 0;
+  }
+
+ private:
+  // The item stays in shared memory, where the consumers read it too: the producer has few registers.
+  __device__ void load_item(WorkItem const& item, int head) {
+    int const slot = queries_.stage();
+    barrier_wait(&memory_.query_empty[slot], queries_.parity() ^ 1);
+    item_ = &memory_.items[slot];
+    *item_ = {item, user_shape(params_, item.user), head};
+    cached_tiles_ = (item_->user.cached + T::kTileKeys - 1) / T::kTileKeys;
+    prefix_tiles_ = cached_tiles_ + (item_->user.prefix - item_->user.cached + T::kTileKeys - 1) / T::kTileKeys;
+    load_queries(slot);
+    ++queries_.count;
+    // Consumers take the keys of a tile before the values of the tile before it.
+    int const end = item.tile_end;
+    int tile = item.tile_begin;
+    load_keys(tile);
+    for (++tile; tile < end; ++tile) {
+      load_keys(tile);
+      load_values(tile - 1);
+    }
+    load_values(end - 1);
+  }
+
+  __device__ void load_queries(int slot) {
+    uint64_t* const full = &memory_.query_full[slot];
+    int blocks = 0;
+    for (int w = 0; w < T::kConsumers; ++w) blocks += block(w) != kNoBlock;
+    barrier_arrive_expect(full, blocks * T::kQueryBlockBytes);
+#pragma unroll 1
+    for (int w = 0; w < T::kConsumers; ++w) {
+      if (block(w) == kNoBlock) continue;
+      int const first = block(w) & 1 ? item_->user.query_candidate_row : item_->user.query_row;
+      load_rows(memory_.queries[slot] + w * T::kQueryBlockBytes, &maps_.query, full, first + block(w) / 2 * kBlockRows,
+                kBlockRows);
+    }
+  }
+
+  __device__ void publish_end() {
+    int const slot = queries_.stage();
+    barrier_wait(&memory_.query_empty[slot], queries_.parity() ^ 1);
+    memory_.items[slot].head = -1;
+    barrier_arrive(&memory_.query_full[slot]);
+  }
+
+  __device__ void load_keys(int tile) {
+    int const stage = keys_.stage();
+    barrier_wait(&memory_.key_empty[stage], keys_.parity() ^ 1);
+    load_tile(tile, memory_.keys[stage], &memory_.key_full[stage], &maps_.key, &maps_.cached_key);
+    ++keys_.count;
+  }
+
+  __device__ void load_values(int tile) {
+    int const stage = values_.stage();
+    barrier_wait(&memory_.value_empty[stage], values_.parity() ^ 1);
+    if constexpr (T::kFp8) {
+      load_value_block(tile, memory_.values[stage], &memory_.value_full[stage]);
+    } else {
+      load_tile(tile, memory_.values[stage], &memory_.value_full[stage], &maps_.value, &maps_.cached_value);
+    }
+    ++values_.count;
+  }
+
+  // Loads the rows of a tile that exist, box by box; the rest of the stage keeps what it held.
+  __device__ void load_tile(int tile, unsigned char* to, uint64_t* full, CUtensorMap const* map,
+                            CUtensorMap const* cached_map) {
+    if (tile >= prefix_tiles_) return load_self_tile(tile - prefix_tiles_, to, full, map);
+    bool const cached = tile < cached_tiles_;
+    int const position = (cached ? tile : tile - cached_tiles_) * T::kTileKeys;
+    int const rows = min(T::kTileKeys, (cached ? item_->user.cached : item_->user.prefix - item_->user.cached) - position);
+    bool const paged = cached && params_.page_table != nullptr;
+    int const box_rows = paged ? T::kPagedBoxRows : T::kKeyBoxRows;
+    int const boxes = (rows + box_rows - 1) / box_rows;
+    barrier_arrive_expect(full, boxes * box_rows * T::kDim * sizeof(typename T::Element));
+#pragma unroll 1
+    for (int box = 0; box < boxes; ++box) {
+      int const at = position + box * box_rows;
+      int const row = paged ? paged_row(at) : (cached ? item_->user.cached_row : item_->user.key_row) + at;
+      load_rows(to + box * box_rows * T::kRowBytes, cached ? cached_map : map, full, row, T::kTileKeys);
+    }
+  }
+
+  __device__ void load_self_tile(int self_tile, unsigned char* to, uint64_t* full, CUtensorMap const* map) {
+    int boxes = 0;
+#pragma unroll
+    for (int i = 0; i < T::kSelfBlocks; ++i) boxes += is_candidate_block(self_tile * T::kSelfBlocks + i);
+    barrier_arrive_expect(full, boxes * T::kKeyBoxRows * T::kDim * sizeof(typename T::Element));
+#pragma unroll 1
+    for (int i = 0; i < T::kSelfBlocks; ++i) {
+      int const w = self_tile * T::kSelfBlocks + i;
+      if (!is_candidate_block(w)) continue;
+      int const row = item_->user.key_candidate_row + block(w) / 2 * kBlockRows;
+      load_rows(to + i * kBlockRows * T::kRowBytes, map, full, row, T::kTileKeys);
+    }
+  }
+
+  __device__ void load_value_block(int tile, unsigned char* to, uint64_t* full) {
+    CUtensorMap const* map = tile < cached_tiles_ ? &maps_.cached_value : &maps_.value;
+    barrier_arrive_expect(full, T::kValueBytes);
+    tma_load(to, map, full, 0, 0, value_block(tile) * params_.heads + item_->head);
+  }
+
+  __device__ int value_block(int tile) const {
+    if (tile < cached_tiles_) {
+      return params_.page_table ? params_.page_table[item_->item.user * params_.pages_per_user + tile]
+                                : first_value_block(item_->user.cached_row, item_->item.user) + tile;
+    }
+    if (tile < prefix_tiles_) return first_value_block(item_->user.key_row, item_->item.user) + tile - cached_tiles_;
+    int const candidate_row = params_.candidate_offsets[item_->item.user];
+    return value_blocks(params_.key_rows, params_.users) + first_value_block(candidate_row, item_->item.user) +
+           block(0) / 2 * kBlockRows / kValueBlockKeys;
+  }
+
+  __device__ int paged_row(int position) const {
+    int const page = params_.page_table[item_->item.user * params_.pages_per_user + position / params_.page_size];
+    return page * params_.page_size + position % params_.page_size;
+  }
+
+  // Panels of a box stand `panel_rows` rows apart.
+  __device__ void load_rows(unsigned char* to, CUtensorMap const* map, uint64_t* full, int row, int panel_rows) {
+#pragma unroll 1
+    for (int panel = 0; panel < T::kPanels; ++panel) {
+      tma_load(to + panel * panel_rows * T::kRowBytes, map, full, panel * T::kPanelElements, row, item_->head);
+    }
+  }
+
+  __device__ int block(int slot) const { return item_->item.blocks[slot]; }
+  __device__ bool is_candidate_block(int slot) const {
+    return slot < T::kConsumers && block(slot) != kNoBlock && (block(slot) & 1);
+  }
+
+  AttentionParams const& params_;
+  TensorMaps const& maps_;
+  SharedMemory<T>& memory_;
+  Pipeline<T::kQuerySlots> queries_;
+  Pipeline<T::kStages> keys_, values_;
+  ItemSlot* item_;
+  int cached_tiles_, prefix_tiles_;
+};
+
+}  // namespace hstu_trt::sm90

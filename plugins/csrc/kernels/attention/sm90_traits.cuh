@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tile sizes, shared memory and tensor maps of the Hopper kernel, per element type and head width.
+#pragma once
+
+#include "../common/wgmma.cuh"
+#include "mask.cuh"
+#include "plan.h"
+#include "value_blocks.h"
+
+namespace hstu_trt::sm90 {
+
+constexpr int kProducerThreads = 128;
+constexpr int kPanelBytes = 128;  // widest row that the copy engine swizzles
+
+template <class Element_, int kDim_, int kTileKeys_, int kConsumers_, int kStages_, int kQuerySlots_>
+struct Traits {
+  using Element = Element_;
+  static constexpr int kDim = kDim_;              // of q, k and v
+  static constexpr int kTileKeys = kTileKeys_;    // keys per tile
+  static constexpr int kConsumers = kConsumers_;  // warpgroups that compute, one 64-row block each
+  static constexpr int kStages = kStages_;        // tiles of K, and of V, in flight
+  static constexpr int kQuerySlots = kQuerySlots_;
+
+  static constexpr bool kFp8 = sizeof(Element) == 1;
+  static constexpr int kThreads = kProducerThreads + 128 * kConsumers;
+  // The registers that the CTA starts with, shared out anew: the producer needs few.
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 56 : kFp8 && kDim == 256 ? 24 : 40;
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 152 : kFp8 && kDim == 256 ? 240 : 232;
+
+  // Candidates' own keys: 64 rows per block, as many blocks per tile as fit.
+  static constexpr int kSelfBlocks = kTileKeys / kBlockRows;
+  static constexpr int kSelfTiles = (kConsumers + kSelfBlocks - 1) / kSelfBlocks;
+
+  // Q and K: panels of 128-byte rows (or one of 64-byte rows), [panel][row][128 bytes].
+  static constexpr int kRowBytes = kDim * sizeof(Element) < kPanelBytes ? kDim * sizeof(Element) : kPanelBytes;
+  static constexpr int kPanels = kDim * sizeof(Element) / kRowBytes;
+  static constexpr int kPanelElements = kRowBytes / sizeof(Element);
+  static constexpr Swizzle kRowSwizzle = kRowBytes == 128 ? Swizzle::k128 : Swizzle::k64;
+
+  static constexpr int kQueryBlockBytes = kBlockRows * kDim * sizeof(Element);
+  static constexpr int kQueryBytes = kConsumers * kQueryBlockBytes;
+  static constexpr int kKeyBytes = kTileKeys * kDim * sizeof(Element);
+  // V: as K; fp8: one value block, [kDim][128 keys].
+  static constexpr int kValueBytes = kKeyBytes;
+  // Half-precision output goes through the query's memory; fp8 queries are too small for it.
+  static constexpr int kOutputBytes = kFp8 ? kConsumers * kBlockRows * kDim * 2 : 0;
+
+  static constexpr int kKeyBoxRows = kTileKeys % kBlockRows == 0 ? kBlockRows : kTileKeys;
+  static constexpr int kPagedBoxRows = kTileKeys % kBlockRows == 0 ? kBlockRows : 16;
+
+  static constexpr PlanShape plan_shape() { return {kConsumers, kTileKeys, kSelfTiles, true}; }
+
+  static_assert(!kFp8 || kTileKeys == kValueBlockKeys, "a tile of fp8 values is one value block");
+  static_assert(!kFp8 || kConsumers == 2, "a value block holds the candidates of two row blocks");
+};
+
+// fp16, bf16, by head width.
+template <class Element, int kDim>
+struct TraitsFor;
+template <class Element>
+struct TraitsFor<Element, 64> {
+  using Type = Traits<Element, 64, 96, 3, 4, 2>;
+};
+template <class Element>
+struct TraitsFor<Element, 128> {
+  using Type = Traits<Element, 128, 128, 2, 2, 2>;
+};
+template <class Element>
+struct TraitsFor<Element, 256> {
+  using Type = Traits<Element, 256, 80, 2, 2, 1>;
+};
+template <>
+struct TraitsFor<__nv_fp8_e4m3, 64> {
+  using Type = Traits<__nv_fp8_e4m3, 64, 128, 2, 4, 2>;
+};
+template <>
+struct TraitsFor<__nv_fp8_e4m3, 128> {
+  using Type = Traits<__nv_fp8_e4m3, 128, 128, 2, 4, 2>;
+};
+template <>
+struct TraitsFor<__nv_fp8_e4m3, 256> {
+  using Type = Traits<__nv_fp8_e4m3, 256, 128, 2, 2, 1>;
+};
+
+// What travels with an item from the producer to the consumers.
+struct ItemSlot {
+  WorkItem item;
+  UserShape user;
+  int head;  // negative: no more items
+};
+
+template <class T>
+struct SharedMemory {
+  alignas(1024) unsigned char queries[T::kQuerySlots][T::kQueryBytes];
+  alignas(1024) unsigned char keys[T::kStages][T::kKeyBytes];
+  alignas(1024) unsigned char values[T::kStages][T::kValueBytes];
+  alignas(1024) unsigned char output[T::kOutputBytes > 0 ? T::kOutputBytes : 16];
+  ItemSlot items[T::kQuerySlots];
+  int last_part[T::kConsumers];  // whether this warpgroup finished its block's last part
+  uint64_t query_full[T::kQuerySlots], query_empty[T::kQuerySlots];
+  uint64_t key_full[T::kStages], key_empty[T::kStages];
+  uint64_t value_full[T::kStages], value_empty[T::kStages];
+};
+
+struct TensorMaps {
+  CUtensorMap query, key, value, cached_key, cached_value;
+};
+
+// Fragment sums of split items, and who has finished: behind the plan in the workspace.
+struct SplitWorkspace {
+  float* sums;       // [list entry][head][warpgroup][kDim / 2][128 threads]
+  int32_t* arrived;  // [list entry][head][warpgroup], zero between launches
+};
+
+// Where a position along the stages of a pipeline stands.
+template <int kStages>
+struct Pipeline {
+  uint32_t count = 0;
+  __device__ int stage(uint32_t ahead = 0) const { return (count + ahead) % kStages; }
+  __device__ uint32_t parity(uint32_t ahead = 0) const { return (count + ahead) / kStages & 1; }
+};
+
+}  // namespace hstu_trt::sm90
