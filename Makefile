@@ -2,12 +2,12 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help install demo serve test test-fast lint typecheck accuracy onnx engines clean
+.PHONY: help install demo serve test test-fast lint typecheck accuracy plugins plugins-report bench-kernels onnx engines clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-ROOMS := contract export engines tables serving bench
+ROOMS := contract export plugins engines tables serving bench
 EXTRAS := export,engines,serving,bench,dev
 
 # What onnx, engines and serve work on; the defaults are the trained checkpoint that the tests use.
@@ -16,11 +16,12 @@ CONFIG ?= tests/golden/caseA/config.json
 WEIGHTS ?= tests/golden/ckptA
 PRECISION ?= fp32
 GPU ?= cpu
+ARCHS ?= 90a
 ONNX := build/onnx/$(MODEL)/$(PRECISION)
 DEPLOYMENT ?= build/deployments/$(MODEL)
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 	@echo; echo '  e.g. make onnx MODEL=mine CONFIG=config.json WEIGHTS=checkpoint/ PRECISION=fp16'
 
 install: $(INSTALLED)  ## make .venv/ with everything, the hstu-trt command included
@@ -57,6 +58,18 @@ PAIR := $(foreach p,fp32 fp16,build/onnx/$(MODEL)/$(p)/manifest.json)
 
 accuracy: install $(PAIR)  ## hold ONNX Runtime fp32 and fp16 against PyTorch fp32, scores and ranking metrics: MODEL=
 	$(BIN)/hstu-trt bench accuracy $(foreach p,fp32 fp16,--model-$(p) build/onnx/$(MODEL)/$(p)) --out build/accuracy/$(MODEL)
+
+plugins: install  ## build the CUDA kernels, no GPU needed: ARCHS=90a, 80,90a or all
+	@$(BIN)/python -m hstu_trt.plugins toolchain >/dev/null 2>&1 || \
+	  $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[cuda]'
+	$(BIN)/python -m hstu_trt.plugins build --archs '$(ARCHS)'
+	$(BIN)/python -m hstu_trt.plugins check
+
+plugins-report: install  ## registers, spills and shared memory of each CUDA kernel
+	@$(BIN)/python -m hstu_trt.plugins report
+
+bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
+	$(BIN)/hstu-trt bench kernels
 
 onnx: install  ## export a checkpoint: MODEL= CONFIG= WEIGHTS= PRECISION=fp32|fp16
 	$(BIN)/hstu-trt export --config $(CONFIG) --weights $(WEIGHTS) --precision $(PRECISION) --name $(MODEL) --out $(ONNX)

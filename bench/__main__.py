@@ -75,7 +75,35 @@ def demo(argv: Sequence[str]) -> int:
     return run(argv)
 
 
-SUITES: dict[str, Callable[[Sequence[str]], int]] = {"workload": workload, "accuracy": accuracy, "demo": demo}
+def kernels(argv: Sequence[str]) -> int:
+    """Our attention kernels: checks them, then times them beside PyTorch on a CUDA GPU."""
+    from hstu_trt.bench.kernels import main as run
+
+    return run(argv)
+
+
+def table_kernels(argv: Sequence[str]) -> int:
+    """Prints the README's table from rows of kernels."""
+    from hstu_trt.bench.kernels import table_main as run
+
+    return run(argv)
+
+
+def plot_kernels(argv: Sequence[str]) -> int:
+    """Draws rows of kernels: TFLOP/s over history length, and a roofline."""
+    from hstu_trt.bench.kernels import plot_main as run
+
+    return run(argv)
+
+
+SUITES: dict[str, Callable[[Sequence[str]], int]] = {
+    "workload": workload,
+    "accuracy": accuracy,
+    "demo": demo,
+    "kernels": kernels,
+    "table-kernels": table_kernels,
+    "plot-kernels": plot_kernels,
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in SUITES:
         return SUITES[argv[0]](argv[1:])
     asked = bool(argv) and argv[0] in ("-h", "--help")
-    lines = [f"  {name:<10} {suite.__doc__}" for name, suite in SUITES.items()]
+    lines = [f"  {name:<14} {suite.__doc__}" for name, suite in SUITES.items()]
     text = "usage: hstu-trt bench <suite> [options]     (hstu-trt bench <suite> --help tells more)\n\n" + "\n".join(
         lines
     )

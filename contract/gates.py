@@ -30,3 +30,16 @@ class RankingGates:
 
 
 RANKING_GATES = RankingGates()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionGates:
+    """Largest relative L2 errors of an attention kernel's output against float64."""
+
+    relative_l2: dict[str, float] = field(default_factory=lambda: {"fp16": 3.0e-4, "bf16": 2.4e-3, "fp8": 2.7e-2})
+    """Against exact arithmetic on the values that the kernel is given, by their dtype."""
+    relative_l2_from_fp16: float = 5.5e-2
+    """fp8: against exact arithmetic on the fp16 values before they were quantised."""
+
+
+ATTENTION_GATES = AttentionGates()

@@ -7,7 +7,9 @@ one user:
 
     out_i = sum_j SiLU(alpha * q_i.k_j + bias_ij) * mask_ij * v_j / N
 
-A candidate sees its user's prefix and itself. The mask's options are those of the reference (``AttentionOptions``).
+A candidate sees its user's prefix and itself, and where ``candidate_group_size`` is g > 1, also the earlier candidates
+of its group: a user's candidates 0 to g-1 are one group, g to 2g-1 the next. The mask's other options are those of the
+reference (``AttentionOptions``).
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ HSTU_ATTENTION = OpSpec(
         Attribute("max_attn_len", "int", 0, "window in tokens; 0: none"),
         Attribute("contextual_seq_len", "int", 0, "leading prefix tokens with full attention"),
         Attribute("min_full_attn_seq_len", "int", 0, "newest tokens exempt from the window"),
+        Attribute("candidate_group_size", "int", 1, "a candidate sees the earlier candidates of its group"),
         Attribute("output_type", "int", 1, "ONNX element type of the output: 1 float32, 10 float16, 16 bfloat16"),
     ),
 )

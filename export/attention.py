@@ -22,6 +22,7 @@ class MaskOptions:
     max_attn_len: int = 0
     contextual_seq_len: int = 0
     min_full_attn_seq_len: int = 0
+    candidate_group_size: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,8 @@ def reference_attention(  # noqa: PLR0913 - the op, flat
         weights_HQK = torch.einsum("qhd,khd->hqk", rows.queries(q_THD) * alpha, rows.keys(k_THD)).float()
         if bias is not None:
             weights_HQK = weights_HQK + _bias(rows, bias)
-        valid_QK = valid_pairs(rows.prefix_length, rows.candidates, rows.first_query, mask).to(q_THD.device)
+        position_Q = torch.arange(rows.first_query, rows.prefix_length + rows.candidates, device=q_THD.device)
+        valid_QK = valid_pairs(position_Q, rows.prefix_length, rows.candidates, mask)
         weights_HQK = torch.nn.functional.silu(weights_HQK) * valid_QK
         user_out = torch.einsum("hqk,khd->qhd", weights_HQK.to(v_THD.dtype), rows.keys(v_THD)).float()
         user_out = user_out * rows.queries(scale_T)[:, None, None]
@@ -113,24 +115,27 @@ def _user_rows(offsets: tuple[Tensor, Tensor, Tensor]) -> list[_UserRows]:
     ]
 
 
-def valid_pairs(prefix_length: int, candidates: int, first_query: int, options: MaskOptions) -> Tensor:
-    """The mask of one user: bool [queries, keys], keys = prefix then candidates.
+def valid_pairs(position_Q: Tensor, prefix_length: int, candidates: int, options: MaskOptions) -> Tensor:
+    """The mask of queries of one user: bool [queries, keys], keys = prefix then candidates.
 
-    Positions count from the first non-contextual token (contextual tokens are 0); candidates all stand at the end.
-    The rules are those of ``_get_valid_attn_mask`` in the reference's ops/pytorch/pt_hstu_attention.py.
+    position_Q: where the queries stand among the keys. Ids count from the first non-contextual token (contextual tokens
+    are 0); candidates all have the last one. The rules are those of ``_get_valid_attn_mask`` in the reference's
+    ops/pytorch/pt_hstu_attention.py; groups of candidates are ours.
     """
     contextual = max(options.contextual_seq_len - 1, 0) if options.contextual_seq_len else 0
     end = prefix_length - contextual
-    position_K = torch.arange(prefix_length + candidates)
+    position_K = torch.arange(prefix_length + candidates, device=position_Q.device)
     id_K = position_K
     if options.contextual_seq_len:
         id_K = (id_K - options.contextual_seq_len + 1).clamp(min=0)
     id_K = torch.where(position_K < prefix_length, id_K, end).clamp(max=end)
-    id_Q, position_Q = id_K[first_query:, None], position_K[first_query:, None]
+    id_Q, position_Q = id_K[position_Q, None], position_Q[:, None]
     distance = id_Q - id_K
     if not options.causal:
         distance = distance.abs()
     valid = (position_Q == position_K) | (distance > 0)
+    if options.candidate_group_size > 1:
+        valid |= _earlier_in_group(position_Q - prefix_length, position_K - prefix_length, options.candidate_group_size)
     if options.max_attn_len:
         near = distance <= options.max_attn_len
         if options.min_full_attn_seq_len:
@@ -139,6 +144,12 @@ def valid_pairs(prefix_length: int, candidates: int, first_query: int, options: 
     if options.contextual_seq_len:
         valid |= (id_Q == 0) & (id_K < end)
     return valid
+
+
+def _earlier_in_group(candidate_Q: Tensor, candidate_K: Tensor, group_size: int) -> Tensor:
+    """Pairs of candidates of one group, the key before the query; prefix tokens have negative numbers."""
+    group_Q, group_K = (candidate.div(group_size, rounding_mode="floor") for candidate in (candidate_Q, candidate_K))
+    return (group_Q == group_K) & (candidate_K < candidate_Q) & (candidate_K >= 0)
 
 
 def _bias(rows: _UserRows, bias: RelativeBias) -> Tensor:

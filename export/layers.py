@@ -154,7 +154,7 @@ class StuStack(nn.Module):
                 None, None, None, None, None,
                 self.alpha, True,
                 self.options.max_attn_len, self.options.contextual_seq_len, self.options.min_full_attn_seq_len,
-                torch.float32,
+                1, torch.float32,
             )  # fmt: skip
 
         return call

@@ -165,7 +165,7 @@ def _translations() -> dict[Any, Callable[..., Any]]:
     tensors = len(HSTU_ATTENTION.inputs)
 
     def place_attention(*arguments: Any) -> Any:
-        alpha, causal, window, contextual, tail, output_type = arguments[tensors:]
+        alpha, causal, window, contextual, tail, group, output_type = arguments[tensors:]
         return attention(
             *arguments[:tensors],
             alpha=alpha,
@@ -173,6 +173,7 @@ def _translations() -> dict[Any, Callable[..., Any]]:
             max_attn_len=window,
             contextual_seq_len=contextual,
             min_full_attn_seq_len=tail,
+            candidate_group_size=group,
             output_type=int(output_type),
             **HSTU_ATTENTION.plugin_attributes,
         )

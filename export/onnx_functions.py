@@ -36,6 +36,7 @@ class AttentionForm:
     window: bool = False
     contextual: bool = False
     full_tail: bool = False
+    grouped: bool = False
     scaled: bool = False
     biased: bool = False
 
@@ -49,6 +50,7 @@ class AttentionForm:
             window=values["max_attn_len"] > 0,
             contextual=values["contextual_seq_len"] > 0,
             full_tail=values["min_full_attn_seq_len"] > 0,
+            grouped=values["candidate_group_size"] > 1,
             scaled="attn_scale" in given,
             biased="position_bias" in given,
         )
@@ -180,7 +182,7 @@ def _mask(form: AttentionForm) -> list[str]:
         "own_row_column = Unsqueeze (own_row_id, second)",
         "key_index_id = Cast <to: int = 6> (key_index)",
         "itself = Equal (own_row_column, key_index_id)",
-        "ordered = Or (before, itself)",
+        *(_groups() if form.grouped else ["ordered = Or (before, itself)"]),
         *(_window(form) if form.window else ["windowed = Identity (ordered)"]),
         *(_contextual() if form.contextual else ["with_context = Identity (windowed)"]),
         "query_user_id = Cast <to: int = 6> (query_user)",
@@ -210,6 +212,29 @@ def _mask_ids(form: AttentionForm, side: str) -> list[str]:
         "S_end = Cast <to: int = 6> (S_wide_end)",
     ]
     return [line.replace("S_", f"{side}_") for line in lines]
+
+
+def _groups() -> list[str]:
+    """Candidates see the earlier ones of their group. Prefix rows are in none: -1 for queries, -2 for keys."""
+    numbers = [
+        "S_group_of_run = Div (S_in_run, group_size)",
+        "S_wide_group = Where (S_is_candidate, S_group_of_run, S_in_no_group)",
+        "S_group = Cast <to: int = 6> (S_wide_group)",
+        "S_in_run_id = Cast <to: int = 6> (S_in_run)",
+    ]
+    return [
+        "group_size = Constant <value_int: int = @candidate_group_size> ()",
+        "query_in_no_group = Constant <value_int: int = -1> ()",
+        "key_in_no_group = Constant <value_int: int = -2> ()",
+        *(line.replace("S_", f"{side}_") for side in ("query", "key") for line in numbers),
+        "query_group_column = Unsqueeze (query_group, second)",
+        "same_group = Equal (query_group_column, key_group)",
+        "query_in_run_column = Unsqueeze (query_in_run_id, second)",
+        "earlier_in_run = Greater (query_in_run_column, key_in_run_id)",
+        "earlier_in_group = And (same_group, earlier_in_run)",
+        "before_or_grouped = Or (before, earlier_in_group)",
+        "ordered = Or (before_or_grouped, itself)",
+    ]
 
 
 def _window(form: AttentionForm) -> list[str]:

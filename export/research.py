@@ -63,7 +63,7 @@ class ResearchLayer(nn.Module):
             v.reshape(-1, heads, self.config.v_dim),
             offsets, offsets, no_candidates, norm, None,
             self._rel_attn_bias._pos_w, self._rel_attn_bias._ts_w, *timestamps,
-            1.0, True, 0, 0, 0, torch.float32,
+            1.0, True, 0, 0, 0, 1, torch.float32,
         )  # fmt: skip
 
 

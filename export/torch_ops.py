@@ -1,6 +1,7 @@
 """The two custom ops as torch ops ``hstu_trt::*``, with fake implementations for tracing.
 
-The kernels registered here are plain PyTorch and run on any device; a GPU build may register faster ones for "cuda".
+The kernels registered here are plain PyTorch and run on any device. On a CUDA GPU the plugins room's kernel takes the
+place of ``attention``'s where its ``torch_ops`` is imported as well, before or after this module.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def attention(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     max_attn_len: int,
     contextual_seq_len: int,
     min_full_attn_seq_len: int,
+    candidate_group_size: int,
     output_dtype: torch.dtype,
 ) -> Tensor:
     """``HstuAttention`` of ``contract/ops.py``: q [Tq, H, Dqk], k [Tk, H, Dqk], v [Tk, H, Dv] -> [Tq, H, Dv]."""
@@ -45,6 +47,7 @@ def attention(  # noqa: PLR0913, PLR0917 - an op's schema is flat
         max_attn_len=max_attn_len,
         contextual_seq_len=contextual_seq_len,
         min_full_attn_seq_len=min_full_attn_seq_len,
+        candidate_group_size=candidate_group_size,
     )
     offsets = (query_offsets, prefix_offsets, candidate_offsets)
     scale = attn_scale if attn_scale is not None else _per_query(1.0 / norm, query_offsets, candidate_offsets)

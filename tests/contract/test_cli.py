@@ -109,7 +109,7 @@ def test_version(capsys):
     assert re.fullmatch(r"hstu-trt \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("room", ["export", "engines", "tables", "serving", "bench"])
+@pytest.mark.parametrize("room", ["export", "plugins", "engines", "tables", "serving", "bench"])
 def test_every_room_is_a_program(room):
     arguments = ["--help"] if room != "serving" else ["serve", "--help"]
     command = [sys.executable, "-m", f"hstu_trt.{room}", *arguments]

@@ -8,8 +8,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from golden_attention import DELTA_SETTINGS, SETTINGS, TENSORS, GoldenCall, attributes, delta_call, full_call
 from onnx import TensorProto, helper
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hstu_trt.contract.numerics import TOLERANCES, compare
@@ -18,24 +18,13 @@ from hstu_trt.export import torch_ops  # noqa: F401
 from hstu_trt.export.attention import MaskOptions, valid_pairs
 from hstu_trt.export.onnx_functions import OPSET, add_functions
 
-TENSORS = load_file(golden.GOLDEN / "caseC" / "tensors.safetensors")
-README = golden.readme("caseC")
-SETTINGS = {case["name"]: case for case in README["cases"]}
-DELTA_SETTINGS = {case["name"]: case for case in README["delta_cases"]}
-
 
 class Call:
     """One call of the op: its tensors by port name, and its attributes."""
 
     def __init__(self, tensors: dict[str, Tensor], case: dict) -> None:
         self.tensors = tensors
-        self.attributes = {
-            "alpha": case["alpha"],
-            "causal": int(case.get("causal", True)),
-            "max_attn_len": case["max_attn_len"],
-            "contextual_seq_len": case["contextual_seq_len"],
-            "min_full_attn_seq_len": case.get("min_full_attn_seq_len", 0),
-        }
+        self.attributes = attributes(case)
 
     def torch(self, dtype: torch.dtype = torch.float32) -> Tensor:
         ports = [self.tensors.get(port.name) for port in HSTU_ATTENTION.inputs]
@@ -65,76 +54,26 @@ class Call:
         return onnxruntime.InferenceSession(model.SerializeToString()).run(None, feed)[0]
 
 
-def full_call(case: dict) -> tuple[Call, Tensor]:
-    """A caseC setting in the split layout, and its expected output."""
-    side = case["qkv"]
-    bounds = TENSORS[f"{side}.seq_offsets"]
-    candidates = TENSORS[case["num_targets"]] if case["num_targets"] else torch.zeros(len(bounds) - 1).long()
-    lengths = bounds.diff()
-
-    def split(x: Tensor) -> Tensor:
-        return golden.to_split(x, lengths, candidates)
-
-    prefix = golden.offsets(lengths - candidates)
-    tensors = {name: split(TENSORS[f"{side}.{name}"]) for name in "qkv"}
-    tensors |= {
-        "query_offsets": prefix,
-        "prefix_offsets": prefix,
-        "candidate_offsets": golden.offsets(candidates),
-        "norm": torch.tensor([float(case["max_seq_len_N"])]),
-    }
-    if case["attn_scale"]:
-        scale = TENSORS[case["attn_scale"]].reshape(-1)
-        tensors["attn_scale"] = split(scale) if scale.numel() > 1 else scale
-    return Call(tensors, case), split(TENSORS[case["out"]])
-
-
-def delta_call(case: dict) -> tuple[Call, Tensor]:
-    """A caseC delta setting: only the last tokens of each user query; candidates before them are nobody's keys."""
-    bounds, delta = TENSORS["d.seq_offsets"], case["delta_size"]
-    lengths = bounds.diff()
-    candidates = TENSORS[case["num_targets"]] if case["num_targets"] else torch.zeros(len(lengths)).long()
-    queried = candidates.clamp(max=delta)
-    prefix = lengths - candidates
-    keep = torch.cat(
-        [(torch.arange(n) < p) | (torch.arange(n) >= n - c) for n, p, c in zip(lengths, prefix, queried, strict=True)]
-    )
-
-    def keys(x: Tensor) -> Tensor:
-        return golden.to_split(x[keep], prefix + queried, queried)
-
-    def queries(x: Tensor) -> Tensor:
-        return golden.to_split(x, torch.full_like(lengths, delta), queried)
-
-    tensors = {
-        "q": queries(TENSORS["d.delta_q"]),
-        "k": keys(TENSORS["d.k"]),
-        "v": keys(TENSORS["d.v"]),
-        "query_offsets": golden.offsets(delta - queried),
-        "prefix_offsets": golden.offsets(prefix),
-        "candidate_offsets": golden.offsets(queried),
-        "norm": torch.tensor([float(case["max_seq_len_N"])]),
-    }
-    return Call(tensors, case), queries(TENSORS[case["out"]])
-
-
 def check(actual: np.ndarray, expected: Tensor) -> None:
     report = compare("attention", actual, expected.numpy())
     assert report.passes(TOLERANCES["attention", "fp32"]), report.text()
 
 
+def check_golden(golden_call: GoldenCall, engine: str) -> None:
+    call = Call(golden_call.tensors, golden_call.case)
+    check(np.asarray(getattr(call, engine)()), golden_call.expected)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
 def test_golden_settings(name: str, engine: str) -> None:
-    call, expected = full_call(SETTINGS[name])
-    check(np.asarray(getattr(call, engine)()), expected)
+    check_golden(full_call(SETTINGS[name]), engine)
 
 
 @pytest.mark.parametrize("name", DELTA_SETTINGS)
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
 def test_golden_delta_settings(name: str, engine: str) -> None:
-    call, expected = delta_call(DELTA_SETTINGS[name])
-    check(np.asarray(getattr(call, engine)()), expected)
+    check_golden(delta_call(DELTA_SETTINGS[name]), engine)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -151,7 +90,7 @@ def test_masks_are_the_references(name: str) -> None:
         min_full_attn_seq_len=case["min_full_attn_seq_len"],
     )
     for user, (length, count) in enumerate(zip(bounds.diff().tolist(), candidates.tolist(), strict=True)):
-        ours = valid_pairs(length - count, count, 0, options).numpy()
+        ours = valid_pairs(torch.arange(length), length - count, count, options).numpy()
         theirs = np.broadcast_to(reference, case["mask_shape"])[user, :length, :length]
         np.testing.assert_array_equal(ours, theirs)
 
@@ -183,10 +122,28 @@ ODD_SHAPES = {
 
 
 @pytest.mark.parametrize("shape", ODD_SHAPES)
-@pytest.mark.parametrize("options", [{}, {"max_attn_len": 2, "min_full_attn_seq_len": 1}, {"contextual_seq_len": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_attn_len": 2, "min_full_attn_seq_len": 1},
+        {"contextual_seq_len": 1},
+        {"candidate_group_size": 2},
+        {"candidate_group_size": 3, "max_attn_len": 1, "contextual_seq_len": 2},
+    ],
+)
 def test_onnx_agrees_on_odd_shapes(shape: str, options: dict[str, int]) -> None:
     call = random_call(*ODD_SHAPES[shape], **options)
     check(call.onnx(), call.torch())
+
+
+def test_a_candidate_sees_the_earlier_ones_of_its_group() -> None:
+    position, options = torch.arange(3, 8), MaskOptions(candidate_group_size=2, max_attn_len=1)
+    among_candidates = valid_pairs(position, 3, 5, options)[:, 3:]
+    groups = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+    assert among_candidates.int().tolist() == groups
+    prefix = valid_pairs(position, 3, 5, options)[:, :3]
+    assert prefix.equal(valid_pairs(position, 3, 5, MaskOptions(max_attn_len=1))[:, :3])
 
 
 def test_no_rows_at_all() -> None:
@@ -207,7 +164,8 @@ def test_nodes_of_one_model_must_share_a_form() -> None:
     def node(window: int) -> onnx.NodeProto:
         return helper.make_node(
             "HstuAttention", ["q", "k", "v"], ["o"], domain=OP_DOMAIN,
-            alpha=1.0, causal=1, max_attn_len=window, contextual_seq_len=0, min_full_attn_seq_len=0, output_type=1,
+            alpha=1.0, causal=1, max_attn_len=window, contextual_seq_len=0, min_full_attn_seq_len=0,
+            candidate_group_size=1, output_type=1,
         )  # fmt: skip
 
     graph = helper.make_graph([node(0), node(4)], "two", [], [])

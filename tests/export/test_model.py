@@ -6,17 +6,15 @@ import dataclasses
 
 import pytest
 import torch
-from golden_cases import GOLDEN, GoldenCase, assert_close, embed, load_case, offsets, readme, to_split
-from safetensors.torch import load_file
+from golden_cases import GoldenCase, assert_close, embed, load_case, offsets, to_split
+from stack_cases import STACK_CASES, stack_case
 from torch import Tensor
 
-from hstu_trt.contract.model import AttentionOptions
 from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.export.build import build_ranking_model
 from hstu_trt.export.kv_cache import forward_cached, prefill
-from hstu_trt.export.layers import StuStack, TokenLayout
+from hstu_trt.export.layers import TokenLayout
 from hstu_trt.export.model import DlrmHstu, TimestampPostprocessor
-from hstu_trt.export.weights import load_dense
 
 
 @torch.inference_mode()
@@ -111,31 +109,10 @@ def test_milliseconds_are_counted_as_the_reference_counts_them() -> None:
     torch.testing.assert_close(features[:, :2], torch.stack([angle.cos(), angle.sin()], dim=1), atol=1e-6, rtol=0)
 
 
-CACHE_CASES = readme("caseD")["cases"]
-
-
-def cache_case(name: str) -> tuple[StuStack, dict[str, Tensor], dict]:
-    tensors = {
-        k.removeprefix(f"{name}."): v
-        for k, v in load_file(GOLDEN / "caseD/tensors.safetensors").items()
-        if k.startswith(f"{name}.")
-    }
-    facts = CACHE_CASES[name]
-    config = dataclasses.replace(
-        load_case("caseA").config,
-        layers=2, heads=2, qk_dim=16, v_dim=32, model_dim=32, group_norm=facts["group_norm"],
-        attention=AttentionOptions(
-            alpha=facts["alpha"], max_attn_len=facts["max_attn_len"], contextual_seq_len=facts["contextual_seq_len"]
-        ),
-    )  # fmt: skip
-    weights = {k.removeprefix("sd."): v for k, v in tensors.items() if k.startswith("sd.")}
-    return load_dense(StuStack(config), weights, name).eval(), tensors, facts
-
-
 @torch.inference_mode()
-@pytest.mark.parametrize("name", CACHE_CASES)
+@pytest.mark.parametrize("name", STACK_CASES)
 def test_prefill_caches_and_micro_batches(name: str) -> None:
-    stack, t, facts = cache_case(name)
+    stack, t, facts = stack_case(name)
     delta, norm = facts["delta"], torch.tensor([float(facts["N"])])
     lengths, candidates = t["x_lengths"], t["num_targets"]
     prefix, early = lengths - candidates, candidates - delta
@@ -159,7 +136,7 @@ def test_prefill_caches_and_micro_batches(name: str) -> None:
 
 @torch.inference_mode()
 def test_new_history_behind_a_cache_gives_the_full_pass() -> None:
-    stack, _, facts = cache_case("d0")
+    stack, _, facts = stack_case("d0")
     generator = torch.Generator().manual_seed(3)
     history, candidates = torch.randn(12, 32, generator=generator), torch.randn(5, 32, generator=generator)
     norm = torch.tensor([float(facts["N"])])

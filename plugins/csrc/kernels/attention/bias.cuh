@@ -6,8 +6,9 @@
 
 namespace hstu_trt {
 
-// trunc(ln(max(|dt|, 1)) / 0.301), at most `last`. logf and an IEEE division, not their fast forms: a score next to a
-// bucket's edge must not move to the neighbour's bias.
+// trunc(ln(max(|dt|, 1)) / 0.301), at most `last`. logf and an IEEE division, not their fast forms: the bucket is then
+// PyTorch's on a CPU for every difference below 11 million seconds. Beyond, the two logarithms round differently next
+// to a bucket's edge, for one difference in a million.
 __device__ inline int time_bucket(int64_t elapsed_seconds, int last) {
   int64_t const magnitude = elapsed_seconds < 0 ? -elapsed_seconds : elapsed_seconds;
   float const seconds = static_cast<float>(magnitude > 1 ? magnitude : 1);

@@ -140,7 +140,7 @@ cudaError_t launch_attention(AttentionParams const& params, AttentionKernel kern
     case AttentionKernel::kSm90: return launch_sm90(call, device.multiprocessors, stream);
     case AttentionKernel::kSmxx: {
       if (!call.reuse_plan) {
-        cudaError_t const error = launch_plan(call, smxx_plan_shape(call), device.multiprocessors, stream);
+        cudaError_t const error = launch_plan(call, smxx_plan_shape(call), device.multiprocessors, nullptr, 0, stream);
         if (error != cudaSuccess) return error;
       }
       return launch_smxx(call, stream);

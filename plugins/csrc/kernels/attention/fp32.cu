@@ -229,7 +229,9 @@ char const* fp32_unsupported(AttentionParams const& p) noexcept {
   bool const fp8 = p.type == DataType::kFloat8E4M3;
   if (p.output_type == DataType::kFloat8E4M3) return "fp32: the output must be fp32, fp16 or bf16";
   if (p.position_bias && p.cached_offsets) return "fp32: relative bias and cached keys do not go together";
-  if (fp8 && p.page_table && p.page_size != kValueBlockKeys) return "fp32: pages of an fp8 cache hold 128 tokens, one value block";
+  if (fp8 && p.page_table && p.page_size != kValueBlockKeys) {
+    return "fp32: pages of an fp8 cache hold 128 tokens, one value block";
+  }
   if (static_cast<int64_t>(p.query_rows) * p.heads > INT32_MAX) return "fp32: too many query rows";
   return nullptr;
 }

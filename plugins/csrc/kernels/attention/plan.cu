@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "../common/ptx.cuh"
 #include "mask.cuh"
 
 namespace hstu_trt {
@@ -11,30 +12,38 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 constexpr int kClasses = 8;           // classes of item length: coarse, so that one user's items stay together
+constexpr int kUsersInShared = 1024;  // their item counts stand in shared memory, too
 constexpr int kMinTilesPerPart = 4;   // a part pays for reading its queries and for adding its sums
 
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // The row blocks of one user, and the items they make: groups of candidates, what is left over, groups of prefix rows
 // from the last to the first. A user's items are so ordered from long to short.
+template <class S>
 struct UserItems {
   int candidate_groups, candidate_rest, prefix_groups, prefix_rest;
 
-  __device__ UserItems(UserShape const& user, int slots) {
+  __device__ explicit UserItems(UserShape const& user) {
     int const candidate_blocks = ceil_div(user.candidates, kBlockRows), prefix_blocks = ceil_div(user.queries, kBlockRows);
-    candidate_groups = candidate_blocks / slots;
-    candidate_rest = candidate_blocks % slots;
-    prefix_groups = prefix_blocks / slots;
-    prefix_rest = prefix_blocks % slots;
+    candidate_groups = candidate_blocks / S::kSlots;
+    candidate_rest = candidate_blocks % S::kSlots;
+    prefix_groups = prefix_blocks / S::kSlots;
+    prefix_rest = prefix_blocks % S::kSlots;
   }
 
   // Left-over blocks of both kinds share an item if there are slots for all.
-  __device__ int rest_items(int slots) const {
+  __device__ int rest_items() const {
     if (candidate_rest + prefix_rest == 0) return 0;
-    return candidate_rest > 0 && prefix_rest > 0 && candidate_rest + prefix_rest > slots ? 2 : 1;
+    return candidate_rest > 0 && prefix_rest > 0 && candidate_rest + prefix_rest > S::kSlots ? 2 : 1;
   }
 
-  __device__ int count(int slots) const { return candidate_groups + rest_items(slots) + prefix_groups; }
+  __device__ int count() const { return candidate_groups + rest_items() + prefix_groups; }
+};
+
+// Shapes that kernels ask for, as constants: the planner divides by them all the time.
+template <int kSlots_, int kTileKeys_, int kSelfTiles_>
+struct Shape {
+  static constexpr int kSlots = kSlots_, kTileKeys = kTileKeys_, kSelfTiles = kSelfTiles_;
 };
 
 struct BlockRange {
@@ -46,14 +55,16 @@ struct ItemBlocks {
   BlockRange candidates, prefix;
 };
 
-__device__ ItemBlocks item_blocks(UserItems const& user, int slots, int index) {
+template <class S>
+__device__ ItemBlocks item_blocks(UserItems<S> const& user, int index) {
+  constexpr int slots = S::kSlots;
   ItemBlocks blocks{{0, 0}, {0, 0}};
   if (index < user.candidate_groups) {
     blocks.candidates = {index * slots, (index + 1) * slots};
     return blocks;
   }
   index -= user.candidate_groups;
-  int const rest_items = user.rest_items(slots);
+  int const rest_items = user.rest_items();
   if (index < rest_items) {
     bool const both = rest_items == 1;
     int const first_candidate = user.candidate_groups * slots, first_prefix = user.prefix_groups * slots;
@@ -73,14 +84,14 @@ struct TileRange {
   int begin, end;
 };
 
-__device__ TileRange item_tiles(AttentionParams const& params, UserShape const& user, PlanShape shape,
-                                ItemBlocks const& blocks) {
+template <class S>
+__device__ TileRange item_tiles(AttentionParams const& params, UserShape const& user, ItemBlocks const& blocks) {
   MaskRules const rules(params);
-  int const cached_tiles = ceil_div(user.cached, shape.tile_keys);
-  int const all_tiles = cached_tiles + ceil_div(user.prefix - user.cached, shape.tile_keys);
+  int const cached_tiles = ceil_div(user.cached, S::kTileKeys);
+  int const all_tiles = cached_tiles + ceil_div(user.prefix - user.cached, S::kTileKeys);
   auto tile_of = [&](int position) {
-    return position < user.cached ? position / shape.tile_keys
-                                  : cached_tiles + (position - user.cached) / shape.tile_keys;
+    return position < user.cached ? position / S::kTileKeys
+                                  : cached_tiles + (position - user.cached) / S::kTileKeys;
   };
   KeyRange keys{user.prefix, -1};
   auto extend = [&](KeyRange range) {
@@ -95,19 +106,19 @@ __device__ TileRange item_tiles(AttentionParams const& params, UserShape const& 
   }
   bool const sees_prefix = keys.first <= keys.last;
   TileRange tiles{sees_prefix ? tile_of(keys.first) : all_tiles, sees_prefix ? tile_of(keys.last) + 1 : all_tiles};
-  if (blocks.candidates.size() > 0) tiles.end = all_tiles + shape.self_tiles;
+  if (blocks.candidates.size() > 0) tiles.end = all_tiles + S::kSelfTiles;
   return tiles;
 }
 
 struct Workspace {
   PlanHeader* header;
   WorkItem* items;
-  int32_t* first_items;  // [users + 1]: items before each user
+  int32_t* first_items;  // [users]: items before each user
 
-  __device__ Workspace(AttentionParams const& params, int max_items)
+  __device__ Workspace(AttentionParams const& params, int max_items, int32_t (&shared)[kUsersInShared])
       : header(static_cast<PlanHeader*>(params.workspace)),
         items(reinterpret_cast<WorkItem*>(header + 1)),
-        first_items(reinterpret_cast<int32_t*>(items + max_items)) {}
+        first_items(params.users <= kUsersInShared ? shared : reinterpret_cast<int32_t*>(items + max_items)) {}
 };
 
 // Sum over the threads before this one, and over all.
@@ -140,22 +151,27 @@ __device__ Scan block_scan(int value, int (&warp_sums)[kWarps]) {
   return result;
 }
 
-// Parts per item that leave the last round of CTAs least idle; fewer where it makes no difference.
+// Parts per item that leave the last round of CTAs least idle; fewer where it makes no difference. Each lane of a warp
+// tries one number.
 __device__ int choose_parts(int items, int heads, int multiprocessors) {
   int const work = items * heads;
   if (work == 0 || 2 * work >= 3 * multiprocessors) return 1;
-  int best = 1;
-  float best_time = 1e30f;
-  for (int parts = 1; parts <= 32 && work * parts <= kMaxSplitWork; ++parts) {
-    float const time = static_cast<float>(ceil_div(work * parts, multiprocessors)) / parts + 0.02f * parts;
-    if (time < best_time) best = parts, best_time = time;
+  int best = threadIdx.x % 32 + 1;
+  bool const allowed = best == 1 || work * best <= kMaxSplitWork;
+  float time = allowed ? static_cast<float>(ceil_div(work * best, multiprocessors)) / best + 0.02f * best : 1e30f;
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    float const other_time = __shfl_xor_sync(~0u, time, step);
+    int const other = __shfl_xor_sync(~0u, best, step);
+    bool const better = other_time < time || (other_time == time && other < best);
+    if (better) time = other_time, best = other;
   }
   return best;
 }
 
+template <class S>
 struct Planner {
   AttentionParams const& params;
-  PlanShape shape;
   Workspace workspace;
   int num_items;
   int parts;
@@ -167,16 +183,16 @@ struct Planner {
   };
 
   // Entry `index` of the unsorted list: item index / parts, part index % parts.
-  __device__ Entry entry(int index) const {
+  __device__ __noinline__ Entry entry(int index) const {
     Entry result{};
     result.length_class = kClasses;
     if (index >= num_items * parts) return result;
     int const item_index = index / parts, part = index % parts;
     int const user = user_of(item_index);
     UserShape const rows = user_shape(params, user);
-    UserItems const items(rows, shape.slots);
-    ItemBlocks const blocks = item_blocks(items, shape.slots, item_index - workspace.first_items[user]);
-    TileRange const tiles = item_tiles(params, rows, shape, blocks);
+    UserItems<S> const items(rows);
+    ItemBlocks const blocks = item_blocks<S>(items, item_index - workspace.first_items[user]);
+    TileRange const tiles = item_tiles<S>(params, rows, blocks);
     int const length = tiles.end - tiles.begin;
     int const item_parts = min(parts, max(1, length / kMinTilesPerPart));
     if (part >= item_parts) return result;
@@ -211,7 +227,8 @@ struct Planner {
 };
 
 // Counts each user's items; returns the number of items and the length bound of the longest.
-__device__ int2 count_items(AttentionParams const& params, PlanShape shape, Workspace const& workspace) {
+template <class S>
+__device__ int2 count_items(AttentionParams const& params, Workspace const& workspace) {
   __shared__ int warp_sums[kWarps];
   __shared__ int longest;
   if (threadIdx.x == 0) longest = 0;
@@ -222,9 +239,9 @@ __device__ int2 count_items(AttentionParams const& params, PlanShape shape, Work
     int items = 0;
     if (user < params.users) {
       UserShape const rows = user_shape(params, user);
-      items = UserItems(rows, shape.slots).count(shape.slots);
+      items = UserItems<S>(rows).count();
       int const fresh = rows.prefix - rows.cached;
-      atomicMax(&longest, ceil_div(rows.cached, shape.tile_keys) + ceil_div(fresh, shape.tile_keys) + shape.self_tiles);
+      atomicMax(&longest, ceil_div(rows.cached, S::kTileKeys) + ceil_div(fresh, S::kTileKeys) + S::kSelfTiles);
     }
     Scan const scan = block_scan(items, warp_sums);
     if (user < params.users) workspace.first_items[user] = total + scan.before;
@@ -235,7 +252,8 @@ __device__ int2 count_items(AttentionParams const& params, PlanShape shape, Work
 }
 
 // Stable counting sort by class of length: entries keep their order within a class.
-__device__ int sort_items(Planner const& planner, WorkItem* sorted) {
+template <class S>
+__device__ int sort_items(Planner<S> const& planner, WorkItem* sorted) {
   __shared__ int class_counts[kClasses + 1];
   __shared__ int next[kClasses];                // where the next entry of a class goes
   __shared__ int before[kClasses][kWarps];      // entries of a class in earlier warps of this round
@@ -243,7 +261,7 @@ __device__ int sort_items(Planner const& planner, WorkItem* sorted) {
   int const entries = planner.num_items * planner.parts;
   if (threadIdx.x <= kClasses) class_counts[threadIdx.x] = 0;
   __syncthreads();
-  Planner::Entry entry = planner.entry(threadIdx.x);
+  typename Planner<S>::Entry entry = planner.entry(threadIdx.x);
   atomicAdd(&class_counts[entry.length_class], 1);
   for (int index = threadIdx.x + kThreads; index < entries; index += kThreads) {
     atomicAdd(&class_counts[planner.entry(index).length_class], 1);
@@ -284,14 +302,19 @@ __device__ int sort_items(Planner const& planner, WorkItem* sorted) {
   return total;
 }
 
+template <class S>
 __global__ void __launch_bounds__(kThreads, 1)
-    plan_kernel(AttentionParams const params, PlanShape const shape, int const max_items, int const multiprocessors) {
-  Workspace const workspace(params, max_items);
-  int2 const counted = count_items(params, shape, workspace);
-  int const parts = shape.split ? choose_parts(counted.x, params.heads, multiprocessors) : 1;
-  Planner const planner{params, shape, workspace, counted.x, parts, counted.y};
+    plan_kernel(__grid_constant__ AttentionParams const params, int const max_items, int const multiprocessors, bool const split,
+                int32_t* const counters, int const num_counters) {
+  __shared__ int32_t first_items[kUsersInShared];
+  allow_next_kernel();
+  for (int i = threadIdx.x; i < num_counters; i += kThreads) counters[i] = 0;
+  Workspace const workspace(params, max_items, first_items);
+  int2 const counted = count_items<S>(params, workspace);
+  int const parts = split ? choose_parts(counted.x, params.heads, multiprocessors) : 1;
+  Planner<S> const planner{params, workspace, counted.x, parts, counted.y};
   int const total = sort_items(planner, workspace.items);
-  if (threadIdx.x == 0) *workspace.header = PlanHeader{total, 0, 0, {}};
+  if (threadIdx.x == 0) *workspace.header = PlanHeader{total, 0, 0, planner.longest <= kShortItem ? 4 : 2, {}};
 }
 
 }  // namespace
@@ -309,10 +332,22 @@ size_t plan_size(AttentionParams const& params, PlanShape shape) noexcept {
   return (bytes + 255) / 256 * 256;
 }
 
-cudaError_t launch_plan(AttentionParams const& params, PlanShape shape, int multiprocessors,
-                        cudaStream_t stream) noexcept {
-  plan_kernel<<<1, kThreads, 0, stream>>>(params, shape, plan_max_items(params, shape), multiprocessors);
-  return cudaGetLastError();
+cudaError_t launch_plan(AttentionParams const& params, PlanShape shape, int multiprocessors, int32_t* counters,
+                        int num_counters, cudaStream_t stream) noexcept {
+  auto launch = [&](auto kernel) {
+    kernel<<<1, kThreads, 0, stream>>>(params, plan_max_items(params, shape), multiprocessors, shape.split, counters,
+                                       num_counters);
+    return cudaGetLastError();
+  };
+  switch (100000 * shape.slots + 100 * shape.tile_keys + shape.self_tiles) {
+    case 212801: return launch(plan_kernel<Shape<2, 128, 1>>);
+    case 208002: return launch(plan_kernel<Shape<2, 80, 2>>);
+    case 206402: return launch(plan_kernel<Shape<2, 64, 2>>);
+    case 206401: return launch(plan_kernel<Shape<2, 64, 1>>);
+    case 203201: return launch(plan_kernel<Shape<2, 32, 1>>);
+    case 309603: return launch(plan_kernel<Shape<3, 96, 3>>);
+    default: return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace hstu_trt

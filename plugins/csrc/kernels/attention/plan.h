@@ -19,6 +19,8 @@ namespace hstu_trt {
 constexpr int kBlockRows = 64;
 constexpr int kMaxSlots = 3;
 constexpr int kNoBlock = -1;
+// Tiles: fetching the next item takes longer than computing one that is no longer than this.
+constexpr int kShortItem = 8;
 
 struct WorkItem {
   int32_t user;
@@ -35,7 +37,8 @@ struct PlanHeader {
   int32_t num_items;     // items in the list, parts counted singly
   int32_t next_item;     // dynamic scheduler: next (item, head) to hand out
   int32_t finished_ctas; // the last CTA to finish resets the counters for the next launch
-  int32_t reserved[61];
+  int32_t claim_ahead;   // items that a CTA holds at a time, up to 4: more hide latency, fewer balance better
+  int32_t reserved[60];
 };
 static_assert(sizeof(PlanHeader) == 256, "items are 256-byte aligned");
 
@@ -55,8 +58,9 @@ int plan_max_items(AttentionParams const& params, PlanShape shape) noexcept;
 // Bytes of header and items.
 size_t plan_size(AttentionParams const& params, PlanShape shape) noexcept;
 
-// Builds the plan at params.workspace. Enqueues one kernel.
-cudaError_t launch_plan(AttentionParams const& params, PlanShape shape, int multiprocessors,
-                        cudaStream_t stream) noexcept;
+// Builds the plan at params.workspace and clears `counters` (may be none). Enqueues one kernel, which lets a dependent
+// launch begin at once: the kernel behind it must wait for it (griddepcontrol.wait) if it is launched so.
+cudaError_t launch_plan(AttentionParams const& params, PlanShape shape, int multiprocessors, int32_t* counters,
+                        int num_counters, cudaStream_t stream) noexcept;
 
 }  // namespace hstu_trt

@@ -4,13 +4,18 @@
 
 #include "launchers.h"
 #include "sm90_consumer.cuh"
-#include "sm90_producer.cuh"
+#include "sm90_loader.cuh"
+#include "sm90_scheduler.cuh"
 #include "tensor_map.h"
 
 namespace hstu_trt::sm90 {
 
 template <class T>
 __device__ void init_barriers(SharedMemory<T>& memory) {
+  for (int i = 0; i < kItemSlots; ++i) {
+    barrier_init(&memory.item_full[i], 1);
+    barrier_init(&memory.item_empty[i], 4 * T::kConsumers);
+  }
   for (int i = 0; i < T::kQuerySlots; ++i) {
     barrier_init(&memory.query_full[i], 1);
     barrier_init(&memory.query_empty[i], 4 * T::kConsumers);
@@ -18,6 +23,8 @@ __device__ void init_barriers(SharedMemory<T>& memory) {
   for (int i = 0; i < T::kStages; ++i) {
     barrier_init(&memory.key_full[i], 1);
     barrier_init(&memory.key_empty[i], 4 * T::kConsumers);
+  }
+  for (int i = 0; i < T::kValueStages; ++i) {
     barrier_init(&memory.value_full[i], 1);
     barrier_init(&memory.value_empty[i], 4 * T::kConsumers);
   }
@@ -37,7 +44,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   int const warpgroup = uniform(threadIdx.x / 128);
   if (warpgroup == 0) {
     registers_shrink<T::kProducerRegisters>();
-    if (threadIdx.x == 0) Producer<T>(params, maps, memory).run();
+    if (threadIdx.x == 0) load_items<T>(params, maps, memory);
+    if (threadIdx.x == 32) schedule_items<T>(params, memory);
   } else {
     registers_grow<T::kConsumerRegisters>();
     Consumer<T>(params, split, memory, warpgroup - 1).run();
@@ -68,7 +76,7 @@ bool make_tensor_maps(AttentionParams const& params, TensorMaps& maps) {
   // [blocks * heads] matrices of kDim rows of 128 keys.
   auto blocks = [&](TokenTensor const& tensor, int count) {
     return TensorMapShape{tensor.data, params.type, kValueBlockKeys, T::kDim, count * params.heads, kValueBlockKeys,
-                          kValueBlockKeys * T::kDim, kValueBlockKeys, T::kDim, kPanelBytes};
+                          kValueBlockKeys * T::kDim, T::kTileKeys, T::kDim, T::kValueRowBytes};
   };
   bool const paged = params.page_table != nullptr;
   int const cached_box = paged ? T::kPagedBoxRows : T::kKeyBoxRows;
@@ -96,8 +104,8 @@ cudaError_t launch(AttentionParams const& params, int multiprocessors, cudaStrea
   SplitWorkspace const split{reinterpret_cast<float*>(behind_plan),
                              reinterpret_cast<int32_t*>(behind_plan + split_sums_bytes<T>())};
   if (!params.reuse_plan) {
-    cudaError_t error = cudaMemsetAsync(split.arrived, 0, split_counter_bytes<T>(), stream);
-    if (error == cudaSuccess) error = launch_plan(params, T::plan_shape(), multiprocessors, stream);
+    cudaError_t const error = launch_plan(params, T::plan_shape(), multiprocessors, split.arrived,
+                                          kMaxSplitWork * T::kConsumers, stream);
     if (error != cudaSuccess) return error;
   }
   auto* const kernel = attention_kernel<T>;

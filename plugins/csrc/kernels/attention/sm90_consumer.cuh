@@ -2,7 +2,8 @@
 // A consumer warpgroup: 64 query rows against all their key tiles.
 //
 // While the tensor cores multiply SiLU(S) of one tile with its values, the warpgroup computes SiLU of the next tile's
-// scores; the warpgroups take turns in issuing products, so that one fills the tensor cores while another computes.
+// scores. The warpgroups take turns: the next one starts its products when the scores of this one are there, so that
+// SiLU of one and products of the other fall together.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -15,7 +16,7 @@ namespace hstu_trt::sm90 {
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(~0u, value, 0); }
 
 // Named barriers; 0 is __syncthreads.
-constexpr int kTurnBarrier = 1;                              // + warpgroup: its turn to issue products
+constexpr int kTurnBarrier = 1;                              // + warpgroup: its turn to start products
 constexpr int kWarpgroupBarrier = kTurnBarrier + kMaxSlots;  // + warpgroup: its own threads
 
 template <class T>
@@ -32,46 +33,44 @@ class Consumer {
     for (;;) {
       int const slot = queries_.stage();
       barrier_wait(&memory_.query_full[slot], queries_.parity());
-      ItemSlot const& item = memory_.items[slot];
-      if (item.head < 0) return;
-      begin_item(item, slot);
+      slot_ = &memory_.items[items_.stage()];
+      if (slot_->head < 0) return;
+      begin_item(slot);
       multiply_tiles();
-      bool const store = parts_ == 1 || add_parts(item);
-      if (store) store_output(item, slot);
+      bool const whole = slot_->item.part >> 16 == 1;
+      if (rows_ > 0 && (whole || add_parts())) store_output(slot);
       release(&memory_.query_empty[slot]);
-      ++queries_.count;
+      release(&memory_.item_empty[items_.stage()]);
+      ++queries_.count, ++items_.count;
     }
   }
 
  private:
   static constexpr int kScores = T::kTileKeys / 2;  // fp32 scores per thread and tile
   static constexpr int kSteps = T::kTileKeys * sizeof(Element) / 32;  // products along the keys of a tile
+  using Operand = uint32_t[kSteps][4];
+  static constexpr int kQuerySteps = T::kDim * sizeof(Element) / 32;
   static constexpr int kSelfSteps = kBlockRows * sizeof(Element) / 32;
 
   // ---- one item ----
 
-  __device__ void begin_item(ItemSlot const& slot, int query_slot) {
-    UserShape const& user = slot.user;
-    tile_begin_ = uniform(slot.item.tile_begin);
-    tile_end_ = uniform(slot.item.tile_end);
-    parts_ = uniform(slot.item.part >> 16);
-    cached_ = uniform(user.cached);
-    prefix_ = uniform(user.prefix);
-    cached_tiles_ = (cached_ + T::kTileKeys - 1) / T::kTileKeys;
-    prefix_tiles_ = cached_tiles_ + (prefix_ - cached_ + T::kTileKeys - 1) / T::kTileKeys;
-    query_operand_ = shared_operand(shared_address(memory_.queries[query_slot] + warpgroup_ * T::kQueryBlockBytes),
-                                    T::kRowSwizzle, 8 * T::kRowBytes);
+  // What the loop over tiles needs stays in registers; the rest is read from the item's slot where an edge needs it.
+  __device__ void begin_item(int query_slot) {
+    tile_begin_ = uniform(slot_->item.tile_begin);
+    tile_end_ = uniform(slot_->item.tile_end);
+    query_operand_ = shared_operand(shared_address(query_block(query_slot)), T::kRowSwizzle, 8 * T::kRowBytes);
     half_alpha_ = 0.5f * params_.alpha;
     if constexpr (T::kFp8) {
-      half_alpha_ *= params_.q_scale[scale_index(slot.head)] * params_.k_scale[scale_index(slot.head)];
+      int const i = scale_index(slot_->head);
+      half_alpha_ *= params_.q_scale[i] * params_.k_scale[i];
     }
-    int const block = uniform(slot.item.blocks[warpgroup_]);
+    int const block = uniform(slot_->item.blocks[warpgroup_]);
     is_candidate_ = block != kNoBlock && (block & 1);
-    int const first_row = block / 2 * kBlockRows;
-    rows_ = block == kNoBlock ? 0 : min(kBlockRows, uniform(is_candidate_ ? user.candidates : user.queries) - first_row);
-    position_ = prefix_ - uniform(user.queries) + first_row;
-    row_ = first_row + uniform(is_candidate_ ? user.query_candidate_row : user.query_row);
+    first_row_ = block / 2 * kBlockRows;
+    int const rows = uniform(is_candidate_ ? slot_->user.candidates : slot_->user.queries) - first_row_;
+    rows_ = block == kNoBlock ? 0 : min(kBlockRows, rows);
     find_tiles();
+    if constexpr (T::kQueriesInRegisters) load_queries(query_slot);
 #pragma unroll
     for (int i = 0; i < T::kDim / 2; ++i) out_[i] = 0.f;
   }
@@ -79,40 +78,66 @@ class Consumer {
   // Prefix keys that a row of this block sees.
   __device__ KeyRange keys_of_row(int row) const {
     MaskRules const rules(params_);
-    return is_candidate_ ? rules.candidate(prefix_) : rules.prefix_query(position_ + row, prefix_);
+    int const prefix = slot_->user.prefix;
+    return is_candidate_ ? rules.candidate(prefix)
+                         : rules.prefix_query(prefix - slot_->user.queries + first_row_ + row, prefix);
   }
 
-  // The tiles that this block needs, [needed_begin_, needed_end_); and the keys that all its rows see.
+  // The tiles that this block needs, [needed_begin_, needed_end_), and those whose keys all its rows see: [plain_begin_,
+  // plain_end_) but for the last tile of the cached tokens, if it is not full.
   __device__ void find_tiles() {
+    int const prefix = uniform(slot_->user.prefix), cached = uniform(slot_->user.cached);
+    int const cached_tiles = ceil_tiles(cached);
+    prefix_tiles_ = cached_tiles + ceil_tiles(prefix - cached);
     KeyRange const first = keys_of_row(0), last = keys_of_row(rows_ - 1);
     KeyRange const any{min(first.first, last.first), max(first.last, last.last)};
-    common_ = {max(first.first, last.first), min(first.last, last.last)};
-    // In between may stand rows that see less than those at both ends.
-    if (!is_candidate_ && (params_.max_attn_len > 0 || params_.contextual_seq_len > 0)) common_ = {prefix_, -1};
+    // Where the end that all rows see is known from the first and the last: others may see less in a window.
+    bool const monotone = is_candidate_ || (params_.max_attn_len == 0 && params_.contextual_seq_len == 0);
+    int const common_end = monotone ? min(first.last, last.last) + 1 : 0;
+    auto tile_of = [&](int position) {
+      return position < cached ? position / T::kTileKeys : cached_tiles + (position - cached) / T::kTileKeys;
+    };
     bool const empty = rows_ == 0 || any.first > any.last;
     needed_begin_ = empty ? tile_end_ : max(tile_begin_, tile_of(any.first));
-    needed_end_ = empty ? tile_end_ : min(tile_end_, tile_of(any.last) + 1);
+    needed_end_ = empty ? tile_begin_ : min(min(tile_end_, prefix_tiles_), tile_of(any.last) + 1);
+    plain_begin_ = tile_of(max(first.first, last.first) + T::kTileKeys - 1);
+    plain_end_ = common_end >= cached ? cached_tiles + (common_end - cached) / T::kTileKeys : common_end / T::kTileKeys;
+    int const self_tile = prefix_tiles_ + warpgroup_ / T::kSelfBlocks;
+    self_tile_ = is_candidate_ && self_tile < tile_end_ ? self_tile : -1;
+    ragged_tile_ = cached % T::kTileKeys == 0 ? -1 : cached_tiles - 1;
+    needed_begin_ = uniform(needed_begin_), needed_end_ = uniform(needed_end_);
+    plain_begin_ = uniform(plain_begin_), plain_end_ = uniform(plain_end_);
   }
 
-  __device__ int tile_of(int position) const {
-    return position < cached_ ? position / T::kTileKeys : cached_tiles_ + (position - cached_) / T::kTileKeys;
+  __device__ static int ceil_tiles(int keys) { return (keys + T::kTileKeys - 1) / T::kTileKeys; }
+
+  __device__ bool is_edge(int tile) const {
+    return tile < plain_begin_ || tile >= plain_end_ || tile == ragged_tile_;
+  }
+
+  // Prefix positions of a tile's keys that exist.
+  __device__ KeyRange keys_of_tile(int tile) const {
+    int const cached = slot_->user.cached, cached_tiles = ceil_tiles(cached);
+    int const first = tile < cached_tiles ? tile * T::kTileKeys : cached + (tile - cached_tiles) * T::kTileKeys;
+    return {first, min(first + T::kTileKeys, tile < cached_tiles ? cached : slot_->user.prefix) - 1};
   }
 
   // ---- products ----
 
   __device__ void multiply_tiles() {
-    int const self_tile = is_candidate_ ? prefix_tiles_ + warpgroup_ / T::kSelfBlocks : -1;
-    int const prefix_end = min(tile_end_, prefix_tiles_);
-    int const needed_end = min(needed_end_, prefix_end);
     int tile = tile_begin_;
-    for (; tile < min(needed_begin_, prefix_end); ++tile) skip_tile(tile);
-    if (tile < needed_end) {
-      first_tile(tile);
-      for (++tile; tile < needed_end; ++tile) next_tile(tile);
-      finish_tile(tile - 1);
+    for (; tile < min(needed_begin_, min(tile_end_, prefix_tiles_)); ++tile) skip_tile(tile);
+    if (tile < needed_end_) {
+      if constexpr (T::kOperands == 1) {
+        first_tile(tile);
+        for (++tile; tile < needed_end_; ++tile) next_tile(tile);
+        finish_tile(tile - 1, operands_[0]);
+      } else {
+        tile = multiply_by_turns(tile);
+      }
     }
     for (; tile < tile_end_; ++tile) {
-      if (tile == self_tile) {
+      if (tile == self_tile_) {
         multiply_self(tile);
       } else {
         skip_tile(tile);
@@ -131,38 +156,72 @@ class Consumer {
     release_value(tile);
   }
 
+  // One operand: SiLU of a tile waits in the scores' registers until the products that read the operand have ended.
+  __device__ void next_tile(int tile) {
+    start_tile(tile, operands_[0]);
+    apply_silu(tile);
+    products_wait<0>();
+    pin(out_);
+    release_value(tile - 1);
+    pack_fragments<Element>(scores_, operands_[0]);
+  }
+
+  // Two operands: tiles fill them by turns, and products never wait for SiLU. Returns the tile behind the last.
+  __device__ int multiply_by_turns(int tile) {
+    auto& even = operands_[0];
+    auto& odd = operands_[T::kOperands - 1];
+    int const first = tile;
+    auto next = [&](int tile, Operand& before, Operand& scores) {
+      start_tile(tile, before);
+      pin(scores);
+      if (tile - 2 >= first) release_value(tile - 2);
+      apply_silu(tile);
+      pack_fragments<Element>(scores_, scores);
+    };
+    first_tile(tile++);
+    while (tile + 1 < needed_end_) {
+      next(tile++, even, odd);
+      next(tile++, odd, even);
+    }
+    if (tile < needed_end_) {
+      next(tile++, even, odd);
+      finish_tile(tile - 1, odd);
+    } else {
+      finish_tile(tile - 1, even);
+    }
+    if (tile - 2 >= first) release_value(tile - 2);
+    return tile;
+  }
+
   __device__ void first_tile(int tile) {
     wait_key(tile);
     begin_turn();
     multiply_keys(tile);
-    end_turn();
     products_wait<0>();
     pin(scores_);
+    end_turn();
     release_key(tile);
-    activate(tile);
-    pack_fragments<Element>(scores_, probabilities_);
+    apply_silu(tile);
+    pack_fragments<Element>(scores_, operands_[0]);
   }
 
-  __device__ void next_tile(int tile) {
+  // Starts the products of a tile with its keys and of the tile before with its values, and waits for the former and
+  // for all older ones.
+  __device__ void start_tile(int tile, Operand& before) {
     wait_key(tile);
     begin_turn();
     multiply_keys(tile);
     prepare_values(tile - 1);
-    multiply_values(tile - 1);
-    end_turn();
+    multiply_values(tile - 1, before);
     products_wait<1>();
     pin(scores_);
+    end_turn();
     release_key(tile);
-    activate(tile);
-    products_wait<0>();
-    pin(out_);
-    release_value(tile - 1);
-    pack_fragments<Element>(scores_, probabilities_);
   }
 
-  __device__ void finish_tile(int tile) {
+  __device__ void finish_tile(int tile, Operand& scores) {
     prepare_values(tile);
-    multiply_values(tile);
+    multiply_values(tile, scores);
     products_wait<0>();
     pin(out_);
     release_value(tile);
@@ -171,24 +230,51 @@ class Consumer {
   // S = Q K^T, in flight when this returns.
   __device__ void multiply_keys(int tile) {
     SharedOperand const keys = key_operand(tile);
+    if constexpr (T::kQueriesInRegisters) pin(queries_in_registers_);
     products_begin();
 #pragma unroll
-    for (int step = 0; step < T::kDim * static_cast<int>(sizeof(Element)) / 32; ++step) {
-      Wgmma<Element, T::kTileKeys>::both(scores_, query_at(step), key_at(keys, step), step > 0);
+    for (int step = 0; step < kQuerySteps; ++step) {
+      if constexpr (T::kQueriesInRegisters) {
+        Wgmma<Element, T::kTileKeys>::left(scores_, queries_in_registers_[step], key_at(keys, step), step > 0);
+      } else {
+        Wgmma<Element, T::kTileKeys>::both(scores_, query_at(step), key_at(keys, step), step > 0);
+      }
     }
     products_commit();
   }
 
   // O += P V, in flight when this returns.
-  __device__ void multiply_values(int tile) {
+  __device__ void multiply_values(int tile, Operand& scores) {
     SharedOperand const values = value_operand(tile);
-    pin(probabilities_);
+    pin(scores);
     products_begin();
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      Wgmma<Element, T::kDim>::left(out_, probabilities_[step], value_at(values, step));
+      multiply_left(out_, scores[step], value_at(values, step));
     }
     products_commit();
+  }
+
+  __device__ void multiply_left(float (&out)[T::kDim / 2], uint32_t const (&scores)[4], SharedOperand values) {
+    if constexpr (T::kFp8) {
+      Wgmma<Element, T::kDim>::left(out, scores, values);
+    } else {
+      Wgmma<Element, T::kDim>::left_rows(out, scores, values);
+    }
+  }
+
+  // Queries are read once instead of once per tile: the tensor cores then leave shared memory to the copy engine.
+  __device__ void load_queries(int query_slot) {
+    int const lane = thread_ % 32, row = thread_ / 32 * 16 + lane % 16;
+    uint32_t const block = shared_address(query_block(query_slot));
+    constexpr int kStepsPerPanel = T::kRowBytes / 32;
+    int const swizzle = T::kRowBytes == 128 ? row % 8 : row / 2 % 4;
+#pragma unroll
+    for (int step = 0; step < kQuerySteps; ++step) {
+      int const chunk = step % kStepsPerPanel * 2 + lane / 16;
+      uint32_t const panel = block + step / kStepsPerPanel * kBlockRows * T::kRowBytes;
+      load_matrices(queries_in_registers_[step], panel + row * T::kRowBytes + (chunk ^ swizzle) * 16);
+    }
   }
 
   // The candidates' own keys: the 64 x 64 square on the diagonal of this block.
@@ -196,17 +282,16 @@ class Consumer {
     wait_key(tile);
     begin_turn();
     float scores[kBlockRows / 2];
-    uint32_t const row_offset = warpgroup_ % T::kSelfBlocks * kBlockRows;
-    SharedOperand const keys = operand_at(key_operand(tile), row_offset * T::kRowBytes);
+    SharedOperand const keys = operand_at(key_operand(tile), self_row() * T::kRowBytes);
     products_begin();
 #pragma unroll
-    for (int step = 0; step < T::kDim * static_cast<int>(sizeof(Element)) / 32; ++step) {
+    for (int step = 0; step < kQuerySteps; ++step) {
       Wgmma<Element, kBlockRows>::both(scores, query_at(step), key_at(keys, step), step > 0);
     }
     products_commit();
-    end_turn();
     products_wait<0>();
     pin(scores);
+    end_turn();
     release_key(tile);
     int const group = params_.candidate_group_size;
     KeyRange range[2];
@@ -215,46 +300,53 @@ class Consumer {
       int const row = fragment_row(thread_) + 8 * half;
       range[half] = {row - row % group, row};
     }
-    silu(scores, half_alpha_);
     mask_scores(scores, range, 0, thread_);
-    uint32_t probabilities[kSelfSteps][4];
-    pack_fragments<Element>(scores, probabilities);
+    silu(scores, half_alpha_);
+    uint32_t operand[kSelfSteps][4];
+    pack_fragments<Element>(scores, operand);
     wait_value(tile);
-    if constexpr (!T::kFp8) clear_values(tile, row_offset + rows_, row_offset + kBlockRows);
-    uint32_t const value_offset = T::kFp8 ? row_offset : row_offset * kPanelBytes;
+    if constexpr (!T::kFp8) clear_values(tile, self_row() + rows_, self_row() + kBlockRows);
+    uint32_t const value_offset = T::kFp8 ? self_row() : self_row() * kPanelBytes;
     SharedOperand const values = operand_at(value_operand(tile), value_offset);
-    pin(probabilities);
+    pin(operand);
     products_begin();
 #pragma unroll
-    for (int step = 0; step < kSelfSteps; ++step) {
-      Wgmma<Element, T::kDim>::left(out_, probabilities[step], value_at(values, step));
-    }
+    for (int step = 0; step < kSelfSteps; ++step) multiply_left(out_, operand[step], value_at(values, step));
     products_commit();
     products_wait<0>();
     pin(out_);
     release_value(tile);
   }
 
+  // This block's first row in the tile of own keys.
+  __device__ uint32_t self_row() const { return warpgroup_ % T::kSelfBlocks * kBlockRows; }
+
   // ---- scores ----
 
-  // SiLU of a tile's scores; 0 where a row does not see a key, on tiles at an edge. SiLU stands in both branches: in the
-  // code behind them the compiler would move it past the wait for the products in flight.
-  __device__ void activate(int tile) {
-    bool const cached = tile < cached_tiles_;
-    int const position = cached ? tile * T::kTileKeys : cached_ + (tile - cached_tiles_) * T::kTileKeys;
-    int const end = min(position + T::kTileKeys, cached ? cached_ : prefix_);
-    if (position < common_.first || position + T::kTileKeys > min(common_.last + 1, end)) {
-      KeyRange range[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        KeyRange const keys = keys_of_row(fragment_row(thread_) + 8 * half);
-        range[half] = {keys.first, min(keys.last, end - 1)};
-      }
-      silu(scores_, half_alpha_);
-      mask_scores(scores_, range, position, thread_);
-    } else {
-      silu(scores_, half_alpha_);
+  // SiLU of a tile's scores; 0 where a row does not see a key. With one operand, SiLU stands in both branches: behind
+  // them, the compiler would move it past the next wait for products.
+  __device__ void apply_silu(int tile) {
+    bool const edge = is_edge(tile);
+    if (edge) {
+      mask_scores(scores_, keys_of_rows(tile).row, keys_of_tile(tile).first, thread_);
+      if constexpr (T::kOperands == 1) silu(scores_, half_alpha_);
     }
+    if (T::kOperands == 2 || !edge) silu(scores_, half_alpha_);
+  }
+
+  // Keys of a tile that this thread's two rows see.
+  struct RowKeys {
+    KeyRange row[2];
+  };
+  __device__ RowKeys keys_of_rows(int tile) const {
+    int const last = keys_of_tile(tile).last;
+    RowKeys keys;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      keys.row[half] = keys_of_row(fragment_row(thread_) + 8 * half);
+      keys.row[half].last = min(keys.row[half].last, last);
+    }
+    return keys;
   }
 
   // ---- operands in shared memory ----
@@ -277,8 +369,8 @@ class Consumer {
   }
 
   __device__ SharedOperand value_operand(int tile) const {
-    return shared_operand(shared_address(memory_.values[values_.stage(tile - tile_begin_)]), Swizzle::k128,
-                        8 * kPanelBytes, T::kTileKeys * kPanelBytes);
+    return shared_operand(shared_address(memory_.values[values_.stage(tile - tile_begin_)]), T::kValueSwizzle,
+                          8 * T::kValueRowBytes, T::kTileKeys * kPanelBytes);
   }
 
   __device__ void wait_key(int tile) {
@@ -294,9 +386,10 @@ class Consumer {
   __device__ void prepare_values(int tile) {
     wait_value(tile);
     if constexpr (!T::kFp8) {
-      bool const cached = tile < cached_tiles_;
-      int const rows = cached ? cached_ - tile * T::kTileKeys : prefix_ - cached_ - (tile - cached_tiles_) * T::kTileKeys;
-      clear_values(tile, rows, T::kTileKeys);
+      if (is_edge(tile)) {
+        KeyRange const keys = keys_of_tile(tile);
+        clear_values(tile, keys.last + 1 - keys.first, T::kTileKeys);
+      }
     }
   }
 
@@ -313,10 +406,15 @@ class Consumer {
     sync_warpgroup();
   }
 
-  // ---- turns and releases ----
+  // ---- barriers ----
 
-  __device__ void begin_turn() { named_barrier_sync(kTurnBarrier + warpgroup_, 256); }
-  __device__ void end_turn() { named_barrier_arrive(kTurnBarrier + (warpgroup_ + 1) % T::kConsumers, 256); }
+  __device__ void begin_turn() {
+    if constexpr (T::kTurns) named_barrier_sync(kTurnBarrier + warpgroup_, 256);
+  }
+  __device__ void end_turn() {
+    if constexpr (T::kTurns) named_barrier_arrive(kTurnBarrier + (warpgroup_ + 1) % T::kConsumers, 256);
+  }
+
   __device__ void sync_warpgroup() { named_barrier_sync(kWarpgroupBarrier + warpgroup_, 128); }
 
   // Every warp tells the producer that it is done with a stage.
@@ -331,17 +429,16 @@ class Consumer {
   // ---- split items ----
 
   // Leaves this part's sums in the workspace. Whoever comes last adds all parts, in their order, and stores.
-  __device__ bool add_parts(ItemSlot const& slot) {
-    if (rows_ == 0) return false;
-    int const part = slot.item.part & 0xFFFF;
-    float* const sums = split_sums(slot, part);
+  __device__ bool add_parts() {
+    int const parts = slot_->item.part >> 16;
+    float* const sums = split_sums(slot_->item.part & 0xFFFF);
 #pragma unroll
     for (int i = 0; i < T::kDim / 2; ++i) sums[i * 128 + thread_] = out_[i];
     __threadfence();
     sync_warpgroup();
-    int32_t* const arrived = split_.arrived + split_index(slot, 0);
+    int32_t* const arrived = split_.arrived + split_index(0);
     if (thread_ == 0) {
-      bool const last = atomicAdd(arrived, 1) == parts_ - 1;
+      bool const last = atomicAdd(arrived, 1) == parts - 1;
       if (last) *arrived = 0;
       memory_.last_part[warpgroup_] = last;
     }
@@ -350,40 +447,38 @@ class Consumer {
     __threadfence();
 #pragma unroll
     for (int i = 0; i < T::kDim / 2; ++i) out_[i] = 0.f;
-    for (int p = 0; p < parts_; ++p) {
-      float const* const other = split_sums(slot, p);
+    for (int p = 0; p < parts; ++p) {
+      float const* const other = split_sums(p);
 #pragma unroll
       for (int i = 0; i < T::kDim / 2; ++i) out_[i] += __ldcg(other + i * 128 + thread_);
     }
     return true;
   }
 
-  __device__ size_t split_index(ItemSlot const& slot, int part) const {
-    return (static_cast<size_t>(slot.item.group + part) * params_.heads + slot.head) * T::kConsumers + warpgroup_;
+  __device__ size_t split_index(int part) const {
+    return (static_cast<size_t>(slot_->item.group + part) * params_.heads + slot_->head) * T::kConsumers + warpgroup_;
   }
-  __device__ float* split_sums(ItemSlot const& slot, int part) const {
-    return split_.sums + split_index(slot, part) * (kBlockRows * T::kDim);
-  }
+  __device__ float* split_sums(int part) const { return split_.sums + split_index(part) * (kBlockRows * T::kDim); }
 
   // ---- output ----
 
-  __device__ void store_output(ItemSlot const& slot, int query_slot) {
-    if (rows_ == 0) return;
+  __device__ void store_output(int query_slot) {
+    int const row = first_row_ + (is_candidate_ ? slot_->user.query_candidate_row : slot_->user.query_row);
     float factor = 1.f;
-    if constexpr (T::kFp8) factor = params_.v_scale[scale_index(slot.head)];
+    if constexpr (T::kFp8) factor = params_.v_scale[scale_index(slot_->head)];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int const fragment = fragment_row(thread_) + 8 * half;
-      float const scale = factor * output_scale(params_, slot.item.user, row_ + min(fragment, rows_ - 1));
+      float const scale = factor * output_scale(params_, slot_->item.user, row + min(fragment, rows_ - 1));
 #pragma unroll
       for (int j = 0; j < T::kDim / 8; ++j) {
         out_[4 * j + 2 * half] *= scale;
         out_[4 * j + 2 * half + 1] *= scale;
       }
     }
-    int64_t const offset = row_ * params_.out.row_stride + slot.head * params_.out.head_stride;
+    int64_t const offset = row * params_.out.row_stride + slot_->head * params_.out.head_stride;
     unsigned char* const staging = T::kFp8 ? memory_.output + warpgroup_ * kBlockRows * T::kDim * 2
-                                           : memory_.queries[query_slot] + warpgroup_ * T::kQueryBlockBytes;
+                                           : query_block(query_slot);
     switch (params_.output_type) {
       case DataType::kFloat16: return store_halves(static_cast<__half*>(params_.out.data) + offset, staging);
       case DataType::kBFloat16: return store_halves(static_cast<__nv_bfloat16*>(params_.out.data) + offset, staging);
@@ -436,6 +531,9 @@ class Consumer {
     }
   }
 
+  __device__ unsigned char* query_block(int query_slot) const {
+    return memory_.queries[query_slot] + warpgroup_ * T::kQueryBlockBytes;
+  }
   __device__ int scale_index(int head) const { return params_.scale_count == 1 ? 0 : head; }
 
   AttentionParams const& params_;
@@ -443,20 +541,22 @@ class Consumer {
   SharedMemory<T>& memory_;
   int const warpgroup_, thread_;
 
+  Pipeline<kItemSlots> items_;
   Pipeline<T::kQuerySlots> queries_;
-  Pipeline<T::kStages> keys_, values_;
+  Pipeline<T::kStages> keys_;
+  Pipeline<T::kValueStages> values_;
 
-  int tile_begin_, tile_end_, parts_;
-  int cached_, prefix_, cached_tiles_, prefix_tiles_;
+  ItemSlot const* slot_;
+  int tile_begin_, tile_end_, prefix_tiles_;
   bool is_candidate_;
-  int rows_, position_, row_;  // rows of the block; position and row in q of its first
-  KeyRange common_;
-  int needed_begin_, needed_end_;
+  int first_row_, rows_;  // of the block: among the user's rows of its kind
+  int needed_begin_, needed_end_, plain_begin_, plain_end_, ragged_tile_, self_tile_;
   SharedOperand query_operand_;
   float half_alpha_;
 
+  uint32_t queries_in_registers_[T::kQueriesInRegisters ? kQuerySteps : 1][4];
   float scores_[kScores];
-  uint32_t probabilities_[kSteps][4];  // SiLU of the scores: the left operand of the products with values
+  Operand operands_[T::kOperands];  // SiLU of scores: the left operand of the products with values
   float out_[T::kDim / 2];
 };
 

@@ -12,20 +12,25 @@ namespace hstu_trt::sm90 {
 constexpr int kProducerThreads = 128;
 constexpr int kPanelBytes = 128;  // widest row that the copy engine swizzles
 
-template <class Element_, int kDim_, int kTileKeys_, int kConsumers_, int kStages_, int kQuerySlots_>
+template <class Element_, int kDim_, int kTileKeys_, int kConsumers_, int kStages_, int kValueStages_, int kQuerySlots_,
+          int kOperands_, bool kTurns_>
 struct Traits {
   using Element = Element_;
-  static constexpr int kDim = kDim_;              // of q, k and v
-  static constexpr int kTileKeys = kTileKeys_;    // keys per tile
-  static constexpr int kConsumers = kConsumers_;  // warpgroups that compute, one 64-row block each
-  static constexpr int kStages = kStages_;        // tiles of K, and of V, in flight
-  static constexpr int kQuerySlots = kQuerySlots_;
+  static constexpr int kDim = kDim_;                  // of q, k and v
+  static constexpr int kTileKeys = kTileKeys_;        // keys per tile
+  static constexpr int kConsumers = kConsumers_;      // warpgroups that compute, one 64-row block each
+  static constexpr int kStages = kStages_;            // tiles of K in flight
+  static constexpr int kValueStages = kValueStages_;  // tiles of V in flight
+  static constexpr int kQuerySlots = kQuerySlots_;    // items in flight
+  static constexpr int kOperands = kOperands_;        // tiles of SiLU(S) in registers, 1 or 2
+  static constexpr bool kTurns = kTurns_;             // warpgroups take turns in starting products
+  static constexpr bool kQueriesInRegisters = sizeof(Element) == 1 && kDim == 128;
 
   static constexpr bool kFp8 = sizeof(Element) == 1;
   static constexpr int kThreads = kProducerThreads + 128 * kConsumers;
   // The registers that the CTA starts with, shared out anew: the producer needs few.
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 56 : kFp8 && kDim == 256 ? 24 : 40;
-  static constexpr int kConsumerRegisters = kConsumers == 3 ? 152 : kFp8 && kDim == 256 ? 240 : 232;
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 56 : 40;
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 152 : 232;
 
   // Candidates' own keys: 64 rows per block, as many blocks per tile as fit.
   static constexpr int kSelfBlocks = kTileKeys / kBlockRows;
@@ -40,17 +45,20 @@ struct Traits {
   static constexpr int kQueryBlockBytes = kBlockRows * kDim * sizeof(Element);
   static constexpr int kQueryBytes = kConsumers * kQueryBlockBytes;
   static constexpr int kKeyBytes = kTileKeys * kDim * sizeof(Element);
-  // V: as K; fp8: one value block, [kDim][128 keys].
+  // V: as K; fp8: the keys of a tile out of a value block, [kDim][kTileKeys].
   static constexpr int kValueBytes = kKeyBytes;
   // Half-precision output goes through the query's memory; fp8 queries are too small for it.
   static constexpr int kOutputBytes = kFp8 ? kConsumers * kBlockRows * kDim * 2 : 0;
+
+  static constexpr int kValueRowBytes = kFp8 ? kTileKeys : kPanelBytes;
+  static constexpr Swizzle kValueSwizzle = kValueRowBytes == 128 ? Swizzle::k128 : Swizzle::k64;
 
   static constexpr int kKeyBoxRows = kTileKeys % kBlockRows == 0 ? kBlockRows : kTileKeys;
   static constexpr int kPagedBoxRows = kTileKeys % kBlockRows == 0 ? kBlockRows : 16;
 
   static constexpr PlanShape plan_shape() { return {kConsumers, kTileKeys, kSelfTiles, true}; }
 
-  static_assert(!kFp8 || kTileKeys == kValueBlockKeys, "a tile of fp8 values is one value block");
+  static_assert(!kFp8 || kValueBlockKeys % kTileKeys == 0, "tiles of fp8 values do not straddle value blocks");
   static_assert(!kFp8 || kConsumers == 2, "a value block holds the candidates of two row blocks");
 };
 
@@ -59,30 +67,32 @@ template <class Element, int kDim>
 struct TraitsFor;
 template <class Element>
 struct TraitsFor<Element, 64> {
-  using Type = Traits<Element, 64, 96, 3, 4, 2>;
+  using Type = Traits<Element, 64, 96, 3, 4, 4, 2, 1, false>;
 };
 template <class Element>
 struct TraitsFor<Element, 128> {
-  using Type = Traits<Element, 128, 128, 2, 2, 2>;
+  using Type = Traits<Element, 128, 128, 2, 2, 3, 2, 1, true>;
 };
 template <class Element>
 struct TraitsFor<Element, 256> {
-  using Type = Traits<Element, 256, 80, 2, 2, 1>;
+  using Type = Traits<Element, 256, 80, 2, 2, 2, 1, 1, true>;
 };
 template <>
 struct TraitsFor<__nv_fp8_e4m3, 64> {
-  using Type = Traits<__nv_fp8_e4m3, 64, 128, 2, 4, 2>;
+  using Type = Traits<__nv_fp8_e4m3, 64, 128, 2, 4, 4, 2, 2, false>;
 };
 template <>
 struct TraitsFor<__nv_fp8_e4m3, 128> {
-  using Type = Traits<__nv_fp8_e4m3, 128, 128, 2, 4, 2>;
+  using Type = Traits<__nv_fp8_e4m3, 128, 128, 2, 4, 4, 2, 2, false>;
 };
 template <>
 struct TraitsFor<__nv_fp8_e4m3, 256> {
-  using Type = Traits<__nv_fp8_e4m3, 256, 128, 2, 2, 1>;
+  using Type = Traits<__nv_fp8_e4m3, 256, 64, 2, 4, 4, 1, 1, false>;
 };
 
-// What travels with an item from the producer to the consumers.
+constexpr int kItemSlots = 4;
+
+// What the scheduler hands to the loader and the consumers.
 struct ItemSlot {
   WorkItem item;
   UserShape user;
@@ -93,13 +103,14 @@ template <class T>
 struct SharedMemory {
   alignas(1024) unsigned char queries[T::kQuerySlots][T::kQueryBytes];
   alignas(1024) unsigned char keys[T::kStages][T::kKeyBytes];
-  alignas(1024) unsigned char values[T::kStages][T::kValueBytes];
+  alignas(1024) unsigned char values[T::kValueStages][T::kValueBytes];
   alignas(1024) unsigned char output[T::kOutputBytes > 0 ? T::kOutputBytes : 16];
-  ItemSlot items[T::kQuerySlots];
+  ItemSlot items[kItemSlots];
   int last_part[T::kConsumers];  // whether this warpgroup finished its block's last part
+  uint64_t item_full[kItemSlots], item_empty[kItemSlots];
   uint64_t query_full[T::kQuerySlots], query_empty[T::kQuerySlots];
   uint64_t key_full[T::kStages], key_empty[T::kStages];
-  uint64_t value_full[T::kStages], value_empty[T::kStages];
+  uint64_t value_full[T::kValueStages], value_empty[T::kValueStages];
 };
 
 struct TensorMaps {

@@ -29,6 +29,10 @@ char const* layout_unsupported(AttentionParams const& p) {
   if (!is_aligned(p.q, bytes) || !is_aligned(p.k, bytes) || (!fp8 && !is_aligned(p.v, bytes))) {
     return "smxx: q, k and v must be 16-byte aligned, their strides multiples of 16 bytes below 2 GiB";
   }
+  // The packer reads four columns at a time.
+  if (fp8 && !p.packed_values && ((p.v.row_stride | p.v.head_stride | reinterpret_cast<intptr_t>(p.v.data)) & 3) != 0) {
+    return "smxx: v of fp8 must be 4-byte aligned, its strides multiples of 4 bytes";
+  }
   if (!is_aligned(p.out, element_bytes(p.output_type))) {
     return "smxx: out must be 16-byte aligned, its strides multiples of 16 bytes";
   }
@@ -66,8 +70,7 @@ char const* smxx_unsupported(AttentionParams const& p, int capability) noexcept 
 }
 
 PlanShape smxx_plan_shape(AttentionParams const& p) noexcept {
-  int const dim = smxx::padded_dim(p.qk_dim, p.v_dim);
-  int const keys = smxx::tile_keys(smxx::element_bytes(p.type), dim);
+  int const keys = smxx::tile_keys(smxx::padded_dim(p.qk_dim, p.v_dim));
   // One tile stands for all of the candidates' own: the kernel knows how many they are.
   return {smxx::kSlots, keys, 1, false};
 }

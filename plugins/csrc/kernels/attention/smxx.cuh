@@ -3,7 +3,8 @@
 //
 // A CTA computes one head of one work item: 128 query rows, dealt to its warps. It walks the item's key tiles, cached
 // tokens first, then the prefix rows of this call, then the candidates' own rows; one tile is computed while the next
-// arrives. Scores never leave their registers: a warp's S = Q K^T becomes the left operand of SiLU(S) V there.
+// arrives. Scores never leave their registers: a warp's S = Q K^T becomes the left operand of SiLU(S) V there. Rows
+// that do not exist are zeros in shared memory, so whatever lies behind a user's rows never leaks.
 #pragma once
 
 #include "bias.cuh"
@@ -159,7 +160,8 @@ __device__ __forceinline__ void activate(Scores<T> const& scores, int step, floa
 template <class T>
 __device__ __forceinline__ void multiply_values(Sums<T>& sums, Scores<T> const& scores, float half_alpha,
                                                 uint32_t values) {
-  uint32_t const lane_address = T::kFp8 ? bytes_first<T::kValueRowBytes>(values) : rows_first<T::kValueRowBytes>(values);
+  constexpr int kPitch = T::kValueRowBytes;
+  uint32_t const lane_address = T::kFp8 ? bytes_first<kPitch>(values) : rows_first<kPitch>(values);
 #pragma unroll
   for (int step = 0; step < T::kKeySteps; ++step) {
     uint32_t weights[T::kRowTiles][4];
@@ -168,9 +170,9 @@ __device__ __forceinline__ void multiply_values(Sums<T>& sums, Scores<T> const& 
     for (int j = 0; j < T::kDim / 16; ++j) {
       uint32_t v[4];
       if constexpr (T::kFp8) {
-        load_matrices(v, fragment_address<T::kValueRowBytes>(lane_address, j, step));
+        load_matrices(v, fragment_address<kPitch>(lane_address, j, step));
       } else {
-        load_matrices_transposed(v, fragment_address<T::kValueRowBytes>(lane_address, step, j));
+        load_matrices_transposed(v, fragment_address<kPitch>(lane_address, step, j));
       }
 #pragma unroll
       for (int i = 0; i < T::kRowTiles; ++i) {
@@ -260,8 +262,8 @@ __device__ __forceinline__ void compute_tile(AttentionParams const& p, ItemState
 }
 
 template <class T>
-__device__ __forceinline__ void compute_item(AttentionParams const& p, ItemState const& item, uint32_t memory) {
-  WarpRows const rows = warp_rows<T>(p, item, threadIdx.x / 32);
+__device__ __forceinline__ void compute_item(AttentionParams const& p, ItemState const& item, WarpRows const& rows,
+                                             uint32_t memory) {
   Queries<T> queries(memory + (T::kHoldQueries ? 0 : kStages * T::kStageBytes));
   load_queries<T>(p, item, memory + (T::kHoldQueries ? 0 : kStages * T::kStageBytes));
   copies_commit();
@@ -291,9 +293,11 @@ __device__ __forceinline__ void compute_item(AttentionParams const& p, ItemState
     compute_tile<T>(p, item, rows, item.tile<T::kKeys>(step), queries, half_alpha, stage, stage + T::kTileBytes, sums);
   }
 
-  if (p.output_type == DataType::kFloat16) store_sums<T, __half>(p, item, rows, sums);
-  else if (p.output_type == DataType::kBFloat16) store_sums<T, __nv_bfloat16>(p, item, rows, sums);
-  else store_sums<T, float>(p, item, rows, sums);
+  switch (p.output_type) {
+    case DataType::kFloat16: return store_sums<T, __half>(p, item, rows, sums);
+    case DataType::kBFloat16: return store_sums<T, __nv_bfloat16>(p, item, rows, sums);
+    default: return store_sums<T, float>(p, item, rows, sums);
+  }
 }
 
 template <class T>
@@ -305,7 +309,9 @@ __global__ void __launch_bounds__(T::kThreads, T::kCtasPerSm) kernel(__grid_cons
 #endif
   if constexpr (kRuns) {
     extern __shared__ __align__(128) uint8_t memory[];
+    // In shared memory rather than in every thread's registers: sums and scores need them all.
     __shared__ ItemState item;
+    __shared__ WarpRows warps[T::kThreads / 32];
     auto const* const plan = static_cast<PlanHeader const*>(p.workspace);
     int const index = blockIdx.x / p.heads;
     if (index >= plan->num_items) return;
@@ -314,7 +320,9 @@ __global__ void __launch_bounds__(T::kThreads, T::kCtasPerSm) kernel(__grid_cons
       item = read_item<T::kKeys>(p, items[index], blockIdx.x % p.heads);
     }
     __syncthreads();
-    compute_item<T>(p, item, shared_address(memory));
+    WarpRows& rows = warps[threadIdx.x / 32];
+    find_warp_rows<T>(p, item, rows);
+    compute_item<T>(p, item, rows, shared_address(memory));
   }
 }
 

@@ -51,8 +51,9 @@ struct ItemState {
     return (candidates ? user.query_candidate_row : user.query_row) + index;
   }
 
-  // Row in k and v of a key that is not cached.
+  // Row of a key in k and v, or in a contiguous cache.
   __device__ int key_row(Section section, int key) const {
+    if (section == Section::kCached) return user.cached_row + key;
     return section == Section::kCandidates ? user.key_candidate_row + key : user.key_row + key - user.cached;
   }
 
@@ -99,54 +100,93 @@ __device__ __forceinline__ uint32_t chunk_offset(int row, int chunk) {
   return row * kPitch + (chunk ^ permutation) * 16;
 }
 
-// Copies kRows rows of `row_bytes` to shared memory; rows from `rows` on and the rest of each row become zeros.
-// `row_address(row)` is called for rows below `rows` only.
-template <int kRows, int kPitch, int kThreads, class RowAddress>
-__device__ __forceinline__ void copy_rows(uint32_t to, int rows, int row_bytes, RowAddress row_address) {
-  constexpr int kChunks = kPitch / 16, kRowsAtOnce = kThreads / kChunks;
-  static_assert(kThreads % kChunks == 0, "a thread copies the same chunk of all its rows");
-  static_assert(kRows % kRowsAtOnce == 0 || kRows < kRowsAtOnce, "all threads copy as many rows, or one at most");
-  int const chunk = threadIdx.x % kChunks, first_row = threadIdx.x / kChunks;
+// How the threads of a CTA share kRows rows of kPitch bytes: a thread copies the same 16-byte chunk of all its rows.
+template <int kRows, int kPitch, int kThreads>
+struct CopyLane {
+  static constexpr int kChunks = kPitch / 16;
+  static constexpr int kRowsAtOnce = kThreads / kChunks;
+  static constexpr int kCopies = (kRows + kRowsAtOnce - 1) / kRowsAtOnce;
+  static_assert(kThreads % kChunks == 0 && kRowsAtOnce % 8 == 0, "all rows of a thread have the same permutation");
+  static_assert(kRows % kRowsAtOnce == 0 || kCopies == 1, "all threads copy as many rows, or one at most");
+
+  int row, chunk;
+  int rows_left;  // rows that exist, from the thread's first
+
+  __device__ __forceinline__ CopyLane(int rows, int row_bytes)
+      : row(threadIdx.x / kChunks), chunk(threadIdx.x % kChunks), rows_left(chunk * 16 < row_bytes ? rows - row : 0) {}
+
+  // Copies a piece of the thread's row number `i`, or zeros. `from` is not read if the row does not exist.
+  __device__ __forceinline__ void copy(uint32_t to, int i, char const* from) const {
+    if (kCopies == 1 && row >= kRows) return;
+    copy_async(to + chunk_offset<kPitch>(row, chunk) + i * kRowsAtOnce * kPitch, from, i * kRowsAtOnce < rows_left);
+  }
+};
+
+// Copies neighbouring rows, `stride` bytes apart; rows from `rows` on and the rest of each row become zeros.
+template <int kRows, int kPitch, int kThreads>
+__device__ __forceinline__ void copy_rows(uint32_t to, char const* from, int64_t stride, int rows, int row_bytes) {
+  using Lane = CopyLane<kRows, kPitch, kThreads>;
+  Lane const lane(rows, row_bytes);
+  from += lane.row * stride + lane.chunk * 16;
 #pragma unroll
-  for (int i = 0; i < (kRows + kRowsAtOnce - 1) / kRowsAtOnce; ++i) {
-    int const row = first_row + i * kRowsAtOnce;
-    if (kRows < kRowsAtOnce && row >= kRows) return;
-    char const* const from = row_address(row < rows ? row : 0) + chunk * 16;
-    copy_async(to + chunk_offset<kPitch>(row, chunk), from, row < rows && chunk * 16 < row_bytes);
+  for (int i = 0; i < Lane::kCopies; ++i, from += Lane::kRowsAtOnce * stride) lane.copy(to, i, from);
+}
+
+// Likewise, for cached tokens at `position` and on, each in its page.
+template <int kRows, int kPitch, int kThreads>
+__device__ __forceinline__ void copy_paged_rows(uint32_t to, char const* from, int64_t stride, int rows, int row_bytes,
+                                                int const* pages, int page_size, int position) {
+  using Lane = CopyLane<kRows, kPitch, kThreads>;
+  Lane const lane(rows, row_bytes);
+  int const shift = 31 - __clz(page_size);
+#pragma unroll
+  for (int i = 0; i < Lane::kCopies; ++i) {
+    int const offset = i * Lane::kRowsAtOnce;
+    int const token = position + (offset < lane.rows_left ? lane.row + offset : 0);
+    int const row = (__ldg(pages + (token >> shift)) << shift) + (token & (page_size - 1));
+    lane.copy(to, i, from + row * stride + lane.chunk * 16);
   }
 }
 
-// First byte of one head of a tensor; rows are `stride` bytes apart.
+// First byte of a row and head.
 template <class Element>
-struct HeadRows {
-  char const* first;
-  int stride;
-
-  __device__ HeadRows(TokenTensor const& tensor, int head)
-      : first(static_cast<char const*>(tensor.data) + head * tensor.head_stride * sizeof(Element)),
-        stride(static_cast<int>(tensor.row_stride * sizeof(Element))) {}
-
-  __device__ __forceinline__ char const* operator[](int row) const { return first + static_cast<int64_t>(row) * stride; }
-};
+__device__ __forceinline__ char const* row_address(TokenTensor const& tensor, int row, int head) {
+  return reinterpret_cast<char const*>(static_cast<Element const*>(tensor.data) + row * tensor.row_stride +
+                                       head * tensor.head_stride);
+}
 
 template <class T>
 __device__ __forceinline__ void load_queries(AttentionParams const& p, ItemState const& item, uint32_t to) {
-  HeadRows<typename T::Element> const queries(p.q, item.head);
+  using Element = typename T::Element;
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot) {
     BlockRows const block = item.block_rows(slot);
     copy_rows<kBlockRows, T::kRowBytes, T::kThreads>(
-        to + slot * kBlockRows * T::kRowBytes, block.count, p.qk_dim * sizeof(typename T::Element),
-        [&](int row) { return queries[item.query_row(block.candidates, block.first + row)]; });
+        to + slot * kBlockRows * T::kRowBytes,
+        row_address<Element>(p.q, item.query_row(block.candidates, block.first), item.head),
+        p.q.row_stride * sizeof(Element), block.count, p.qk_dim * sizeof(Element));
   }
 }
 
-// Row of a cached token in cached_k and cached_v.
-__device__ __forceinline__ int cached_row(AttentionParams const& p, ItemState const& item, int position) {
-  if (!p.page_table) return item.user.cached_row + position;
-  int const shift = 31 - __clz(p.page_size);
-  int const* const pages = p.page_table + static_cast<int64_t>(item.user_index) * p.pages_per_user;
-  return (__ldg(pages + (position >> shift)) << shift) + (position & (p.page_size - 1));
+// Page numbers of the item's user.
+__device__ __forceinline__ int const* user_pages(AttentionParams const& p, ItemState const& item) {
+  return p.page_table + static_cast<int64_t>(item.user_index) * p.pages_per_user;
+}
+
+// Keys, or values in the order of their tokens.
+template <class T>
+__device__ __forceinline__ void load_tokens(AttentionParams const& p, ItemState const& item, KeyTile tile, int dim,
+                                            TokenTensor const& tensor, uint32_t to) {
+  using Element = typename T::Element;
+  int64_t const stride = tensor.row_stride * sizeof(Element);
+  int const rows = tile.end - tile.first, row_bytes = dim * sizeof(Element);
+  if (tile.section == Section::kCached && p.page_table) {
+    copy_paged_rows<T::kKeys, T::kRowBytes, T::kThreads>(to, row_address<Element>(tensor, 0, item.head), stride, rows,
+                                                         row_bytes, user_pages(p, item), p.page_size, tile.first);
+  } else {
+    char const* const from = row_address<Element>(tensor, item.key_row(tile.section, tile.first), item.head);
+    copy_rows<T::kKeys, T::kRowBytes, T::kThreads>(to, from, stride, rows, row_bytes);
+  }
 }
 
 // Values of a tile within their value block: [v_dim][128 keys], of which the tile takes kKeys.
@@ -160,7 +200,7 @@ __device__ __forceinline__ uint8_t const* tile_values(AttentionParams const& p, 
   } else if (tile.section == Section::kPrefix) {
     block += first_value_block(item.user.key_row, item.user_index);
   } else if (p.page_table) {
-    block = __ldg(p.page_table + static_cast<int64_t>(item.user_index) * p.pages_per_user + block);
+    block = __ldg(user_pages(p, item) + block);
   } else {
     block += first_value_block(item.user.cached_row, item.user_index);
   }
@@ -170,24 +210,15 @@ __device__ __forceinline__ uint8_t const* tile_values(AttentionParams const& p, 
 }
 
 template <class T>
-__device__ __forceinline__ void load_tile(AttentionParams const& p, ItemState const& item, KeyTile tile, uint32_t keys_to,
-                                          uint32_t values_to) {
-  using Element = typename T::Element;
+__device__ __forceinline__ void load_tile(AttentionParams const& p, ItemState const& item, KeyTile tile,
+                                          uint32_t keys_to, uint32_t values_to) {
   bool const cached = tile.section == Section::kCached;
-  int const rows = tile.end - tile.first;
-  int const first_row = cached ? 0 : item.key_row(tile.section, tile.first);
-  auto const row_of = [&](int row) { return cached ? cached_row(p, item, tile.first + row) : first_row + row; };
-  HeadRows<Element> const keys(cached ? p.cached_k : p.k, item.head);
-  copy_rows<T::kKeys, T::kRowBytes, T::kThreads>(keys_to, rows, p.qk_dim * sizeof(Element),
-                                                 [&](int row) { return keys[row_of(row)]; });
+  load_tokens<T>(p, item, tile, p.qk_dim, cached ? p.cached_k : p.k, keys_to);
   if constexpr (T::kFp8) {
     auto const values = reinterpret_cast<char const*>(tile_values<T>(p, item, tile));
-    copy_rows<T::kValueRows, T::kValueRowBytes, T::kThreads>(values_to, p.v_dim, T::kKeys,
-                                                             [&](int row) { return values + row * kValueBlockKeys; });
+    copy_rows<T::kValueRows, T::kValueRowBytes, T::kThreads>(values_to, values, kValueBlockKeys, p.v_dim, T::kKeys);
   } else {
-    HeadRows<Element> const values(cached ? p.cached_v : p.v, item.head);
-    copy_rows<T::kKeys, T::kRowBytes, T::kThreads>(values_to, rows, p.v_dim * sizeof(Element),
-                                                   [&](int row) { return values[row_of(row)]; });
+    load_tokens<T>(p, item, tile, p.v_dim, cached ? p.cached_v : p.v, values_to);
   }
 }
 

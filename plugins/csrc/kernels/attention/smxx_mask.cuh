@@ -24,7 +24,8 @@ struct WarpRows {
 __device__ __forceinline__ KeyRange prefix_keys(AttentionParams const& p, ItemState const& item, WarpRows const& rows,
                                                 int row) {
   MaskRules const rules(p);
-  return rows.candidates ? rules.candidate(item.user.prefix) : rules.prefix_query(rows.position + row, item.user.prefix);
+  int const prefix = item.user.prefix;
+  return rows.candidates ? rules.candidate(prefix) : rules.prefix_query(rows.position + row, prefix);
 }
 
 // Candidates that row `row` of the warp sees: those of its group, up to itself.
@@ -33,9 +34,10 @@ __device__ __forceinline__ KeyRange self_keys(AttentionParams const& p, WarpRows
   return {candidate - candidate % p.candidate_group_size, candidate};
 }
 
+// Called by whole warps; `found` is in shared memory.
 template <class T>
-__device__ __forceinline__ WarpRows warp_rows(AttentionParams const& p, ItemState const& item, int warp) {
-  int const first = warp * T::kWarpRows, lane = threadIdx.x % 32;
+__device__ __forceinline__ void find_warp_rows(AttentionParams const& p, ItemState const& item, WarpRows& found) {
+  int const first = threadIdx.x / 32 * T::kWarpRows, lane = threadIdx.x % 32;
   BlockRows const block = item.block_rows(first / kBlockRows);
   WarpRows rows;
   rows.candidates = block.candidates;
@@ -47,7 +49,8 @@ __device__ __forceinline__ WarpRows warp_rows(AttentionParams const& p, ItemStat
   if (lane < rows.count) seen = dense = prefix_keys(p, item, rows, lane);
   rows.seen = {__reduce_min_sync(~0u, seen.first), __reduce_max_sync(~0u, seen.last)};
   rows.dense = {__reduce_max_sync(~0u, dense.first), __reduce_min_sync(~0u, dense.last)};
-  return rows;
+  if (lane == 0) found = rows;
+  __syncwarp();
 }
 
 // What a warp does with a tile: nothing, or products with or without a mask.

@@ -23,24 +23,34 @@ constexpr int padded_dim(int qk_dim, int v_dim) {
   return dim <= 32 ? 32 : dim <= 64 ? 64 : dim <= 128 ? 128 : 256;
 }
 
-// Keys per tile. Halves of width 256 take half the keys: shared memory of 99 KiB (compute capability 8.6, 8.9, 12.0)
-// then still holds both stages.
-constexpr int tile_keys(int element_bytes, int dim) { return element_bytes * dim > 256 ? 32 : 64; }
+// Keys per tile. Width 256 takes half of them: both stages then fit into 99 KiB of shared memory (compute capability
+// 8.6, 8.9, 12.0), and the scores into registers.
+constexpr int tile_keys(int dim) { return dim == 256 ? 32 : 64; }
 
-template <class Element_, int kDim_, bool kBias_>
+// A warp of 32 rows reads K and V from shared memory half as often per product as one of 16, but holds twice the sums
+// and scores. Bias needs registers of its own, and fp8 too where products take it as halves (9.0, 10.0).
+constexpr int warp_rows(int element_bytes, int dim, bool bias) {
+  return dim == 256 || bias || (element_bytes == 1 && dim == 128) ? 16 : 32;
+}
+
+// As many as run side by side without spilled registers: one CTA's products hide the others' SiLU.
+constexpr int ctas_per_sm(int element_bytes, int dim, int rows) {
+  if (rows == 16) return dim == 32 ? 2 : 1;
+  return element_bytes == 1 || dim == 128 ? 2 : 3;
+}
+
+template <class Element_, int kDim_, bool kBias_, int kWarpRows_ = warp_rows(sizeof(Element_), kDim_, kBias_),
+          int kCtasPerSm_ = ctas_per_sm(sizeof(Element_), kDim_, kWarpRows_)>
 struct Traits {
   using Element = Element_;
   static constexpr int kDim = kDim_;
   static constexpr bool kBias = kBias_;
   static constexpr bool kFp8 = sizeof(Element) == 1;
-  static constexpr int kKeys = tile_keys(sizeof(Element), kDim);
-
-  // A warp of 32 rows reads K and V from shared memory half as often per product as one of 16; it holds kDim sums and
-  // kKeys scores per thread. Bias needs registers of its own, and is bound by its arithmetic.
-  static constexpr int kWarpRows = kDim == 256 || kBias ? 16 : 32;
+  static constexpr int kKeys = tile_keys(kDim);
+  static constexpr int kWarpRows = kWarpRows_;
+  static constexpr int kCtasPerSm = kCtasPerSm_;
   static constexpr int kRowTiles = kWarpRows / 16;
   static constexpr int kThreads = kRows / kWarpRows * 32;
-  static constexpr int kCtasPerSm = kThreads == 128 ? 2 : kDim <= 64 ? 2 : 1;
 
   static constexpr int kRowBytes = kDim * sizeof(Element);        // of q and k, and of v but for fp8
   static constexpr int kDimSteps = kRowBytes / 32;                // products that make a score
@@ -49,8 +59,8 @@ struct Traits {
   static constexpr int kValueRows = kFp8 ? kDim : kKeys;
   static constexpr int kValueRowBytes = kFp8 ? kKeys : kRowBytes;
 
-  // Queries stay in registers where there is room; they then arrive in the memory of the first tiles.
-  static constexpr bool kHoldQueries = kDim != 128;
+  // Queries of width 256 stay in registers, for lack of shared memory; they arrive in the memory of the first tiles.
+  static constexpr bool kHoldQueries = kDim == 256;
   static constexpr int kQueryBytes = kRows * kRowBytes;
   static constexpr int kTileBytes = kKeys * kRowBytes;
   static constexpr int kStageBytes = 2 * kTileBytes;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Instructions of compute capability 8.0 and up under readable names: asynchronous copies, matrix loads and warp-wide
-// matrix products. Semantics: PTX ISA, chapters "cp.async", "ldmatrix", "mma".
+// Asynchronous copies and warp-wide matrix products of compute capability 8.0 and up. Semantics: PTX ISA, chapters
+// "cp.async", "ldmatrix", "mma".
 //
 // With g = lane / 4 and t = lane % 4, a product D[16, 8] += A[16, K] B[K, 8], K = 32 bytes, holds
 //   A: rows g (registers 0, 2) and g + 8 (1, 3), bytes 4t..4t+3 of the first (0, 1) and second (2, 3) 16 bytes of K
@@ -13,6 +13,8 @@
 #include <cuda_fp8.h>
 
 #include <cstdint>
+
+#include "ptx.cuh"
 
 namespace hstu_trt {
 
@@ -30,17 +32,12 @@ __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Loads four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ __forceinline__ void load_matrices(uint32_t (&matrices)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(address));
-}
-
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&matrices)[4], uint32_t address) {
+// As load_matrices, each matrix transposed.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(address));
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
 }
 
 template <class Element>

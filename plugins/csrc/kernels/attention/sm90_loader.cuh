@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The producer: one thread that hands out items and keeps the copy engine ahead of the tensor cores.
+// The loader: one thread that keeps the copy engine ahead of the tensor cores.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -8,48 +8,30 @@
 namespace hstu_trt::sm90 {
 
 template <class T>
-class Producer {
+class Loader {
  public:
-  __device__ Producer(AttentionParams const& params, TensorMaps const& maps, SharedMemory<T>& memory)
+  __device__ Loader(AttentionParams const& params, TensorMaps const& maps, SharedMemory<T>& memory)
       : params_(params), maps_(maps), memory_(memory) {}
 
   __device__ void run() {
-    auto* const header = static_cast<PlanHeader*>(params_.workspace);
-    auto const* const items = reinterpret_cast<WorkItem const*>(header + 1);
-    int const work = header->num_items * params_.heads;
-    int index = blockIdx.x;
-    while (index < work) {
-      // Asked for early: the answer takes as long as a tile.
-      int const next = gridDim.x + atomicAdd(&header->next_item, 1);
-      load_item(items[index / params_.heads], index % params_.heads);
-      index = next;
+    for (;; ++items_.count, ++queries_.count) {
+      barrier_wait(&memory_.item_full[items_.stage()], items_.parity());
+      item_ = &memory_.items[items_.stage()];
+      int const slot = queries_.stage();
+      barrier_wait(&memory_.query_empty[slot], queries_.parity() ^ 1);
+      if (item_->head < 0) return barrier_arrive(&memory_.query_full[slot]);
+      cached_tiles_ = (item_->user.cached + T::kTileKeys - 1) / T::kTileKeys;
+      prefix_tiles_ = cached_tiles_ + (item_->user.prefix - item_->user.cached + T::kTileKeys - 1) / T::kTileKeys;
+      load_queries(slot);
+      int const end = item_->item.tile_end;
+      for (int tile = item_->item.tile_begin; tile < end; ++tile) {
+        load_keys(tile);
+        load_values(tile);
+      }
     }
-    publish_end();
-    if (atomicAdd(&header->finished_ctas, 1) == gridDim.x - 1) header->next_item = header->finished_ctas = 0;
   }
 
  private:
-  // The item stays in shared memory, where the consumers read it too: the producer has few registers.
-  __device__ void load_item(WorkItem const& item, int head) {
-    int const slot = queries_.stage();
-    barrier_wait(&memory_.query_empty[slot], queries_.parity() ^ 1);
-    item_ = &memory_.items[slot];
-    *item_ = {item, user_shape(params_, item.user), head};
-    cached_tiles_ = (item_->user.cached + T::kTileKeys - 1) / T::kTileKeys;
-    prefix_tiles_ = cached_tiles_ + (item_->user.prefix - item_->user.cached + T::kTileKeys - 1) / T::kTileKeys;
-    load_queries(slot);
-    ++queries_.count;
-    // Consumers take the keys of a tile before the values of the tile before it.
-    int const end = item.tile_end;
-    int tile = item.tile_begin;
-    load_keys(tile);
-    for (++tile; tile < end; ++tile) {
-      load_keys(tile);
-      load_values(tile - 1);
-    }
-    load_values(end - 1);
-  }
-
   __device__ void load_queries(int slot) {
     uint64_t* const full = &memory_.query_full[slot];
     int blocks = 0;
@@ -62,13 +44,6 @@ class Producer {
       load_rows(memory_.queries[slot] + w * T::kQueryBlockBytes, &maps_.query, full, first + block(w) / 2 * kBlockRows,
                 kBlockRows);
     }
-  }
-
-  __device__ void publish_end() {
-    int const slot = queries_.stage();
-    barrier_wait(&memory_.query_empty[slot], queries_.parity() ^ 1);
-    memory_.items[slot].head = -1;
-    barrier_arrive(&memory_.query_full[slot]);
   }
 
   __device__ void load_keys(int tile) {
@@ -122,21 +97,30 @@ class Producer {
     }
   }
 
+  // fp8: the keys of the tile out of their value block.
   __device__ void load_value_block(int tile, unsigned char* to, uint64_t* full) {
-    CUtensorMap const* map = tile < cached_tiles_ ? &maps_.cached_value : &maps_.value;
+    bool const cached = tile < cached_tiles_, own = tile >= prefix_tiles_;
+    int const key = own ? first_candidate(tile - prefix_tiles_) : (cached ? tile : tile - cached_tiles_) * T::kTileKeys;
+    int const block = key / kValueBlockKeys;
+    int at;
+    if (cached) {
+      at = params_.page_table ? params_.page_table[item_->item.user * params_.pages_per_user + block]
+                              : first_value_block(item_->user.cached_row, item_->item.user) + block;
+    } else if (own) {
+      at = value_blocks(params_.key_rows, params_.users) +
+           first_value_block(params_.candidate_offsets[item_->item.user], item_->item.user) + block;
+    } else {
+      at = first_value_block(item_->user.key_row, item_->item.user) + block;
+    }
     barrier_arrive_expect(full, T::kValueBytes);
-    tma_load(to, map, full, 0, 0, value_block(tile) * params_.heads + item_->head);
+    tma_load(to, cached ? &maps_.cached_value : &maps_.value, full, key % kValueBlockKeys, 0,
+             at * params_.heads + item_->head);
   }
 
-  __device__ int value_block(int tile) const {
-    if (tile < cached_tiles_) {
-      return params_.page_table ? params_.page_table[item_->item.user * params_.pages_per_user + tile]
-                                : first_value_block(item_->user.cached_row, item_->item.user) + tile;
-    }
-    if (tile < prefix_tiles_) return first_value_block(item_->user.key_row, item_->item.user) + tile - cached_tiles_;
-    int const candidate_row = params_.candidate_offsets[item_->item.user];
-    return value_blocks(params_.key_rows, params_.users) + first_value_block(candidate_row, item_->item.user) +
-           block(0) / 2 * kBlockRows / kValueBlockKeys;
+  // First candidate of a tile of the candidates' own keys; without candidates in it, any.
+  __device__ int first_candidate(int self_tile) const {
+    int const slot = self_tile * T::kSelfBlocks;
+    return is_candidate_block(slot) ? block(slot) / 2 * kBlockRows : 0;
   }
 
   __device__ int paged_row(int position) const {
@@ -160,10 +144,17 @@ class Producer {
   AttentionParams const& params_;
   TensorMaps const& maps_;
   SharedMemory<T>& memory_;
+  Pipeline<kItemSlots> items_;
   Pipeline<T::kQuerySlots> queries_;
-  Pipeline<T::kStages> keys_, values_;
-  ItemSlot* item_;
+  Pipeline<T::kStages> keys_;
+  Pipeline<T::kValueStages> values_;
+  ItemSlot const* item_;  // stays in shared memory: the loader has few registers
   int cached_tiles_, prefix_tiles_;
 };
+
+template <class T>
+__device__ void load_items(AttentionParams const& params, TensorMaps const& maps, SharedMemory<T>& memory) {
+  Loader<T>(params, maps, memory).run();
+}
 
 }  // namespace hstu_trt::sm90

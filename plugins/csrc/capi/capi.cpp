@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "capi.h"
+
+#include <cuda_runtime_api.h>
+
+#include "../kernels/attention/attention.h"
+#include "../kernels/attention/value_blocks.h"
+
+#ifndef HSTU_TRT_CUDA_ARCHS
+#error "the build names its compute capabilities: -DHSTU_TRT_CUDA_ARCHS=..."
+#endif
+
+namespace {
+
+using hstu_trt::AttentionKernel;
+using hstu_trt::AttentionParams;
+
+#define FIELD(name) {#name, offsetof(AttentionParams, name), sizeof(AttentionParams::name)}
+
+constexpr HstuTrtField kFields[] = {
+    FIELD(q), FIELD(k), FIELD(v), FIELD(out),
+    FIELD(cached_k), FIELD(cached_v), FIELD(cached_offsets), FIELD(page_table),
+    FIELD(query_offsets), FIELD(prefix_offsets), FIELD(candidate_offsets),
+    FIELD(norm), FIELD(attn_scale), FIELD(q_scale), FIELD(k_scale), FIELD(v_scale),
+    FIELD(position_bias), FIELD(time_bias), FIELD(query_timestamps), FIELD(key_timestamps),
+    FIELD(workspace),
+    FIELD(users), FIELD(heads), FIELD(qk_dim), FIELD(v_dim), FIELD(query_rows), FIELD(key_rows), FIELD(cached_rows),
+    FIELD(page_size), FIELD(pages_per_user), FIELD(norm_count), FIELD(attn_scale_count), FIELD(scale_count),
+    FIELD(position_bias_count), FIELD(time_bias_count),
+    FIELD(type), FIELD(output_type),
+    FIELD(alpha), FIELD(causal), FIELD(max_attn_len), FIELD(contextual_seq_len), FIELD(min_full_attn_seq_len),
+    FIELD(candidate_group_size), FIELD(packed_values), FIELD(reuse_plan),
+};
+
+#undef FIELD
+
+// The list above leaves no field out: each begins where the one before ends, but for padding of less than 8 bytes.
+constexpr bool lists_every_field() {
+  size_t end = 0;
+  for (HstuTrtField const& field : kFields) {
+    if (field.offset < end || field.offset - end >= (field.size >= 8 ? 8 : 4)) return false;
+    end = field.offset + field.size;
+  }
+  return sizeof(AttentionParams) - end < 4 || (sizeof(AttentionParams) - end == 4 && end % 8 == 4);
+}
+static_assert(lists_every_field(), "kFields must list the fields of AttentionParams in their order");
+
+}  // namespace
+
+int32_t hstu_trt_abi_version(void) { return 1; }
+
+char const* hstu_trt_cuda_archs(void) { return HSTU_TRT_CUDA_ARCHS; }
+
+size_t hstu_trt_attention_params_size(void) { return sizeof(AttentionParams); }
+
+size_t hstu_trt_attention_params_fields(HstuTrtField const** fields) {
+  *fields = kFields;
+  return sizeof(kFields) / sizeof(kFields[0]);
+}
+
+char const* hstu_trt_attention_unsupported(AttentionParams const* params, int32_t kernel, int32_t capability) {
+  return hstu_trt::attention_unsupported(*params, static_cast<AttentionKernel>(kernel), capability);
+}
+
+size_t hstu_trt_attention_workspace_size(AttentionParams const* params, int32_t kernel) {
+  return hstu_trt::attention_workspace_size(*params, static_cast<AttentionKernel>(kernel));
+}
+
+int32_t hstu_trt_launch_attention(AttentionParams const* params, int32_t kernel, void* stream) {
+  return hstu_trt::launch_attention(*params, static_cast<AttentionKernel>(kernel), static_cast<cudaStream_t>(stream));
+}
+
+int32_t hstu_trt_launch_pack_values(AttentionParams const* params, void* blocks, void* stream) {
+  return hstu_trt::launch_pack_values(*params, blocks, static_cast<cudaStream_t>(stream));
+}
+
+int32_t hstu_trt_value_blocks(int32_t rows, int32_t users) { return hstu_trt::value_blocks(rows, users); }
+
+char const* hstu_trt_error_name(int32_t error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); }
+
+char const* hstu_trt_error_text(int32_t error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

@@ -1,0 +1,170 @@
+"""libhstu_trt_kernels.so through ctypes: where it is, its functions, and the mirror of its parameters."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_size_t, c_void_p
+from pathlib import Path
+
+from hstu_trt.contract.errors import ArtefactError, HstuTrtError
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY_FOLDER = ROOT / "build/lib"
+LIBRARY = "libhstu_trt_kernels.so"
+LIBRARY_VARIABLE = "HSTU_TRT_LIB"
+"""Environment variable with the path of another library than the one in build/lib."""
+
+ABI_VERSION = 1
+KERNELS = {"auto": 0, "sm90": 1, "smxx": 2, "fp32": 3}
+"""Kernels as ``AttentionKernel`` numbers them (kernels/attention/attention.h)."""
+DATA_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e4m3fn": 3}
+"""Types by their name in torch, as ``DataType`` numbers them."""
+
+
+class KernelError(HstuTrtError):
+    """A launch failed. Names CUDA's error."""
+
+    exit_code = 1
+
+
+class UnsupportedError(HstuTrtError):
+    """No kernel, or not the chosen one, can do a call. Carries the library's sentence."""
+
+
+class TokenTensor(Structure):
+    """``TokenTensor`` of kernels/attention/params.h."""
+
+    _fields_ = (("data", c_void_p), ("row_stride", c_int64), ("head_stride", c_int64))
+
+
+def _fields() -> list[tuple[str, type]]:
+    tensors = ["q", "k", "v", "out", "cached_k", "cached_v"]
+    pointers = [
+        "cached_offsets", "page_table", "query_offsets", "prefix_offsets", "candidate_offsets", "norm", "attn_scale",
+        "q_scale", "k_scale", "v_scale", "position_bias", "time_bias", "query_timestamps", "key_timestamps",
+        "workspace",
+    ]  # fmt: skip
+    counts = [
+        "users", "heads", "qk_dim", "v_dim", "query_rows", "key_rows", "cached_rows", "page_size", "pages_per_user",
+        "norm_count", "attn_scale_count", "scale_count", "position_bias_count", "time_bias_count", "type",
+        "output_type",
+    ]  # fmt: skip
+    options = [
+        "causal", "max_attn_len", "contextual_seq_len", "min_full_attn_seq_len", "candidate_group_size",
+        "packed_values", "reuse_plan",
+    ]  # fmt: skip
+    return [
+        *((name, TokenTensor) for name in tensors),
+        *((name, c_void_p) for name in pointers),
+        *((name, c_int32) for name in counts),
+        ("alpha", c_float),
+        *((name, c_int32) for name in options),
+    ]
+
+
+class AttentionParams(Structure):
+    """``AttentionParams`` of kernels/attention/params.h, field by field."""
+
+    _fields_ = _fields()
+
+
+class _Field(Structure):
+    _fields_ = (("name", c_char_p), ("offset", c_size_t), ("size", c_size_t))
+
+
+_PARAMS = POINTER(AttentionParams)
+_FUNCTIONS = {
+    "hstu_trt_abi_version": (c_int32, []),
+    "hstu_trt_cuda_archs": (c_char_p, []),
+    "hstu_trt_attention_params_size": (c_size_t, []),
+    "hstu_trt_attention_params_fields": (c_size_t, [POINTER(POINTER(_Field))]),
+    "hstu_trt_attention_unsupported": (c_char_p, [_PARAMS, c_int32, c_int32]),
+    "hstu_trt_attention_workspace_size": (c_size_t, [_PARAMS, c_int32]),
+    "hstu_trt_launch_attention": (c_int32, [_PARAMS, c_int32, c_void_p]),
+    "hstu_trt_launch_pack_values": (c_int32, [_PARAMS, c_void_p, c_void_p]),
+    "hstu_trt_value_blocks": (c_int32, [c_int32, c_int32]),
+    "hstu_trt_error_name": (c_char_p, [c_int32]),
+    "hstu_trt_error_text": (c_char_p, [c_int32]),
+}
+
+
+class KernelLibrary:
+    """The loaded library. Raises ArtefactError if it is missing, or if its parameters are not the mirror's."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ArtefactError(f"{path} is not there: build the kernels with `make plugins`")
+        try:
+            self._functions = ctypes.CDLL(str(path))
+            for name, (result, arguments) in _FUNCTIONS.items():
+                function = getattr(self._functions, name)
+                function.restype, function.argtypes = result, arguments
+        except (OSError, AttributeError) as error:
+            raise ArtefactError(f"{path} is no library of these kernels ({error}): run `make plugins`") from None
+        self.path = path
+        self.archs = tuple(self._functions.hstu_trt_cuda_archs().decode().split(","))
+        if differences := self.layout_differences():
+            raise ArtefactError(f"{path} is of other sources ({differences[0]}): run `make plugins`")
+
+    def layout_differences(self) -> list[str]:
+        """Sentences on where the library's AttentionParams is not the mirror's; none if they are the same."""
+        version = self._functions.hstu_trt_abi_version()
+        theirs = self.fields()
+        ours = {
+            name: (getattr(AttentionParams, name).offset, getattr(AttentionParams, name).size)
+            for name, _ in AttentionParams._fields_
+        }
+        found = [f"version {version} of the C face, not {ABI_VERSION}"] if version != ABI_VERSION else []
+        if list(theirs) != list(ours):
+            found.append(f"fields {sorted(set(theirs) ^ set(ours)) or 'in another order'}")
+        found += [
+            f"field {name} at offset, size {theirs[name]}, not {place}"
+            for name, place in ours.items()
+            if theirs.get(name, place) != place
+        ]
+        size = self._functions.hstu_trt_attention_params_size()
+        if size != ctypes.sizeof(AttentionParams):
+            found.append(f"parameters of {size} bytes, not {ctypes.sizeof(AttentionParams)}")
+        return found
+
+    def fields(self) -> dict[str, tuple[int, int]]:
+        """Offset and size of each field of the library's AttentionParams."""
+        fields = POINTER(_Field)()
+        count = self._functions.hstu_trt_attention_params_fields(ctypes.byref(fields))
+        return {fields[n].name.decode(): (fields[n].offset, fields[n].size) for n in range(count)}
+
+    def unsupported(self, params: AttentionParams, kernel: str, capability: int) -> str | None:
+        """Why ``kernel`` cannot do a call on a GPU of a compute capability (90 for 9.0); None if it can."""
+        sentence = self._functions.hstu_trt_attention_unsupported(params, KERNELS[kernel], capability)
+        return sentence.decode() if sentence else None
+
+    def workspace_size(self, params: AttentionParams, kernel: str) -> int:
+        """Bytes of workspace that a launch needs."""
+        return self._functions.hstu_trt_attention_workspace_size(params, KERNELS[kernel])
+
+    def launch_attention(self, params: AttentionParams, kernel: str, stream: int) -> None:
+        """Enqueues a call that ``unsupported`` has nothing against. Raises KernelError."""
+        self._raise_on(self._functions.hstu_trt_launch_attention(params, KERNELS[kernel], stream), "attention")
+
+    def launch_pack_values(self, params: AttentionParams, blocks: int, stream: int) -> None:
+        """Enqueues the packing of fp8 values at the address ``blocks``. Raises KernelError."""
+        self._raise_on(self._functions.hstu_trt_launch_pack_values(params, blocks, stream), "pack_values")
+
+    def value_blocks(self, rows: int, users: int) -> int:
+        """Blocks of one section of packed values (kernels/attention/value_blocks.h)."""
+        return self._functions.hstu_trt_value_blocks(rows, users)
+
+    def _raise_on(self, error: int, what: str) -> None:
+        if error:
+            name = self._functions.hstu_trt_error_name(error).decode()
+            text = self._functions.hstu_trt_error_text(error).decode()
+            raise KernelError(f"{what}: {name}: {text} (the library is built for {', '.join(self.archs)})")
+
+
+@functools.cache
+def load_library() -> KernelLibrary:
+    """The library that HSTU_TRT_LIB names, else the one in build/lib. Raises ArtefactError if there is none."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    return KernelLibrary(Path(named) if named else LIBRARY_FOLDER / LIBRARY)

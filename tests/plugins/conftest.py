@@ -1,0 +1,48 @@
+"""The library, built once per run where there is a compiler, and the backend that runs it on a GPU."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.plugins.build import BUILD_FOLDER, DEFAULT_ARCHS, BuildPlan, build, default_jobs, read_record
+from hstu_trt.plugins.library import LIBRARY, LIBRARY_FOLDER, LIBRARY_VARIABLE, KernelLibrary, load_library
+from hstu_trt.plugins.toolchain import ToolchainError, find_toolchain
+
+if TYPE_CHECKING:
+    from attention_cases import GpuBackend
+
+
+@pytest.fixture(scope="session")
+def library() -> KernelLibrary:
+    """The one that HSTU_TRT_LIB names, or build/lib's: brought up to date where it was built, or built now."""
+    there = (LIBRARY_FOLDER / LIBRARY).is_file()
+    if os.environ.get(LIBRARY_VARIABLE) or (there and not BUILD_FOLDER.is_dir()):
+        return load_library()
+    try:
+        build(BuildPlan(find_toolchain(), _archs(), default_jobs()), quiet=True)
+    except ToolchainError as error:
+        if not there:
+            pytest.skip(str(error))
+    return load_library()
+
+
+def _archs() -> tuple[str, ...]:
+    """Those of the last build, so that nothing is compiled again for other GPUs."""
+    try:
+        archs = read_record()[0]["archs"]
+    except ArtefactError:
+        return DEFAULT_ARCHS
+    assert isinstance(archs, list)
+    return tuple(archs)
+
+
+@pytest.fixture(scope="session")
+def gpu(library: KernelLibrary) -> GpuBackend:
+    """Runs calls on the GPU; for tests marked gpu."""
+    from attention_cases import GpuBackend
+
+    return GpuBackend()

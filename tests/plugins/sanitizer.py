@@ -1,0 +1,120 @@
+"""Small calls of every kernel under compute-sanitizer: python tests/plugins/sanitizer.py [--tools memcheck,racecheck]
+
+Prints one line per tool. Exit codes: 0 clean, 1 the tool found something, 2 there is no compute-sanitizer or no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+TOOLS = ("memcheck", "racecheck")
+SECONDS = 500
+FOUND = 9
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("sanitizer", description="The attention kernels under compute-sanitizer.")
+    parser.add_argument("--tools", default=",".join(TOOLS), help="of compute-sanitizer (%(default)s)")
+    parser.add_argument("--kernels", default="sm90,smxx,fp32")
+    parser.add_argument("--run", action="store_true", help="only run the calls, which is what the tools watch")
+    arguments = parser.parse_args(argv)
+    if arguments.run:
+        return run_calls(arguments.kernels.split(","))
+    sanitizer = find_sanitizer()
+    if sanitizer is None:
+        print("no compute-sanitizer: neither on PATH, in /usr/local/cuda nor in NVIDIA's wheels", file=sys.stderr)
+        return 2
+    return max(watch(sanitizer, tool, arguments.kernels) for tool in arguments.tools.split(","))
+
+
+def find_sanitizer() -> Path | None:
+    """The program of the toolkit, or of the wheel nvidia-cuda-sanitizer-api."""
+    from hstu_trt.plugins.toolchain import SYSTEM_CUDA, wheel_roots
+
+    if on_path := shutil.which("compute-sanitizer"):
+        return Path(on_path)
+    roots = [SYSTEM_CUDA, *wheel_roots()]
+    places = [root / place / "compute-sanitizer" for root in roots for place in ("bin", "compute-sanitizer")]
+    return next((place for place in places if place.is_file()), None)
+
+
+def watch(sanitizer: Path, tool: str, kernels: str) -> int:
+    """Runs the calls under one tool and prints how it went."""
+    command = [
+        str(sanitizer), "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "5",
+        "--kernel-regex", "kns=hstu_trt",
+        sys.executable, __file__, "--run", "--kernels", kernels,
+    ]  # fmt: skip
+    # Each tensor its own allocation, so that a step outside of one is seen.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    begin = time.monotonic()
+    try:
+        result = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        print(f"{tool}: not done after {SECONDS} s")
+        return 1
+    lines = result.stdout.strip().splitlines()
+    print(f"{tool}: {lines[-1] if lines else 'no output'} ({time.monotonic() - begin:.0f} s)")
+    if result.returncode:
+        print("\n".join(lines[:80]))
+    return {0: 0, FOUND: 1}.get(result.returncode, 2)
+
+
+def run_calls(kernels: Sequence[str]) -> int:
+    """Runs every small case through the kernels that can do it."""
+    sys.path.insert(0, str(SUPPORT))
+    import torch
+
+    if not torch.cuda.is_available():
+        print("no CUDA GPU", file=sys.stderr)
+        return 2
+    from attention_calls import assemble
+    from attention_cases import GpuBackend
+    from attention_inputs import DTYPES, make_tokens
+
+    backend, runs = GpuBackend(), dict.fromkeys(kernels, 0)
+    for case in small_cases():
+        call = assemble(case, make_tokens(case, "cuda"), range(len(case.users)), backend.pack)
+        for kernel in kernels:
+            output = DTYPES[case.output]
+            if backend.unsupported(call, kernel, output) is None:
+                backend.run(call, kernel, call.empty_output(output))
+                runs[kernel] += 1
+    torch.cuda.synchronize()
+    print("calls: " + ", ".join(f"{kernel} {count}" for kernel, count in runs.items()))
+    return 0
+
+
+def small_cases() -> Iterator:
+    """Each type and head dim plainly and with a window, and behind a cache."""
+    from attention_inputs import Case, User
+
+    from hstu_trt.plugins.parameters import AttentionOptions
+
+    plain = (User(0, 130, 130, 33), User(0, 5, 5, 70), User(0, 0, 0, 3))
+    cached = (User(150, 20, 20, 65), User(64, 0, 0, 7))
+    windowed = AttentionOptions(0.1, max_attn_len=50, contextual_seq_len=3, min_full_attn_seq_len=9)
+    for dtype in ("fp16", "bf16", "fp8"):
+        for dim in (32, 64, 128, 256):
+            size = {"qk_dim": dim, "v_dim": dim, "dtype": dtype, "layout": "uvqk"}
+            yield Case(seed=dim, users=plain, options=AttentionOptions(0.1), **size)
+            yield Case(seed=dim, users=plain, options=windowed, **size)
+            for cache in ("contiguous", "paged"):
+                yield Case(seed=dim, users=cached, options=AttentionOptions(0.1), cache=cache, slack=2, **size)
+    yield Case(seed=1, users=plain, options=AttentionOptions(0.1, candidate_group_size=4), bias=True)
+    yield Case(seed=1, users=plain, options=AttentionOptions(0.1), dtype="fp32", output="fp32")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

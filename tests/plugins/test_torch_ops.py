@@ -1,0 +1,200 @@
+"""The torch ops without a GPU: registration, schemas, fake implementations, and what is checked before a launch."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+from attention_calls import assemble
+from attention_inputs import DTYPES, Case, User, make_tokens
+from attention_stand_in import StandIn
+from torch import Tensor
+
+from hstu_trt.contract.errors import ArtefactError, InputError
+from hstu_trt.contract.ops import HSTU_ATTENTION
+from hstu_trt.plugins import torch_ops
+from hstu_trt.plugins.attention import AttentionPlan, quantise, unsupported
+from hstu_trt.plugins.library import AttentionParams, KernelLibrary
+from hstu_trt.plugins.parameters import AttentionCall, Cache, Offsets, Scales
+
+CASE = Case(seed=1, users=(User(0, 5, 5, 2), User(0, 3, 3, 1)), qk_dim=64, v_dim=32)
+
+
+def make_call(case: Case = CASE) -> AttentionCall:
+    return assemble(case, make_tokens(case, "cpu"), range(len(case.users)), StandIn().pack)
+
+
+@pytest.mark.parametrize("order", [("export", "plugins"), ("plugins", "export")])
+def test_either_room_may_be_imported_first(order: tuple[str, str]) -> None:
+    code = (
+        "import importlib, torch\n"
+        f"for room in {order!r}: importlib.import_module(f'hstu_trt.{{room}}.torch_ops')\n"
+        "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
+        "print([has('hstu_trt::attention', key) for key in ('CUDA', 'CPU', 'Meta')])\n"
+        "print(has('hstu_trt::attention', 'CompositeExplicitAutograd'))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["[True, False, True]", "True"]
+
+
+def test_the_cuda_kernel_takes_what_the_schema_says() -> None:
+    from hstu_trt.export import torch_ops as export_ops
+
+    schema = torch.ops.hstu_trt.attention.default._schema
+    assert [argument.name for argument in schema.arguments] == list(inspect.signature(torch_ops.attention).parameters)
+    assert inspect.signature(torch_ops.attention) == inspect.signature(export_ops.attention._init_fn)
+
+
+def test_ops_carry_the_specs_names() -> None:
+    names = [port.name for port in HSTU_ATTENTION.inputs] + [a.name for a in HSTU_ATTENTION.attributes[:-1]]
+    for op in (torch.ops.hstu_trt.attention_fp8, torch.ops.hstu_trt.cached_attention):
+        arguments = {argument.name for argument in op.default._schema.arguments}
+        bias = {"position_bias", "time_bias", "query_timestamps", "key_timestamps"}
+        assert set(names) - bias <= arguments
+
+
+OPTIONS = (0.1, True, 0, 0, 0, 1)
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def offsets(users: int) -> list[Tensor]:
+    return [meta(users + 1, dtype=torch.int32) for _ in range(3)]
+
+
+def test_fakes_tell_shape_and_type() -> None:
+    e4m3, one, ops = torch.float8_e4m3fn, meta(1, dtype=torch.float32), torch.ops.hstu_trt
+    q, k, v = meta(9, 2, 64, dtype=e4m3), meta(20, 2, 64, dtype=e4m3), meta(20, 2, 32, dtype=e4m3)
+    fp8 = ops.attention_fp8(q, k, v, *offsets(3), one, None, one, one, one, *OPTIONS, torch.bfloat16)
+    assert (fp8.shape, fp8.dtype) == ((9, 2, 32), torch.bfloat16)
+    blocks = ops.pack_values(v, *offsets(3)[:2])
+    assert (blocks.shape, blocks.dtype) == ((6, 2, 32, 128), e4m3)
+    packed = ops.attention_fp8(q, k, blocks, *offsets(3), one, None, one, one, one, *OPTIONS, torch.float16)
+    assert packed.shape == (9, 2, 32)
+    half = [meta(rows, 2, dim) for rows, dim in ((9, 64), (9, 64), (9, 32), (50, 64), (50, 32))]
+    cached_offsets, *rest = meta(4, dtype=torch.int32), *offsets(3)
+    cached = ops.cached_attention(
+        *half, cached_offsets, None, *rest, one, None, None, None, None, *OPTIONS, torch.float32
+    )
+    assert (cached.shape, cached.dtype) == ((9, 2, 32), torch.float32)
+
+
+def test_the_exported_op_traces_on_cuda_tensors() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from hstu_trt.export import torch_ops as _  # noqa: F401
+
+    with FakeTensorMode():
+        q, v = (torch.empty(9, 2, dim, dtype=torch.float16, device="cuda") for dim in (64, 32))
+        bounds, one = torch.empty(4, dtype=torch.int32, device="cuda"), torch.empty(1, device="cuda")
+        out = torch.ops.hstu_trt.attention(
+            q, q, v, bounds, bounds, bounds, one, *[None] * 5, *OPTIONS, torch.float32
+        )  # fmt: skip
+    assert (out.shape, out.dtype, out.device.type) == ((9, 2, 32), torch.float32, "cuda")
+
+
+def change(call: AttentionCall, **changes: object) -> AttentionCall:
+    return dataclasses.replace(call, **changes)  # type: ignore[arg-type]
+
+
+WRONG = {
+    "int64 offsets": (
+        lambda c: change(c, offsets=c.offsets._replace(query=c.offsets.query.long())),
+        "query_offsets is",
+    ),
+    "offsets of other users": (lambda c: change(c, offsets=Offsets(*c.offsets[:2], c.offsets[0][:2])), "shape"),
+    "other type of k": (lambda c: change(c, k=c.k.float()), "k is torch.float32"),
+    "keys of other heads": (lambda c: change(c, k=c.k[:, :1]), "k has shape"),
+    "fewer values": (lambda c: change(c, v=c.v[1:]), "v has shape"),
+    "fp16 norm": (lambda c: change(c, norm=c.norm.half()), "norm is"),
+    "scale per head": (lambda c: change(c, attn_scale=torch.ones(4)), "attn_scale has shape"),
+    "transposed q": (lambda c: change(c, q=c.q.transpose(0, 2).contiguous().transpose(0, 2)), "side by side"),
+    "scales of fp16": (lambda c: change(c, scales=Scales(*[torch.ones(1)] * 3)), "belong to float8"),
+    "cache of other heads": (lambda c: change(c, cache=Cache(k=c.k[:, :1], v=c.v, offsets=c.offsets[0])), "cached_k"),
+    "int8 tokens": (
+        lambda c: change(c, q=c.q.to(torch.int8), k=c.k.to(torch.int8), v=c.v.to(torch.int8)),
+        "no type of",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_tensors_are_named(wrong: str) -> None:
+    spoil, said = WRONG[wrong]
+    call = spoil(make_call())
+    with pytest.raises(InputError, match=said):
+        call.params(call.empty_output(torch.float16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["packed", "padded", "uvqk", "odd"])
+@pytest.mark.parametrize("cache", ["none", "contiguous", "paged"])
+def test_parameters_point_at_the_views(dtype: str, layout: str, cache: str) -> None:
+    """Nothing is copied: strides and addresses are those of the tensors."""
+    users = tuple(dataclasses.replace(user, cached=130 if cache != "none" else 0) for user in CASE.users)
+    call = make_call(dataclasses.replace(CASE, users=users, dtype=dtype, layout=layout, cache=cache))
+    out = call.empty_output(torch.float32)
+    params = call.params(out)
+    for name, tensor in (("q", call.q), ("k", call.k), ("v", call.v), ("out", out)):
+        ours = getattr(params, name)
+        assert (ours.data, ours.row_stride, ours.head_stride) == (tensor.data_ptr(), *tensor.stride()[:2])
+    assert (params.users, params.heads, params.qk_dim, params.v_dim) == (2, 2, 64, 32)
+    assert (params.query_rows, params.key_rows) == (11, 11)
+    if call.cache is not None:
+        assert params.cached_k.data == call.cache.k.data_ptr()
+        assert params.cached_rows == (260 if cache == "contiguous" else 5 * 128)
+        assert params.cached_k.row_stride == 128
+
+
+def plan_params(**changes: object) -> AttentionParams:
+    call = make_call()
+    params = call.params(call.empty_output(torch.float16))
+    for name, value in changes.items():
+        setattr(params, name, value)
+    return params
+
+
+def test_a_plan_is_reused_by_calls_like_the_first(library: KernelLibrary) -> None:
+    plan, device = AttentionPlan(), torch.device("cpu")
+    first, second = plan_params(), plan_params()
+    second.query_offsets, second.prefix_offsets, second.candidate_offsets = (
+        first.query_offsets, first.prefix_offsets, first.candidate_offsets
+    )  # fmt: skip
+    assert plan.fit(first, library, "smxx", device) is plan.fit(second, library, "smxx", device)
+    assert (first.reuse_plan, second.reuse_plan) == (0, 1)
+    with pytest.raises(ValueError, match="make another one"):
+        plan.fit(plan_params(max_attn_len=3), library, "smxx", device)
+    with pytest.raises(ValueError, match="make another one"):
+        plan.fit(second, library, "fp32", device)
+
+
+def test_a_call_can_be_asked_about_without_a_gpu(library: KernelLibrary) -> None:
+    assert unsupported(make_call(), "smxx", capability=90) is None
+    assert "smxx" in (unsupported(make_call(), "smxx", capability=75) or "")
+
+
+def test_quantised_values_are_near() -> None:
+    x = torch.randn(50, 3, 16) * torch.tensor([1.0, 100.0, 1e-3])[:, None]
+    for per_head in (False, True):
+        stored, scale = quantise(x, per_head=per_head)
+        assert stored.dtype == torch.float8_e4m3fn and scale.shape == (3 if per_head else 1,)
+        real = stored.float() * scale[:, None]
+        heads = [0, 1, 2] if per_head else [1]
+        assert ((real - x).norm(dim=(0, 2)) / x.norm(dim=(0, 2)))[heads].max() < 0.04
+    assert quantise(x[:0])[1].isfinite().all()
+
+
+def test_a_missing_library_is_said_where_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> KernelLibrary:
+        raise ArtefactError("planted")
+
+    monkeypatch.setattr("hstu_trt.plugins.attention.load_library", missing)
+    with pytest.raises(ArtefactError, match="planted"):
+        unsupported(make_call(), capability=90)
