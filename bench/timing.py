@@ -69,6 +69,7 @@ class GraphedCalls:
     def __init__(self, calls: Sequence[Call]) -> None:
         import torch
 
+        self._alive = list(calls)  # the graph holds the addresses of their tensors, not the tensors
         self._stream = torch.cuda.Stream()
         call_us = self._warm_up(calls)
         repeats = _graph_repeats(call_us, len(calls))

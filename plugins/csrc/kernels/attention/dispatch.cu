@@ -43,7 +43,21 @@ char const* invalid(AttentionParams const& p) {
   return nullptr;
 }
 
+// Tensor cores take fp8 values as blocks; the oracle takes them either way.
+bool needs_packing(AttentionParams const& params, AttentionKernel kernel) {
+  return params.type == DataType::kFloat8E4M3 && !params.packed_values && kernel != AttentionKernel::kFloat32;
+}
+
+// Token-major values are packed four columns at a time.
+bool can_pack(AttentionParams const& params) {
+  int64_t const all = params.v.row_stride | params.v.head_stride | params.v_dim | reinterpret_cast<intptr_t>(params.v.data);
+  return all % 4 == 0;
+}
+
 char const* kernel_unsupported(AttentionParams const& params, AttentionKernel kernel, int capability) {
+  if (needs_packing(params, kernel) && !can_pack(params)) {
+    return "fp8 values that are not packed must be 4-byte aligned, v_dim and their strides multiples of 4";
+  }
   switch (kernel) {
     case AttentionKernel::kSm90: return sm90_unsupported(params, capability);
     case AttentionKernel::kSmxx: return smxx_unsupported(params, capability);
@@ -75,11 +89,6 @@ char const* choose(AttentionParams const& params, AttentionKernel& kernel, int c
     if (!sentence) return nullptr;
   }
   return sentence;
-}
-
-// Tensor cores take fp8 values as blocks; the oracle takes them either way.
-bool needs_packing(AttentionParams const& params, AttentionKernel kernel) {
-  return params.type == DataType::kFloat8E4M3 && !params.packed_values && kernel != AttentionKernel::kFloat32;
 }
 
 size_t kernel_workspace_size(AttentionParams const& params, AttentionKernel kernel) {

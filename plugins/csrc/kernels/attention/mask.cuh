@@ -2,22 +2,9 @@
 // Where a user's tokens stand and which keys a query sees. The rules are those of export/attention.py (valid_pairs).
 #pragma once
 
-#include "params.h"
+#include "plan.h"
 
 namespace hstu_trt {
-
-// One user's rows. A prefix position counts from the user's first token: cached tokens, then rows of this call.
-struct UserShape {
-  int cached;               // cached tokens
-  int prefix;               // cached + rows of this call
-  int candidates;
-  int queries;              // prefix rows of q: the last ones of the prefix
-  int query_row;            // first prefix row in q
-  int query_candidate_row;  // first candidate row in q
-  int key_row;              // first prefix row in k and v
-  int key_candidate_row;    // first candidate row in k and v
-  int cached_row;           // first cached row (contiguous cache)
-};
 
 __device__ inline UserShape user_shape(AttentionParams const& p, int user) {
   int const query_begin = p.query_offsets[user], prefix_begin = p.prefix_offsets[user];

@@ -9,7 +9,7 @@
 namespace hstu_trt {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kClasses = 8;           // classes of item length: coarse, so that one user's items stay together
 constexpr int kUsersInShared = 1024;  // their item counts stand in shared memory, too
@@ -129,7 +129,7 @@ struct Scan {
 __device__ Scan block_scan(int value, int (&warp_sums)[kWarps]) {
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int sum = value;
-#pragma unroll
+#pragma unroll 1
   for (int step = 1; step < 32; step *= 2) {
     int const other = __shfl_up_sync(~0u, sum, step);
     if (lane >= step) sum += other;
@@ -137,13 +137,13 @@ __device__ Scan block_scan(int value, int (&warp_sums)[kWarps]) {
   if (lane == 31) warp_sums[warp] = sum;
   __syncthreads();
   if (warp == 0) {
-    int total = warp_sums[lane];
-#pragma unroll
+    int total = lane < kWarps ? warp_sums[lane] : 0;
+#pragma unroll 1
     for (int step = 1; step < kWarps; step *= 2) {
       int const other = __shfl_up_sync(~0u, total, step);
       if (lane >= step) total += other;
     }
-    warp_sums[lane] = total;
+    if (lane < kWarps) warp_sums[lane] = total;
   }
   __syncthreads();
   Scan const result{sum - value + (warp > 0 ? warp_sums[warp - 1] : 0), warp_sums[kWarps - 1]};
@@ -159,7 +159,7 @@ __device__ int choose_parts(int items, int heads, int multiprocessors) {
   int best = threadIdx.x % 32 + 1;
   bool const allowed = best == 1 || work * best <= kMaxSplitWork;
   float time = allowed ? static_cast<float>(ceil_div(work * best, multiprocessors)) / best + 0.02f * best : 1e30f;
-#pragma unroll
+#pragma unroll 1
   for (int step = 16; step > 0; step /= 2) {
     float const other_time = __shfl_xor_sync(~0u, time, step);
     int const other = __shfl_xor_sync(~0u, best, step);
@@ -197,6 +197,7 @@ struct Planner {
     int const item_parts = min(parts, max(1, length / kMinTilesPerPart));
     if (part >= item_parts) return result;
     result.item.user = user;
+    result.item.rows = rows;
 #pragma unroll
     for (int slot = 0; slot < kMaxSlots; ++slot) result.item.blocks[slot] = block_of(blocks, slot);
     result.item.tile_begin = tiles.begin + length * part / item_parts;
@@ -274,24 +275,25 @@ __device__ int sort_items(Planner<S> const& planner, WorkItem* sorted) {
   }
   for (int base = 0; base < entries; base += kThreads) {
     if (base > 0) entry = planner.entry(base + threadIdx.x);
-    for (int c = warp; c < kClasses; c += kWarps) before[c][lane] = 0;
+    if (threadIdx.x < kClasses * kWarps) before[threadIdx.x / kWarps][threadIdx.x % kWarps] = 0;
     __syncthreads();
     unsigned const same = __match_any_sync(~0u, entry.length_class);
     int const rank = __popc(same & ((1u << lane) - 1));
     bool const real = entry.length_class < kClasses;
     if (real && rank == 0) before[entry.length_class][warp] = __popc(same);
     __syncthreads();
+    static_assert(kWarps >= kClasses, "a warp per class");
     if (warp < kClasses) {
-      int const count = before[warp][lane];
+      int const count = lane < kWarps ? before[warp][lane] : 0;
       int sum = count;
-#pragma unroll
-      for (int step = 1; step < 32; step *= 2) {
+#pragma unroll 1
+      for (int step = 1; step < kWarps; step *= 2) {
         int const other = __shfl_up_sync(~0u, sum, step);
         if (lane >= step) sum += other;
       }
-      before[warp][lane] = next[warp] + sum - count;
+      if (lane < kWarps) before[warp][lane] = next[warp] + sum - count;
       __syncwarp();
-      if (lane == 31) next[warp] += sum;
+      if (lane == kWarps - 1) next[warp] += sum;
     }
     __syncthreads();
     if (real) sorted[before[entry.length_class][warp] + rank] = entry.item;
@@ -323,7 +325,7 @@ int plan_max_items(AttentionParams const& params, PlanShape shape) noexcept {
   // A user has at most one short group of each kind.
   int const rows_per_item = shape.slots * kBlockRows;
   int const items = params.query_rows / rows_per_item + 2 * params.users;
-  return shape.split ? std::max(items, kMaxSplitWork) : items;
+  return std::max(items, kMaxSplitWork);
 }
 
 size_t plan_size(AttentionParams const& params, PlanShape shape) noexcept {

@@ -22,6 +22,19 @@ constexpr int kNoBlock = -1;
 // Tiles: fetching the next item takes longer than computing one that is no longer than this.
 constexpr int kShortItem = 8;
 
+// One user's rows. A prefix position counts from the user's first token: cached tokens, then rows of this call.
+struct UserShape {
+  int cached;               // cached tokens
+  int prefix;               // cached + rows of this call
+  int candidates;
+  int queries;              // prefix rows of q: the last ones of the prefix
+  int query_row;            // first prefix row in q
+  int query_candidate_row;  // first candidate row in q
+  int key_row;              // first prefix row in k and v
+  int key_candidate_row;    // first candidate row in k and v
+  int cached_row;           // first cached row (contiguous cache)
+};
+
 struct WorkItem {
   int32_t user;
   int32_t blocks[kMaxSlots];  // 2 * index of the 64-row block + (1: candidates), or kNoBlock
@@ -29,8 +42,10 @@ struct WorkItem {
   int32_t tile_end;
   int32_t part;               // low 16 bits: part, high 16 bits: parts; 1 part: the whole item
   int32_t group;              // index in the list of the item's first part
+  UserShape rows;             // of the user
+  int32_t reserved[3];
 };
-static_assert(sizeof(WorkItem) == 32, "kernels read an item as two 16-byte vectors");
+static_assert(sizeof(WorkItem) == 80, "items are read in 16-byte vectors");
 
 // Head of the plan in the workspace; `items` follow it.
 struct PlanHeader {

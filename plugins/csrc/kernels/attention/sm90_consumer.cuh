@@ -67,7 +67,7 @@ class Consumer {
     int const block = uniform(slot_->item.blocks[warpgroup_]);
     is_candidate_ = block != kNoBlock && (block & 1);
     first_row_ = block / 2 * kBlockRows;
-    int const rows = uniform(is_candidate_ ? slot_->user.candidates : slot_->user.queries) - first_row_;
+    int const rows = uniform(is_candidate_ ? slot_->item.rows.candidates : slot_->item.rows.queries) - first_row_;
     rows_ = block == kNoBlock ? 0 : min(kBlockRows, rows);
     find_tiles();
     if constexpr (T::kQueriesInRegisters) load_queries(query_slot);
@@ -78,15 +78,15 @@ class Consumer {
   // Prefix keys that a row of this block sees.
   __device__ KeyRange keys_of_row(int row) const {
     MaskRules const rules(params_);
-    int const prefix = slot_->user.prefix;
+    int const prefix = slot_->item.rows.prefix;
     return is_candidate_ ? rules.candidate(prefix)
-                         : rules.prefix_query(prefix - slot_->user.queries + first_row_ + row, prefix);
+                         : rules.prefix_query(prefix - slot_->item.rows.queries + first_row_ + row, prefix);
   }
 
   // The tiles that this block needs, [needed_begin_, needed_end_), and those whose keys all its rows see: [plain_begin_,
   // plain_end_) but for the last tile of the cached tokens, if it is not full.
   __device__ void find_tiles() {
-    int const prefix = uniform(slot_->user.prefix), cached = uniform(slot_->user.cached);
+    int const prefix = uniform(slot_->item.rows.prefix), cached = uniform(slot_->item.rows.cached);
     int const cached_tiles = ceil_tiles(cached);
     prefix_tiles_ = cached_tiles + ceil_tiles(prefix - cached);
     KeyRange const first = keys_of_row(0), last = keys_of_row(rows_ - 1);
@@ -117,9 +117,9 @@ class Consumer {
 
   // Prefix positions of a tile's keys that exist.
   __device__ KeyRange keys_of_tile(int tile) const {
-    int const cached = slot_->user.cached, cached_tiles = ceil_tiles(cached);
+    int const cached = slot_->item.rows.cached, cached_tiles = ceil_tiles(cached);
     int const first = tile < cached_tiles ? tile * T::kTileKeys : cached + (tile - cached_tiles) * T::kTileKeys;
-    return {first, min(first + T::kTileKeys, tile < cached_tiles ? cached : slot_->user.prefix) - 1};
+    return {first, min(first + T::kTileKeys, tile < cached_tiles ? cached : slot_->item.rows.prefix) - 1};
   }
 
   // ---- products ----
@@ -463,7 +463,7 @@ class Consumer {
   // ---- output ----
 
   __device__ void store_output(int query_slot) {
-    int const row = first_row_ + (is_candidate_ ? slot_->user.query_candidate_row : slot_->user.query_row);
+    int const row = first_row_ + (is_candidate_ ? slot_->item.rows.query_candidate_row : slot_->item.rows.query_row);
     float factor = 1.f;
     if constexpr (T::kFp8) factor = params_.v_scale[scale_index(slot_->head)];
 #pragma unroll

@@ -20,8 +20,8 @@ class Loader {
       int const slot = queries_.stage();
       barrier_wait(&memory_.query_empty[slot], queries_.parity() ^ 1);
       if (item_->head < 0) return barrier_arrive(&memory_.query_full[slot]);
-      cached_tiles_ = (item_->user.cached + T::kTileKeys - 1) / T::kTileKeys;
-      prefix_tiles_ = cached_tiles_ + (item_->user.prefix - item_->user.cached + T::kTileKeys - 1) / T::kTileKeys;
+      cached_tiles_ = (item_->item.rows.cached + T::kTileKeys - 1) / T::kTileKeys;
+      prefix_tiles_ = cached_tiles_ + (item_->item.rows.prefix - item_->item.rows.cached + T::kTileKeys - 1) / T::kTileKeys;
       load_queries(slot);
       int const end = item_->item.tile_end;
       for (int tile = item_->item.tile_begin; tile < end; ++tile) {
@@ -40,7 +40,7 @@ class Loader {
 #pragma unroll 1
     for (int w = 0; w < T::kConsumers; ++w) {
       if (block(w) == kNoBlock) continue;
-      int const first = block(w) & 1 ? item_->user.query_candidate_row : item_->user.query_row;
+      int const first = block(w) & 1 ? item_->item.rows.query_candidate_row : item_->item.rows.query_row;
       load_rows(memory_.queries[slot] + w * T::kQueryBlockBytes, &maps_.query, full, first + block(w) / 2 * kBlockRows,
                 kBlockRows);
     }
@@ -70,7 +70,7 @@ class Loader {
     if (tile >= prefix_tiles_) return load_self_tile(tile - prefix_tiles_, to, full, map);
     bool const cached = tile < cached_tiles_;
     int const position = (cached ? tile : tile - cached_tiles_) * T::kTileKeys;
-    int const rows = min(T::kTileKeys, (cached ? item_->user.cached : item_->user.prefix - item_->user.cached) - position);
+    int const rows = min(T::kTileKeys, (cached ? item_->item.rows.cached : item_->item.rows.prefix - item_->item.rows.cached) - position);
     bool const paged = cached && params_.page_table != nullptr;
     int const box_rows = paged ? T::kPagedBoxRows : T::kKeyBoxRows;
     int const boxes = (rows + box_rows - 1) / box_rows;
@@ -78,7 +78,7 @@ class Loader {
 #pragma unroll 1
     for (int box = 0; box < boxes; ++box) {
       int const at = position + box * box_rows;
-      int const row = paged ? paged_row(at) : (cached ? item_->user.cached_row : item_->user.key_row) + at;
+      int const row = paged ? paged_row(at) : (cached ? item_->item.rows.cached_row : item_->item.rows.key_row) + at;
       load_rows(to + box * box_rows * T::kRowBytes, cached ? cached_map : map, full, row, T::kTileKeys);
     }
   }
@@ -92,7 +92,7 @@ class Loader {
     for (int i = 0; i < T::kSelfBlocks; ++i) {
       int const w = self_tile * T::kSelfBlocks + i;
       if (!is_candidate_block(w)) continue;
-      int const row = item_->user.key_candidate_row + block(w) / 2 * kBlockRows;
+      int const row = item_->item.rows.key_candidate_row + block(w) / 2 * kBlockRows;
       load_rows(to + i * kBlockRows * T::kRowBytes, map, full, row, T::kTileKeys);
     }
   }
@@ -105,12 +105,12 @@ class Loader {
     int at;
     if (cached) {
       at = params_.page_table ? params_.page_table[item_->item.user * params_.pages_per_user + block]
-                              : first_value_block(item_->user.cached_row, item_->item.user) + block;
+                              : first_value_block(item_->item.rows.cached_row, item_->item.user) + block;
     } else if (own) {
       at = value_blocks(params_.key_rows, params_.users) +
            first_value_block(params_.candidate_offsets[item_->item.user], item_->item.user) + block;
     } else {
-      at = first_value_block(item_->user.key_row, item_->item.user) + block;
+      at = first_value_block(item_->item.rows.key_row, item_->item.user) + block;
     }
     barrier_arrive_expect(full, T::kValueBytes);
     tma_load(to, cached ? &maps_.cached_value : &maps_.value, full, key % kValueBlockKeys, 0,

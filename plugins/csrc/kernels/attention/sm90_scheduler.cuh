@@ -26,7 +26,6 @@ __device__ void schedule_items(AttentionParams const& params, SharedMemory<T>& m
       break;
     }
     slot.item = items[index / params.heads];
-    slot.user = user_shape(params, slot.item.user);
     slot.head = index % params.heads;
     barrier_arrive(&memory.item_full[count % kItemSlots]);
   }

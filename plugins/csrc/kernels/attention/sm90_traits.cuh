@@ -95,7 +95,6 @@ constexpr int kItemSlots = 4;
 // What the scheduler hands to the loader and the consumers.
 struct ItemSlot {
   WorkItem item;
-  UserShape user;
   int head;  // negative: no more items
 };
 
