@@ -31,6 +31,7 @@ class Options:
     references: Sequence[str]
     rounds: int
     target_ms: float
+    pause_ms: float
     """Time of one contender in one round."""
     device: torch.device
 
@@ -116,7 +117,10 @@ def measure_case(
         dtypes = {variants[name].dtype for name in entries if name in variants}
         entries |= {GEMM_NAMES[dtype]: entry for dtype, entry in gemms.items() if dtype in dtypes}
     rounds_us = time_in_turn(
-        {name: entry.graph for name, entry in entries.items()}, rounds=options.rounds, target_ms=options.target_ms
+        {name: entry.graph for name, entry in entries.items()},
+        rounds=options.rounds,
+        target_ms=options.target_ms,
+        pause_ms=options.pause_ms,
     )
     result.gemm_rounds_us = {name: us for name, us in rounds_us.items() if name in GEMM_NAMES.values()}
     _add_rows(case, entries, rounds_us, provenance, result)

@@ -43,6 +43,7 @@ class Plan:
     references: tuple[str, ...]
     rounds: int
     target_ms: float
+    pause_ms: float
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Plan:
@@ -61,7 +62,8 @@ class Plan:
             reuse_plan=args.reuse_plan,
             references=references,
             rounds=args.rounds,
-            target_ms=60.0,
+            target_ms=args.measure_ms,
+            pause_ms=args.pause_ms,
         )
         if not args.quick:
             return plan
@@ -82,6 +84,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--reuse-plan", action="store_true", help="also time each variant with the plan in place")
     parser.add_argument("--references", default=",".join(_REFERENCES), help="%(default)s, or none")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--measure-ms", type=float, default=20.0, help="length of one measurement (%(default)s)")
+    parser.add_argument(
+        "--pause-ms", type=float, default=150.0, help="idle time before each measurement; 0: a GPU under constant load"
+    )
     parser.add_argument("--quick", action="store_true", help="short rounds, table cases, no torch.compile")
     parser.add_argument("--out", type=Path, help="file for the rows (default: bench/results/kernels_<gpu>.jsonl)")
     parser.add_argument("--commit", help="of the rows, where this tree is no git checkout")
@@ -136,7 +142,7 @@ def _measure(plan: Plan, case: KernelCase, gemms: dict[Dtype, Entry], provenance
     from hstu_trt.bench.kernel_runs import Options, current_device, measure_case
 
     variants = parse_variants(plan.variants or case.variants, reuse_plan=plan.reuse_plan)
-    options = Options(variants, plan.references, plan.rounds, plan.target_ms, current_device())
+    options = Options(variants, plan.references, plan.rounds, plan.target_ms, plan.pause_ms, current_device())
     result = measure_case(case, options, gemms, provenance)
     if result.rows:
         print(f"{case_table(result.rows)}\n", flush=True)

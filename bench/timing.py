@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -47,13 +48,19 @@ class Contender(Protocol):
         """Time of one call in microseconds, from measurements that last about ``target_ms``."""
 
 
-def time_in_turn(contenders: Mapping[str, Contender], *, rounds: int, target_ms: float) -> dict[str, list[float]]:
-    """Measures all contenders in each round, beginning with another one each time; name -> a time per round."""
+def time_in_turn(
+    contenders: Mapping[str, Contender], *, rounds: int, target_ms: float, pause_ms: float = 0.0
+) -> dict[str, list[float]]:
+    """Measures all contenders in each round, beginning with another one each time; name -> a time per round.
+
+    pause_ms: idle time before each measurement, so that none is slowed by the heat of the one before it.
+    """
     names = list(contenders)
     rounds_us: dict[str, list[float]] = {name: [] for name in names}
     for round_number in range(rounds):
         first = round_number % len(names) if names else 0
         for name in names[first:] + names[:first]:
+            time.sleep(pause_ms / 1e3)
             rounds_us[name].append(contenders[name].measure_us(target_ms))
     return rounds_us
 

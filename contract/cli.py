@@ -17,6 +17,7 @@ from hstu_trt.contract.errors import HstuTrtError
 VERBS = {
     "export": ("hstu_trt.export.__main__", "checkpoint -> ONNX files and tables"),
     "engines": ("hstu_trt.engines.__main__", "ONNX files -> engines for a GPU or for ONNX Runtime"),
+    "plugins": ("hstu_trt.plugins.__main__", "build the CUDA kernels, check and report what they take"),
     "tables": ("hstu_trt.tables.__main__", "convert, verify and look into embedding tables"),
     "score": ("hstu_trt.bench.score", "score an input file with one runner"),
     "diff": ("hstu_trt.bench.diff", "compare two score files, tensor by tensor"),

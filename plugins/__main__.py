@@ -1,4 +1,4 @@
-"""``python -m hstu_trt.plugins build|check|report|toolchain``: builds the CUDA kernels and tells what they take."""
+"""``hstu-trt plugins build|check|report|toolchain``: builds the CUDA kernels and tells what they take."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     text = "Build the CUDA kernels; tell what they take."
-    parser = argparse.ArgumentParser("python -m hstu_trt.plugins", description=text)
+    parser = argparse.ArgumentParser("hstu-trt plugins", description=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -94,4 +94,4 @@ def _toolchain(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "python -m hstu_trt.plugins"))
+    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt plugins"))

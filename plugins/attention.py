@@ -84,6 +84,7 @@ def pack_values(v: Tensor, prefix_offsets: Tensor, candidate_offsets: Tensor) ->
     """e4m3 values [Tk, H, Dv] -> value blocks [2 * value_blocks(Tk, B), H, Dv, 128]: prefixes, then candidates.
 
     For a contiguous cache: its offsets as prefixes, no candidates, and the first half of the result.
+    Raises UnsupportedError for values that are not 4-byte aligned.
     """
     users, (rows, heads, v_dim) = prefix_offsets.shape[0] - 1, v.shape
     blocks = v.new_empty(2 * value_blocks(rows, users), heads, v_dim, VALUE_BLOCK_KEYS)
@@ -93,6 +94,12 @@ def pack_values(v: Tensor, prefix_offsets: Tensor, candidate_offsets: Tensor) ->
         scales=Scales(one, one, one),
     )  # fmt: skip
     params = call.params(call.empty_output(torch.float16))
+    # Rows are read four columns at a time (kernels/attention/value_blocks.cu).
+    if any(number % 4 for number in (v.data_ptr(), *v.stride()[:2], v_dim)):
+        raise UnsupportedError(
+            "values to pack must be 4-byte aligned, v_dim and their strides multiples of 4; "
+            f"here v_dim is {v_dim}, strides {v.stride()[:2]}, and the address {v.data_ptr() % 4} past a multiple of 4"
+        )
     with torch.cuda.device(v.device):
         stream = torch.cuda.current_stream(v.device).cuda_stream
         load_library().launch_pack_values(params, blocks.data_ptr(), stream)

@@ -84,6 +84,13 @@ BIAS = {
 ROWS, ODD = TokenTensor(ADDRESS, 256, 64), TokenTensor(ADDRESS + 2, 257, 64)
 CACHE = {"cached_k": ROWS, "cached_v": ROWS, "cached_offsets": ADDRESS, "cached_rows": 256}
 PAGES = {**CACHE, "page_table": ADDRESS, "page_size": 128, "pages_per_user": 2}
+# fp8 values whose rows cannot be read four columns at a time.
+UNPACKABLE: list[dict[str, Any]] = [
+    {"v": TokenTensor(ADDRESS + 2, 256, 64)},
+    {"v": TokenTensor(ADDRESS, 257, 64)},
+    {"v": TokenTensor(ADDRESS, 256, 62)},
+    {"v_dim": 62},
+]
 
 # (kernel, compute capability, changes to a valid call)
 REFUSED: list[tuple[str, int, dict[str, Any]]] = [
@@ -121,7 +128,7 @@ REFUSED: list[tuple[str, int, dict[str, Any]]] = [
     ("smxx", 90, {"qk_dim": 36}),
     ("smxx", 90, {"causal": 0}),
     *(("smxx", 90, {name: ODD}) for name in ("q", "k", "v", "out")),
-    ("smxx", 90, {**FP8, "v": ODD}),
+    *((kernel, 90, {**FP8, **change}) for kernel in ("sm90", "smxx") for change in UNPACKABLE),
     ("smxx", 90, {**CACHE, "cached_v": ODD}),
     ("smxx", 90, {**BIAS, **CACHE}),
     ("smxx", 90, {**FP8, **PAGES, "page_size": 64}),
@@ -151,6 +158,14 @@ def test_every_sentence_is_said_by_some_call(library: KernelLibrary) -> None:
     assert [text for text in literals if text not in said and not SAID_BEFORE.search(text)] == []
 
 
+@pytest.mark.parametrize("change", UNPACKABLE)
+def test_values_that_cannot_be_packed_go_to_the_oracle(library: KernelLibrary, change: dict[str, Any]) -> None:
+    said = {library.unsupported(valid_params(**FP8, **change), kernel, 90) for kernel in ("sm90", "smxx")}
+    assert said == {"fp8 values that are not packed must be 4-byte aligned, v_dim and their strides multiples of 4"}
+    assert library.unsupported(valid_params(**FP8, **change), "fp32", 90) is None
+    assert library.unsupported(valid_params(**FP8, **change), "auto", 90) is None
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_plain_call_can_be_done(library: KernelLibrary, kernel: str) -> None:
     if kernel == "sm90" and "90a" not in library.archs:
@@ -173,6 +188,20 @@ def test_more_work_never_takes_less_workspace(
     sizes = [library.workspace_size(valid_params(**{**changes, field: n}), kernel) for n in (1, 2, 7, 64, 1000, 9000)]
     assert sizes == sorted(sizes)
     assert sizes[-1] < 2**31
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_workspace_hardly_grows_with_the_tokens(library: KernelLibrary, kernel: str, dim: int) -> None:
+    """80 bytes per 64 rows, and sums of split items up to a bound."""
+
+    def size(rows: int) -> int:
+        return library.workspace_size(
+            valid_params(users=1, qk_dim=dim, v_dim=dim, query_rows=rows, key_rows=rows), kernel
+        )  # fmt: skip
+
+    assert size(1_000_000) - size(100) <= 1_000_000
+    assert size(100) <= 40_000_000
 
 
 def test_value_blocks_are_those_of_the_header(library: KernelLibrary) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from hstu_trt.contract.errors import ArtefactError, InputError
 from hstu_trt.contract.ops import HSTU_ATTENTION
 from hstu_trt.plugins import torch_ops
-from hstu_trt.plugins.attention import AttentionPlan, quantise, unsupported
-from hstu_trt.plugins.library import AttentionParams, KernelLibrary
+from hstu_trt.plugins.attention import AttentionPlan, pack_values, quantise, unsupported
+from hstu_trt.plugins.library import AttentionParams, KernelLibrary, UnsupportedError
 from hstu_trt.plugins.parameters import AttentionCall, Cache, Offsets, Scales
 
 CASE = Case(seed=1, users=(User(0, 5, 5, 2), User(0, 3, 3, 1)), qk_dim=64, v_dim=32)
@@ -189,6 +189,20 @@ def test_quantised_values_are_near() -> None:
         heads = [0, 1, 2] if per_head else [1]
         assert ((real - x).norm(dim=(0, 2)) / x.norm(dim=(0, 2)))[heads].max() < 0.04
     assert quantise(x[:0])[1].isfinite().all()
+
+
+UNPACKABLE = {
+    "an odd v_dim": lambda v: v[..., :30],
+    "odd strides": lambda v: v.view(torch.uint8).as_strided((8, 2, 32), (65, 32, 1)).view(v.dtype),
+    "an odd address": lambda v: v.view(torch.uint8).flatten()[2:-62].view(v.dtype).unflatten(0, (-1, 2, 32)),
+}
+
+
+@pytest.mark.parametrize("spoil", UNPACKABLE)
+def test_values_that_cannot_be_packed_are_refused(spoil: str) -> None:
+    v = UNPACKABLE[spoil](torch.zeros(11, 2, 32, dtype=torch.uint8).view(torch.float8_e4m3fn))
+    with pytest.raises(UnsupportedError, match="must be 4-byte aligned, v_dim and their strides multiples of 4; here"):
+        pack_values(v, torch.tensor([0, 3]).int(), torch.tensor([0, 2]).int())
 
 
 def test_a_missing_library_is_said_where_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:

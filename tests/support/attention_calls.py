@@ -11,6 +11,7 @@ from attention_inputs import DTYPES, Case, Tokens
 from torch import Tensor
 
 from hstu_trt.export.attention import MaskOptions, time_bucket, valid_pairs
+from hstu_trt.plugins.attention import E4M3_MAX
 from hstu_trt.plugins.parameters import (
     VALUE_BLOCK_KEYS,
     AttentionCall,
@@ -184,16 +185,25 @@ class Sample(NamedTuple):
     """float64 [rows, H, Dv]."""
 
 
-def exact(case: Case, tokens: Tokens, every: int = 1) -> Sample:
-    """Each ``every``-th row of each user's output in float64, on the values that the kernels read."""
+def exact(case: Case, tokens: Tokens, every: int = 1, weights: torch.dtype = torch.float64) -> Sample:
+    """Each ``every``-th row of each user's output in float64, on the values that the kernels read.
+
+    weights: the type that SiLU of the scores is rounded to.
+    """
     rows = [tokens.norm.new_zeros(0, dtype=torch.int64)]
     outs = [tokens.norm.new_zeros((0, case.heads, case.v_dim), dtype=torch.float64)]
     for n, numbers in enumerate(rows_of_users(case, tokens.norm.device)):
         first = case.users[n].prefix - case.users[n].queries
         taken = torch.arange(n % every, len(numbers), every, device=numbers.device)
         rows.append(numbers[taken])
-        outs.append(_exact_user(case, tokens, n, taken + first))
+        outs.append(_exact_user(case, tokens, n, taken + first, weights))
     return Sample(torch.cat(rows), torch.cat(outs))
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest numbers of a type, as x's type; e4m3 saturates."""
+    near = x.clamp(-E4M3_MAX, E4M3_MAX) if dtype == torch.float8_e4m3fn else x
+    return near.to(dtype).to(x.dtype)
 
 
 def rows_of_users(case: Case, device: torch.device) -> list[Tensor]:
@@ -207,7 +217,7 @@ def rows_of_users(case: Case, device: torch.device) -> list[Tensor]:
     return rows
 
 
-def _exact_user(case: Case, tokens: Tokens, n: int, position: Tensor) -> Tensor:
+def _exact_user(case: Case, tokens: Tokens, n: int, position: Tensor, dtype: torch.dtype) -> Tensor:
     user = case.users[n]
     q, k, v = (_real(tensors[n], side, tokens) for side, tensors in enumerate((tokens.q, tokens.k, tokens.v)))
     scores = case.options.alpha * torch.einsum("qhd,khd->hqk", q[position], k)
@@ -215,7 +225,7 @@ def _exact_user(case: Case, tokens: Tokens, n: int, position: Tensor) -> Tensor:
         scores = scores + _exact_bias(tokens, n, user.prefix, position)
     mask = MaskOptions(**{name: value for name, value in vars(case.options).items() if name != "alpha"})
     valid = valid_pairs(position, user.prefix, user.candidates, mask)
-    weights = torch.where(valid, torch.nn.functional.silu(scores), 0.0)
+    weights = rounded(torch.where(valid, torch.nn.functional.silu(scores), 0.0), dtype)
     return torch.einsum("hqk,khd->qhd", weights, v) * row_scale(case, tokens, n, position)[..., None, None]
 
 

@@ -65,6 +65,8 @@ class Case:
     """Rows of q, k, v and out beyond those in use."""
     outliers: float = 1.0
     """Factor on one token in 128."""
+    outlier_dims: float = 1.0
+    """Factor on one dim in 64 of q and k."""
 
     @property
     def max_len(self) -> int:
@@ -170,8 +172,9 @@ def make_tokens(case: Case, device: torch.device | str) -> Tokens:
         return torch.randn(shape, generator=generator, device=device)
 
     tensors, scales = [], []
-    for dim in (case.qk_dim, case.qk_dim, case.v_dim):
+    for dim, outlier_dims in ((case.qk_dim, case.outlier_dims), (case.qk_dim, case.outlier_dims), (case.v_dim, 1.0)):
         values = randn(total, case.heads, dim)
+        values[..., ::64] *= outlier_dims
         rare = torch.rand(total, generator=generator, device=device) < 1 / 128
         values *= torch.where(rare, case.outliers, 1.0)[:, None, None]
         if case.dtype == "fp8":

@@ -11,11 +11,12 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kClasses = 8;           // classes of item length: coarse, so that one user's items stay together
+constexpr int kClasses = 3;           // of item length: few, so that one user's items stay together
 constexpr int kUsersInShared = 1024;  // their item counts stand in shared memory, too
 constexpr int kMinTilesPerPart = 4;   // a part pays for reading its queries and for adding its sums
 
-__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// Unsigned: divisors are constants, mostly powers of two.
+__host__ __device__ constexpr int ceil_div(unsigned a, unsigned b) { return (a + b - 1) / b; }
 
 // The row blocks of one user, and the items they make: groups of candidates, what is left over, groups of prefix rows
 // from the last to the first. A user's items are so ordered from long to short.
@@ -90,8 +91,8 @@ __device__ TileRange item_tiles(AttentionParams const& params, UserShape const& 
   int const cached_tiles = ceil_div(user.cached, S::kTileKeys);
   int const all_tiles = cached_tiles + ceil_div(user.prefix - user.cached, S::kTileKeys);
   auto tile_of = [&](int position) {
-    return position < user.cached ? position / S::kTileKeys
-                                  : cached_tiles + (position - user.cached) / S::kTileKeys;
+    constexpr unsigned kKeys = S::kTileKeys;
+    return static_cast<int>(position < user.cached ? position / kKeys : cached_tiles + (position - user.cached) / kKeys);
   };
   KeyRange keys{user.prefix, -1};
   auto extend = [&](KeyRange range) {
@@ -101,8 +102,12 @@ __device__ TileRange item_tiles(AttentionParams const& params, UserShape const& 
   if (blocks.prefix.size() > 0) {
     int const first_query = user.prefix - user.queries;
     int const end = min(blocks.prefix.end * kBlockRows, user.queries);
-    extend(rules.prefix_query(first_query + blocks.prefix.begin * kBlockRows, user.prefix));
-    extend(rules.prefix_query(first_query + end - 1, user.prefix));
+    if (params.max_attn_len > 0 || params.contextual_seq_len > 0) {
+      extend(rules.prefix_query(first_query + blocks.prefix.begin * kBlockRows, user.prefix));
+      extend(rules.prefix_query(first_query + end - 1, user.prefix));
+    } else {
+      extend({0, first_query + end - 1});
+    }
   }
   bool const sees_prefix = keys.first <= keys.last;
   TileRange tiles{sees_prefix ? tile_of(keys.first) : all_tiles, sees_prefix ? tile_of(keys.last) + 1 : all_tiles};
@@ -183,7 +188,7 @@ struct Planner {
   };
 
   // Entry `index` of the unsorted list: item index / parts, part index % parts.
-  __device__ __noinline__ Entry entry(int index) const {
+  __device__ Entry entry(int index) const {
     Entry result{};
     result.length_class = kClasses;
     if (index >= num_items * parts) return result;
@@ -205,7 +210,8 @@ struct Planner {
     result.item.part = part | item_parts << 16;
     result.item.group = item_index * parts;
     int const part_length = result.item.tile_end - result.item.tile_begin;
-    result.length_class = kClasses - 1 - min(kClasses - 1, part_length * kClasses / (longest + 1));
+    // A user's items stand longest first already; what is short fills the gaps at the end.
+    result.length_class = 4 * part_length > longest ? 0 : 16 * part_length > longest ? 1 : 2;
     return result;
   }
 

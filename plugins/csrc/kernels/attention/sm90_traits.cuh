@@ -24,7 +24,7 @@ struct Traits {
   static constexpr int kQuerySlots = kQuerySlots_;    // items in flight
   static constexpr int kOperands = kOperands_;        // tiles of SiLU(S) in registers, 1 or 2
   static constexpr bool kTurns = kTurns_;             // warpgroups take turns in starting products
-  static constexpr bool kQueriesInRegisters = sizeof(Element) == 1 && kDim == 128;
+  static constexpr bool kQueriesInRegisters = kDim == 128 || (kDim == 64 && sizeof(Element) == 2);
 
   static constexpr bool kFp8 = sizeof(Element) == 1;
   static constexpr int kThreads = kProducerThreads + 128 * kConsumers;

@@ -29,10 +29,6 @@ char const* layout_unsupported(AttentionParams const& p) {
   if (!is_aligned(p.q, bytes) || !is_aligned(p.k, bytes) || (!fp8 && !is_aligned(p.v, bytes))) {
     return "smxx: q, k and v must be 16-byte aligned, their strides multiples of 16 bytes below 2 GiB";
   }
-  // The packer reads four columns at a time.
-  if (fp8 && !p.packed_values && ((p.v.row_stride | p.v.head_stride | reinterpret_cast<intptr_t>(p.v.data)) & 3) != 0) {
-    return "smxx: v of fp8 must be 4-byte aligned, its strides multiples of 4 bytes";
-  }
   if (!is_aligned(p.out, element_bytes(p.output_type))) {
     return "smxx: out must be 16-byte aligned, its strides multiples of 16 bytes";
   }
