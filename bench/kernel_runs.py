@@ -20,6 +20,8 @@ from hstu_trt.contract.gates import ATTENTION_GATES
 from hstu_trt.plugins.library import KernelError
 
 SUITE = "kernels"
+SUSTAINED_SUITE = "kernels sustained"
+"""Rows measured without pauses, on a GPU that its power limit slows."""
 _SEED = 20261122
 
 
@@ -31,9 +33,15 @@ class Options:
     references: Sequence[str]
     rounds: int
     target_ms: float
-    pause_ms: float
     """Time of one contender in one round."""
+    pause_ms: float
+    """Idle time before it."""
     device: torch.device
+
+    @property
+    def suite(self) -> str:
+        """Of the rows."""
+        return SUITE if self.pause_ms > 0 else SUSTAINED_SUITE
 
 
 @dataclass
@@ -123,7 +131,7 @@ def measure_case(
         pause_ms=options.pause_ms,
     )
     result.gemm_rounds_us = {name: us for name, us in rounds_us.items() if name in GEMM_NAMES.values()}
-    _add_rows(case, entries, rounds_us, provenance, result)
+    _add_rows(case, entries, rounds_us, provenance, options.suite, result)
     return result
 
 
@@ -210,6 +218,7 @@ def _add_rows(
     entries: Mapping[str, Entry],
     rounds_us: Mapping[str, Sequence[float]],
     provenance: Provenance,
+    suite: str,
     result: CaseResult,
 ) -> None:
     """Rows of the case's contenders but for the GEMMs, ours with the ratios to all others."""
@@ -223,7 +232,7 @@ def _add_rows(
             continue
         row = ResultRow(
             **vars(provenance),
-            suite=SUITE,
+            suite=suite,
             case=case.name,
             variant=name,
             median_us=us,
@@ -238,7 +247,9 @@ def _add_rows(
         result.rows.append(row)
 
 
-def gemm_rows(rounds_us: Sequence[Mapping[str, Sequence[float]]], provenance: Provenance) -> list[ResultRow]:
+def gemm_rows(
+    rounds_us: Sequence[Mapping[str, Sequence[float]]], provenance: Provenance, suite: str
+) -> list[ResultRow]:
     """A row per GEMM over the rounds of all cases."""
     rows = []
     for name in GEMM_NAMES.values():
@@ -246,7 +257,7 @@ def gemm_rows(rounds_us: Sequence[Mapping[str, Sequence[float]]], provenance: Pr
             timing = Timing.of(all_us)
             tflops = 2 * GEMM_SIZE**3 / timing.median_us / 1e6
             row = ResultRow(
-                **vars(provenance), suite=SUITE, case=GEMM_CASE, variant=name, tflops=tflops, **vars(timing)
+                **vars(provenance), suite=suite, case=GEMM_CASE, variant=name, tflops=tflops, **vars(timing)
             )
             rows.append(row)
     return rows

@@ -112,7 +112,7 @@ def run(plan: Plan, out: Path | None, commit: str | None) -> tuple[list[results.
 
     if not torch.cuda.is_available():
         raise ConfigError("PyTorch sees no CUDA GPU here, and kernels are timed on one; --dry-run lists the cases")
-    from hstu_trt.bench.kernel_runs import current_device, gemm_entries, gemm_rows
+    from hstu_trt.bench.kernel_runs import SUITE, SUSTAINED_SUITE, current_device, gemm_entries, gemm_rows
 
     device = torch.cuda.get_device_name()
     path = out or results.RESULTS / f"kernels_{results.device_slug(device)}.jsonl"
@@ -125,7 +125,9 @@ def run(plan: Plan, out: Path | None, commit: str | None) -> tuple[list[results.
         found.append(result)
         for failure in result.failures:
             print(f"FAILED: {failure}", flush=True)
-    ceilings = gemm_rows([result.gemm_rounds_us for result in found], provenance)
+    ceilings = gemm_rows(
+        [result.gemm_rounds_us for result in found], provenance, SUITE if plan.pause_ms > 0 else SUSTAINED_SUITE
+    )
     results.append_rows(path, ceilings)
     if ceilings:
         print(case_table(ceilings))

@@ -81,7 +81,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(kernel_runs, "GraphedCalls", FakeGraph)
         monkeypatch.setattr(kernel_runs, "l2_cache_bytes", lambda device: 1)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-        options = Options(parse_variants(variants), ("eager",), 3, 1.0, torch.device("cpu"))
+        options = Options(parse_variants(variants), ("eager",), 3, 1.0, 0.001, torch.device("cpu"))
         gemm = Entry(graph=FakeGraph([lambda: None]), flops=2 * CASE.flops)
         return measure_case(CASE, options, {"fp16": gemm, "fp8": gemm}, PROVENANCE)
 

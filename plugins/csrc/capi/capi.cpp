@@ -71,7 +71,7 @@ int32_t hstu_trt_launch_attention(AttentionParams const* params, int32_t kernel,
 }
 
 int32_t hstu_trt_launch_pack_values(AttentionParams const* params, void* blocks, void* stream) {
-  return hstu_trt::launch_pack_values(*params, blocks, static_cast<cudaStream_t>(stream));
+  return hstu_trt::launch_pack_values(*params, blocks, /*behind_plan=*/false, static_cast<cudaStream_t>(stream));
 }
 
 int32_t hstu_trt_value_blocks(int32_t rows, int32_t users) { return hstu_trt::value_blocks(rows, users); }

@@ -71,6 +71,7 @@ char const* kernel_unsupported(AttentionParams const& params, AttentionKernel ke
 // A library for other GPUs has the sentence alone.
 char const* sm90_unsupported(AttentionParams const&, int) noexcept { return "sm90: this library was built without it"; }
 size_t sm90_workspace_size(AttentionParams const&) noexcept { return 0; }
+cudaError_t launch_sm90_plan(AttentionParams const&, int, cudaStream_t) noexcept { return cudaErrorNotSupported; }
 cudaError_t launch_sm90(AttentionParams const&, int, cudaStream_t) noexcept { return cudaErrorNotSupported; }
 
 namespace {
@@ -96,6 +97,16 @@ size_t kernel_workspace_size(AttentionParams const& params, AttentionKernel kern
     case AttentionKernel::kSm90: return align(sm90_workspace_size(params));
     case AttentionKernel::kSmxx: return align(plan_size(params, smxx_plan_shape(params)));
     default: return 0;
+  }
+}
+
+cudaError_t launch_kernel_plan(AttentionParams const& params, AttentionKernel kernel, int multiprocessors,
+                               cudaStream_t stream) {
+  switch (kernel) {
+    case AttentionKernel::kSm90: return launch_sm90_plan(params, multiprocessors, stream);
+    case AttentionKernel::kSmxx:
+      return launch_plan(params, smxx_plan_shape(params), multiprocessors, nullptr, 0, stream);
+    default: return cudaSuccess;
   }
 }
 
@@ -138,22 +149,21 @@ cudaError_t launch_attention(AttentionParams const& params, AttentionKernel kern
   if (cudaError_t const error = current_device(device); error != cudaSuccess) return error;
   if (choose(params, kernel, device.capability)) return cudaErrorNotSupported;
   if (params.users == 0 || params.query_rows == 0) return cudaSuccess;
+  if (!params.reuse_plan) {
+    cudaError_t const error = launch_kernel_plan(params, kernel, device.multiprocessors, stream);
+    if (error != cudaSuccess) return error;
+  }
   AttentionParams call = params;
   if (needs_packing(params, kernel)) {
     void* const blocks = static_cast<unsigned char*>(params.workspace) + kernel_workspace_size(params, kernel);
-    if (cudaError_t const error = launch_pack_values(params, blocks, stream); error != cudaSuccess) return error;
+    cudaError_t const error = launch_pack_values(params, blocks, /*behind_plan=*/!params.reuse_plan, stream);
+    if (error != cudaSuccess) return error;
     call.v = {blocks, kValueBlockKeys, int64_t{kValueBlockKeys} * params.v_dim};
     call.packed_values = 1;
   }
   switch (kernel) {
     case AttentionKernel::kSm90: return launch_sm90(call, device.multiprocessors, stream);
-    case AttentionKernel::kSmxx: {
-      if (!call.reuse_plan) {
-        cudaError_t const error = launch_plan(call, smxx_plan_shape(call), device.multiprocessors, nullptr, 0, stream);
-        if (error != cudaSuccess) return error;
-      }
-      return launch_smxx(call, stream);
-    }
+    case AttentionKernel::kSmxx: return launch_smxx(call, stream);
     default: return launch_fp32(call, stream);
   }
 }

@@ -14,6 +14,7 @@ namespace sm90 {
 
 struct Variant {
   size_t (*workspace_size)(AttentionParams const&);
+  cudaError_t (*launch_plan)(AttentionParams const&, int multiprocessors, cudaStream_t);
   cudaError_t (*launch)(AttentionParams const&, int multiprocessors, cudaStream_t);
 };
 
@@ -23,10 +24,11 @@ Variant const& variant();
 
 }  // namespace sm90
 
-// Every call whose kernel is chosen by name answers why it cannot run (nullptr: it can), how much workspace it needs
-// and launches. `v` of fp8 calls comes as value blocks.
+// Every kernel answers why it cannot run a call (nullptr: it can), how much workspace it needs, builds its plan and
+// launches. `v` of fp8 calls comes as value blocks, but for launch_fp32.
 char const* sm90_unsupported(AttentionParams const& params, int capability) noexcept;
 size_t sm90_workspace_size(AttentionParams const& params) noexcept;
+cudaError_t launch_sm90_plan(AttentionParams const& params, int multiprocessors, cudaStream_t stream) noexcept;
 cudaError_t launch_sm90(AttentionParams const& params, int multiprocessors, cudaStream_t stream) noexcept;
 
 char const* smxx_unsupported(AttentionParams const& params, int capability) noexcept;

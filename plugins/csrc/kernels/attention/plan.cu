@@ -192,7 +192,8 @@ struct Planner {
     Entry result{};
     result.length_class = kClasses;
     if (index >= num_items * parts) return result;
-    int const item_index = index / parts, part = index % parts;
+    // Divisions by run-time numbers are long, and most lists have one part per item.
+    int const item_index = parts == 1 ? index : index / parts, part = index - item_index * parts;
     int const user = user_of(item_index);
     UserShape const rows = user_shape(params, user);
     UserItems<S> const items(rows);
@@ -205,8 +206,9 @@ struct Planner {
     result.item.rows = rows;
 #pragma unroll
     for (int slot = 0; slot < kMaxSlots; ++slot) result.item.blocks[slot] = block_of(blocks, slot);
-    result.item.tile_begin = tiles.begin + length * part / item_parts;
-    result.item.tile_end = tiles.begin + length * (part + 1) / item_parts;
+    auto part_begin = [&](int i) { return tiles.begin + (item_parts == 1 ? length * i : length * i / item_parts); };
+    result.item.tile_begin = part_begin(part);
+    result.item.tile_end = part_begin(part + 1);
     result.item.part = part | item_parts << 16;
     result.item.group = item_index * parts;
     int const part_length = result.item.tile_end - result.item.tile_begin;

@@ -73,6 +73,10 @@ char const* sm90_unsupported(AttentionParams const& params, int capability) noex
 
 size_t sm90_workspace_size(AttentionParams const& params) noexcept { return variant_of(params).workspace_size(params); }
 
+cudaError_t launch_sm90_plan(AttentionParams const& params, int multiprocessors, cudaStream_t stream) noexcept {
+  return variant_of(params).launch_plan(params, multiprocessors, stream);
+}
+
 cudaError_t launch_sm90(AttentionParams const& params, int multiprocessors, cudaStream_t stream) noexcept {
   return variant_of(params).launch(params, multiprocessors, stream);
 }

@@ -59,7 +59,7 @@ size_t split_sums_bytes() {
 }
 template <class T>
 size_t split_counter_bytes() {
-  return sizeof(int32_t) * kMaxSplitWork * T::kConsumers;
+  return sizeof(SplitCounters) * kMaxSplitWork * T::kConsumers;
 }
 
 template <class T>
@@ -97,22 +97,28 @@ bool make_tensor_maps(AttentionParams const& params, TensorMaps& maps) {
 }
 
 template <class T>
+SplitWorkspace split_workspace(AttentionParams const& params) {
+  auto* const behind_plan = static_cast<unsigned char*>(params.workspace) + plan_size(params, T::plan_shape());
+  return {reinterpret_cast<float*>(behind_plan), reinterpret_cast<SplitCounters*>(behind_plan + split_sums_bytes<T>())};
+}
+
+template <class T>
+cudaError_t plan(AttentionParams const& params, int multiprocessors, cudaStream_t stream) {
+  auto* const counters = reinterpret_cast<int32_t*>(split_workspace<T>(params).counters);
+  return launch_plan(params, T::plan_shape(), multiprocessors, counters, split_counter_bytes<T>() / sizeof(int32_t),
+                     stream);
+}
+
+template <class T>
 cudaError_t launch(AttentionParams const& params, int multiprocessors, cudaStream_t stream) {
   TensorMaps maps{};
   if (!make_tensor_maps<T>(params, maps)) return cudaErrorInvalidValue;
-  auto* const behind_plan = static_cast<unsigned char*>(params.workspace) + plan_size(params, T::plan_shape());
-  SplitWorkspace const split{reinterpret_cast<float*>(behind_plan),
-                             reinterpret_cast<int32_t*>(behind_plan + split_sums_bytes<T>())};
-  if (!params.reuse_plan) {
-    cudaError_t const error = launch_plan(params, T::plan_shape(), multiprocessors, split.arrived,
-                                          kMaxSplitWork * T::kConsumers, stream);
-    if (error != cudaSuccess) return error;
-  }
   auto* const kernel = attention_kernel<T>;
   int const bytes = sizeof(SharedMemory<T>);
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
-  // The prologue overlaps the plan; behind anything else it must not, since that may still read our outputs.
+  // The prologue overlaps the plan (and the packing of values, which waits for it); behind anything else it must not,
+  // since that may still read our outputs.
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -123,7 +129,7 @@ cudaError_t launch(AttentionParams const& params, int multiprocessors, cudaStrea
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = params.reuse_plan ? 0 : 1;
-  return cudaLaunchKernelEx(&config, kernel, params, maps, split);
+  return cudaLaunchKernelEx(&config, kernel, params, maps, split_workspace<T>(params));
 }
 
 }  // namespace hstu_trt::sm90
@@ -134,7 +140,7 @@ cudaError_t launch(AttentionParams const& params, int multiprocessors, cudaStrea
   template <>                                                                                                         \
   Variant const& variant<Element, kDim>() {                                                                           \
     using T = TraitsFor<Element, kDim>::Type;                                                                         \
-    static Variant const one{workspace_size<T>, launch<T>};                                                           \
+    static Variant const one{workspace_size<T>, plan<T>, launch<T>};                                                      \
     return one;                                                                                                       \
   }                                                                                                                   \
   }

@@ -428,29 +428,41 @@ class Consumer {
 
   // ---- split items ----
 
-  // Leaves this part's sums in the workspace. Whoever comes last adds all parts, in their order, and stores.
+  // Adds up the parts of an item, in their order. Whoever comes last does so: it keeps its sums in registers and waits for
+  // those who came before it to have written theirs. True for the last one, which holds the total.
   __device__ bool add_parts() {
-    int const parts = slot_->item.part >> 16;
-    float* const sums = split_sums(slot_->item.part & 0xFFFF);
-#pragma unroll
-    for (int i = 0; i < T::kDim / 2; ++i) sums[i * 128 + thread_] = out_[i];
-    __threadfence();
+    int const parts = slot_->item.part >> 16, own = slot_->item.part & 0xFFFF;
+    SplitCounters* const counters = split_.counters + split_index(0);
+    if (thread_ == 0) memory_.last_part[warpgroup_] = atomicAdd(&counters->arrived, 1) == parts - 1;
     sync_warpgroup();
-    int32_t* const arrived = split_.arrived + split_index(0);
+    if (!memory_.last_part[warpgroup_]) {
+      float* const sums = split_sums(own);
+#pragma unroll
+      for (int i = 0; i < T::kDim / 2; ++i) __stcg(sums + i * 128 + thread_, out_[i]);
+      __threadfence();
+      sync_warpgroup();
+      if (thread_ == 0) atomicAdd(&counters->written, 1);
+      return false;
+    }
     if (thread_ == 0) {
-      bool const last = atomicAdd(arrived, 1) == parts - 1;
-      if (last) *arrived = 0;
-      memory_.last_part[warpgroup_] = last;
+      while (atomicAdd(&counters->written, 0) != parts - 1) __nanosleep(40);
+      *counters = {0, 0};
     }
     sync_warpgroup();
-    if (!memory_.last_part[warpgroup_]) return false;
     __threadfence();
+    constexpr int kChunk = 8;  // as many registers as are free
 #pragma unroll
-    for (int i = 0; i < T::kDim / 2; ++i) out_[i] = 0.f;
-    for (int p = 0; p < parts; ++p) {
-      float const* const other = split_sums(p);
+    for (int first = 0; first < T::kDim / 2; first += kChunk) {
+      float total[kChunk] = {};
+#pragma unroll 1
+      for (int part = 0; part < parts; ++part) {
+        float const* const sums = split_sums(part) + first * 128 + thread_;
 #pragma unroll
-      for (int i = 0; i < T::kDim / 2; ++i) out_[i] += __ldcg(other + i * 128 + thread_);
+        for (int i = 0; i < kChunk; ++i) total[i] += part == own ? out_[first + i] : __ldcg(sums + i * 128);
+      }
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) out_[first + i] = total[i];
+      asm volatile("" ::: "memory");
     }
     return true;
   }

@@ -116,10 +116,15 @@ struct TensorMaps {
   CUtensorMap query, key, value, cached_key, cached_value;
 };
 
-// Fragment sums of split items, and who has finished: behind the plan in the workspace.
+// Parts of a block that have come to add their sums, and that have written them. Zero between launches.
+struct SplitCounters {
+  int32_t arrived, written;
+};
+
+// Behind the plan in the workspace.
 struct SplitWorkspace {
-  float* sums;       // [list entry][head][warpgroup][kDim / 2][128 threads]
-  int32_t* arrived;  // [list entry][head][warpgroup], zero between launches
+  float* sums;              // of split items' fragments: [list entry][head][warpgroup][kDim / 2][128 threads]
+  SplitCounters* counters;  // [list entry][head][warpgroup]
 };
 
 // Where a position along the stages of a pipeline stands.

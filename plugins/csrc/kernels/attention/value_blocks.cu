@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../common/ptx.cuh"
+
 namespace hstu_trt {
 namespace {
 
@@ -55,7 +57,8 @@ __global__ void __launch_bounds__(kThreads) pack_values(AttentionParams const p,
   BlockRows const rows =
       find_rows(candidates ? p.candidate_offsets : p.prefix_offsets, p.users,
                 candidates ? p.prefix_offsets[p.users] : 0, blockIdx.x - (candidates ? section_blocks : 0));
-  if (rows.count == 0) return;
+  // Who waits for this kernel relies on the one before it as well.
+  if (rows.count == 0) return wait_for_previous_kernel();
 
   // A warp reads four keys of a slot word for eight words of columns and four such slot words: 16 keys, 32 columns.
   int const warp = threadIdx.x / 32, column_lane = threadIdx.x % 8, slot_lane = threadIdx.x % 32 / 8;
@@ -93,21 +96,31 @@ __global__ void __launch_bounds__(kThreads) pack_values(AttentionParams const p,
   for (int column = warp; column < columns; column += kWarps) {
     out[column * kSlotWords + threadIdx.x % 32] = tile[column * kPitch + threadIdx.x % 32];
   }
+  wait_for_previous_kernel();
 }
 
 }  // namespace
 
-cudaError_t launch_pack_values(AttentionParams const& params, void* blocks, cudaStream_t stream) noexcept {
+cudaError_t launch_pack_values(AttentionParams const& params, void* blocks, bool behind_plan,
+                               cudaStream_t stream) noexcept {
   // Values are read four columns at a time.
   int64_t const strides = params.v.row_stride | params.v.head_stride | params.v_dim;
   if (params.type != DataType::kFloat8E4M3 || (strides | reinterpret_cast<intptr_t>(params.v.data)) % 4 != 0) {
     return cudaErrorInvalidValue;
   }
-  dim3 const grid(static_cast<unsigned>(2 * value_blocks(params.key_rows, params.users)),
-                  static_cast<unsigned>(params.heads), static_cast<unsigned>((params.v_dim + kColumns - 1) / kColumns));
   if (params.users == 0) return cudaSuccess;
-  void* arguments[] = {const_cast<AttentionParams*>(&params), &blocks};
-  return cudaLaunchKernel(reinterpret_cast<void const*>(&pack_values), grid, dim3(kThreads), arguments, 0, stream);
+  cudaLaunchAttribute beside{};
+  beside.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  beside.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(2 * value_blocks(params.key_rows, params.users)),
+                        static_cast<unsigned>(params.heads),
+                        static_cast<unsigned>((params.v_dim + kColumns - 1) / kColumns));
+  config.blockDim = kThreads;
+  config.stream = stream;
+  config.attrs = &beside;
+  config.numAttrs = behind_plan ? 1 : 0;
+  return cudaLaunchKernelEx(&config, pack_values, params, static_cast<uint8_t*>(blocks));
 }
 
 }  // namespace hstu_trt
