@@ -122,7 +122,7 @@ def test_what_is_not_supported_is_said(fakes) -> None:
 
 def test_gemm_rows_join_the_rounds() -> None:
     name = GEMM_NAMES["fp8"]
-    (row,) = gemm_rows([{name: [1000.0, 1100.0]}, {name: [900.0]}, {}], PROVENANCE)
+    (row,) = gemm_rows([{name: [1000.0, 1100.0]}, {name: [900.0]}, {}], PROVENANCE, "kernels")
     assert (row.case, row.variant, row.median_us, row.spread) == (GEMM_CASE, name, 1000.0, 0.2)
     assert row.tflops == pytest.approx(2 * 8192**3 / 1e9)
 
