@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hstu_trt.bench.kernel_cases import MEMORY_BYTES_PER_S, Dtype, KernelCase, sweep_cases, table_cases
 from hstu_trt.bench.kernel_variants import GEMM_CASE, GEMM_NAMES, REFERENCES
-from hstu_trt.bench.results import ResultRow, latest
+from hstu_trt.bench.result_rows import ResultRow, latest
 from hstu_trt.bench.svg import LinearScale, LogScale, Picture, Point, spread_apart
 from hstu_trt.contract.errors import ArtefactError
 

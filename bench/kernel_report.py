@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from hstu_trt.bench.kernel_cases import DTYPES, Dtype, KernelCase, all_cases, table_cases
 from hstu_trt.bench.kernel_variants import GEMM_NAMES, REFERENCES, KernelVariant, parse_variant
-from hstu_trt.bench.results import ResultRow, latest
+from hstu_trt.bench.result_rows import ResultRow, latest
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.text import text_table
 

@@ -14,7 +14,7 @@ from hstu_trt.bench.kernel_check import UserSample, exact_rows, non_finite, quer
 from hstu_trt.bench.kernel_inputs import Tokens, random_tokens
 from hstu_trt.bench.kernel_references import build_reference, gemm_reference
 from hstu_trt.bench.kernel_variants import GEMM_CASE, GEMM_NAMES, GEMM_SIZE, KernelVariant
-from hstu_trt.bench.results import Provenance, ResultRow
+from hstu_trt.bench.result_rows import Provenance, ResultRow
 from hstu_trt.bench.timing import Contender, GraphedCalls, Timing, input_sets, time_in_turn
 from hstu_trt.contract.gates import ATTENTION_GATES
 from hstu_trt.plugins.library import KernelError

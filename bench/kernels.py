@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hstu_trt.bench import results
+from hstu_trt.bench import result_rows
 from hstu_trt.bench.kernel_cases import Dtype, KernelCase, select_cases
 from hstu_trt.bench.kernel_plot import plot
 from hstu_trt.bench.kernel_report import case_table, dry_run_table, readme_table
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def run(plan: Plan, out: Path | None, commit: str | None) -> tuple[list[results.ResultRow], int]:
+def run(plan: Plan, out: Path | None, commit: str | None) -> tuple[list[result_rows.ResultRow], int]:
     """Measures case after case, appending the rows of each to ``out``; the rows, and the exit code."""
     import torch
 
@@ -115,20 +115,20 @@ def run(plan: Plan, out: Path | None, commit: str | None) -> tuple[list[results.
     from hstu_trt.bench.kernel_runs import SUITE, SUSTAINED_SUITE, current_device, gemm_entries, gemm_rows
 
     device = torch.cuda.get_device_name()
-    path = out or results.RESULTS / f"kernels_{results.device_slug(device)}.jsonl"
-    provenance = results.Provenance.here(device, results.cuda_versions(), commit)
+    path = out or result_rows.RESULTS / f"kernels_{result_rows.device_slug(device)}.jsonl"
+    provenance = result_rows.Provenance.here(device, result_rows.cuda_versions(), commit)
     gemms = gemm_entries(GEMM_NAMES, current_device()) if GEMM in plan.references else {}
     found: list[CaseResult] = []
     for case in plan.cases:
         result = _measure(plan, case, gemms, provenance)
-        results.append_rows(path, result.rows)
+        result_rows.append_rows(path, result.rows)
         found.append(result)
         for failure in result.failures:
             print(f"FAILED: {failure}", flush=True)
     ceilings = gemm_rows(
         [result.gemm_rounds_us for result in found], provenance, SUITE if plan.pause_ms > 0 else SUSTAINED_SUITE
     )
-    results.append_rows(path, ceilings)
+    result_rows.append_rows(path, ceilings)
     if ceilings:
         print(case_table(ceilings))
     rows = [row for result in found for row in result.rows] + ceilings
@@ -137,7 +137,7 @@ def run(plan: Plan, out: Path | None, commit: str | None) -> tuple[list[results.
     return rows, GATE_EXIT_CODE if failures or not rows else 0
 
 
-def _measure(plan: Plan, case: KernelCase, gemms: dict[Dtype, Entry], provenance: results.Provenance) -> CaseResult:
+def _measure(plan: Plan, case: KernelCase, gemms: dict[Dtype, Entry], provenance: result_rows.Provenance) -> CaseResult:
     """One case, printed, and its memory given back."""
     import torch
 
@@ -181,8 +181,8 @@ def _add_rows_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=Path, nargs="+", help=text)
 
 
-def _rows(args: argparse.Namespace) -> list[results.ResultRow]:
-    return results.read_rows(args.rows or sorted(results.RESULTS.glob("kernels_*.jsonl")))
+def _rows(args: argparse.Namespace) -> list[result_rows.ResultRow]:
+    return result_rows.read_rows(args.rows or sorted(result_rows.RESULTS.glob("kernels_*.jsonl")))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hstu_trt.bench.kernel_cases import all_cases, table_cases
 from hstu_trt.bench.kernel_plot import plot
 from hstu_trt.bench.kernel_report import BEST_PEERS, case_table, readme_table
 from hstu_trt.bench.kernel_variants import GEMM_CASE, GEMM_NAMES, REFERENCES
-from hstu_trt.bench.results import RESULTS, ResultRow, append_rows, read_rows
+from hstu_trt.bench.result_rows import RESULTS, ResultRow, append_rows, read_rows
 from hstu_trt.bench.svg import LogScale, Picture, spread_apart
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError

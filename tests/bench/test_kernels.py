@@ -14,7 +14,7 @@ from hstu_trt.bench.kernel_check import exact_rows, sample_rows
 from hstu_trt.bench.kernel_inputs import Tokens
 from hstu_trt.bench.kernel_runs import CaseResult, Entry, Options, gemm_rows, measure_case
 from hstu_trt.bench.kernel_variants import GEMM_CASE, GEMM_NAMES, REFERENCES, KernelVariant, parse_variants
-from hstu_trt.bench.results import Provenance, read_rows
+from hstu_trt.bench.result_rows import Provenance, read_rows
 from hstu_trt.contract.cli import main
 
 CASE = KernelCase(name="tiny 2x8", histories=(6, 6), candidates=2, heads=2, dim=8, references=("cudnn",))

@@ -16,9 +16,11 @@ size_t align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAli
 
 // What no kernel accepts.
 char const* invalid(AttentionParams const& p) {
-  if (p.users < 0 || p.query_rows < 0 || p.key_rows < 0 || p.cached_rows < 0) return "users and rows must not be negative";
+  if (p.users < 0 || p.query_rows < 0 || p.key_rows < 0 || p.cached_rows < 0)
+    return "users and rows must not be negative";
   if (p.heads < 1 || p.qk_dim < 1 || p.v_dim < 1) return "heads, qk_dim and v_dim must be at least 1";
-  if (p.users > 0 && !(p.query_offsets && p.prefix_offsets && p.candidate_offsets)) return "an offsets tensor is missing";
+  if (p.users > 0 && !(p.query_offsets && p.prefix_offsets && p.candidate_offsets))
+    return "an offsets tensor is missing";
   if (!p.norm && !p.attn_scale) return "either norm or attn_scale is needed";
   if (!p.attn_scale && p.norm_count != 1 && p.norm_count != p.users) return "norm must have 1 or [users] values";
   if (p.attn_scale && p.attn_scale_count != 1 && p.attn_scale_count != p.query_rows) {
@@ -39,7 +41,8 @@ char const* invalid(AttentionParams const& p) {
   if (all_bias && (p.position_bias_count < 1 || p.time_bias_count < 1)) return "a bias table must have an entry";
   if (!!p.cached_k.data != !!p.cached_v.data) return "a cache needs keys and values";
   if (p.cached_k.data && !p.cached_offsets) return "a cache needs cached_offsets";
-  if (p.page_table && (p.page_size < 1 || p.pages_per_user < 1)) return "a page table needs page_size and pages_per_user";
+  if (p.page_table && (p.page_size < 1 || p.pages_per_user < 1))
+    return "a page table needs page_size and pages_per_user";
   return nullptr;
 }
 
@@ -50,7 +53,8 @@ bool needs_packing(AttentionParams const& params, AttentionKernel kernel) {
 
 // Token-major values are packed four columns at a time.
 bool can_pack(AttentionParams const& params) {
-  int64_t const all = params.v.row_stride | params.v.head_stride | params.v_dim | reinterpret_cast<intptr_t>(params.v.data);
+  int64_t const all =
+      params.v.row_stride | params.v.head_stride | params.v_dim | reinterpret_cast<intptr_t>(params.v.data);
   return all % 4 == 0;
 }
 

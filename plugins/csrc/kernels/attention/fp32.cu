@@ -31,8 +31,10 @@ __device__ int find_user(int32_t const* offsets, int users, int row) {
   int low = 0, high = users - 1;
   while (low < high) {
     int const middle = (low + high + 1) / 2;
-    if (offsets[middle] <= row) low = middle;
-    else high = middle - 1;
+    if (offsets[middle] <= row)
+      low = middle;
+    else
+      high = middle - 1;
   }
   return low;
 }
@@ -119,8 +121,8 @@ __device__ KeyValue<T> find_key(AttentionParams const& p, UserShape const& user,
   }
   if (position < user.cached) {
     int const row = user.cached_row + position, block = first_value_block(user.cached_row, user_index);
-    return {token_row<T>(p.cached_k, row, head), fp8 ? value_block_row<T>(p, p.cached_v.data, block, position, head)
-                                                     : token_row<T>(p.cached_v, row, head)};
+    return {token_row<T>(p.cached_k, row, head),
+            fp8 ? value_block_row<T>(p, p.cached_v.data, block, position, head) : token_row<T>(p.cached_v, row, head)};
   }
   bool const candidate = position >= user.prefix;
   int const index = position - (candidate ? user.prefix : user.cached);
@@ -161,9 +163,12 @@ __device__ float output_scale(AttentionParams const& p, int row, int user) {
 
 __device__ void store(AttentionParams const& p, int row, int head, int column, float value) {
   int64_t const index = row * p.out.row_stride + head * p.out.head_stride + column;
-  if (p.output_type == DataType::kFloat32) static_cast<float*>(p.out.data)[index] = value;
-  else if (p.output_type == DataType::kFloat16) static_cast<__half*>(p.out.data)[index] = __float2half_rn(value);
-  else static_cast<__nv_bfloat16*>(p.out.data)[index] = __float2bfloat16_rn(value);
+  if (p.output_type == DataType::kFloat32)
+    static_cast<float*>(p.out.data)[index] = value;
+  else if (p.output_type == DataType::kFloat16)
+    static_cast<__half*>(p.out.data)[index] = __float2half_rn(value);
+  else
+    static_cast<__nv_bfloat16*>(p.out.data)[index] = __float2bfloat16_rn(value);
 }
 
 template <typename T>
@@ -183,17 +188,17 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize) fp32_kernel(Attenti
   KahanSum sums[kLaneColumns];
   for (int first = 0; first < user.prefix + user.candidates; first += kWarpSize) {
     // Each lane asks about one key, then the warp visits the keys that are seen, one by one.
-    bool const seen = first + lane < user.prefix + user.candidates &&
-                      valid_pair(p, query.position, first + lane, user.prefix);
+    bool const seen =
+        first + lane < user.prefix + user.candidates && valid_pair(p, query.position, first + lane, user.prefix);
     for (unsigned keys = __ballot_sync(~0u, seen); keys != 0; keys &= keys - 1) {
       int const position = first + __ffs(keys) - 1;
       KeyValue<T> const pair = find_key<T>(p, user, query.user, position, head);
       float score = score_scale * dot(q, pair.key, p.qk_dim, lane);
       if (p.position_bias) {
-        int const key_row = position < user.prefix ? user.key_row + position
-                                                   : user.key_candidate_row + position - user.prefix;
-        score += relative_bias(p, min(query.position, user.prefix), min(position, user.prefix),
-                               p.query_timestamps[row], p.key_timestamps[key_row]);
+        int const key_row =
+            position < user.prefix ? user.key_row + position : user.key_candidate_row + position - user.prefix;
+        score += relative_bias(p, min(query.position, user.prefix), min(position, user.prefix), p.query_timestamps[row],
+                               p.key_timestamps[key_row]);
       }
       float const weight = __fdiv_rn(score, 1.f + expf(-score));
 #pragma unroll

@@ -69,8 +69,8 @@ __device__ __forceinline__ uint32_t pack_fp8(float a, float b, float c, float d)
   return four;
 }
 
-// Scores of one product as the left operand of the next. Halves keep the order of the columns; fp8 takes four columns of
-// a thread together, so the keys of each 16 stand in the order of value_blocks.h.
+// Scores of one product as the left operand of the next. Halves keep the order of the columns; fp8 takes four columns
+// of a thread together, so the keys of each 16 stand in the order of value_blocks.h.
 template <class Element, int kCount, int kSteps>
 __device__ __forceinline__ void pack_fragments(float const (&scores)[kCount], uint32_t (&packed)[kSteps][4]) {
 #pragma unroll

@@ -6,7 +6,7 @@
 
 namespace hstu_trt {
 
-__device__ inline UserShape user_shape(AttentionParams const& p, int user) {
+inline __device__ UserShape user_shape(AttentionParams const& p, int user) {
   int const query_begin = p.query_offsets[user], prefix_begin = p.prefix_offsets[user];
   int const candidate_begin = p.candidate_offsets[user];
   int const cached_begin = p.cached_offsets ? p.cached_offsets[user] : 0;
@@ -35,11 +35,12 @@ struct KeyRange {
 struct MaskRules {
   int max_attn_len;
   int min_full_attn_seq_len;
-  int contextual;      // contextual_seq_len - 1, at least 0
+  int contextual;  // contextual_seq_len - 1, at least 0
   bool has_contextual;
 
   __device__ explicit MaskRules(AttentionParams const& p)
-      : max_attn_len(p.max_attn_len), min_full_attn_seq_len(p.min_full_attn_seq_len),
+      : max_attn_len(p.max_attn_len),
+        min_full_attn_seq_len(p.min_full_attn_seq_len),
         contextual(p.contextual_seq_len > 0 ? p.contextual_seq_len - 1 : 0),
         has_contextual(p.contextual_seq_len > 0) {}
 

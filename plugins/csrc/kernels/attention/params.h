@@ -32,9 +32,9 @@ struct AttentionParams {
   // Keys and values of earlier tokens; data is nullptr without a cache. Contiguous: [cached_rows, heads, dim], rows by
   // cached_offsets. Paged: [pages * page_size, heads, dim], with cached_rows = pages * page_size.
   TokenTensor cached_k;
-  TokenTensor cached_v;             // kFloat8E4M3: value blocks
-  int32_t const* cached_offsets;    // [users + 1]: cached tokens per user
-  int32_t const* page_table;        // [users, pages_per_user], or nullptr: contiguous
+  TokenTensor cached_v;           // kFloat8E4M3: value blocks
+  int32_t const* cached_offsets;  // [users + 1]: cached tokens per user
+  int32_t const* page_table;      // [users, pages_per_user], or nullptr: contiguous
 
   int32_t const* query_offsets;      // [users + 1]
   int32_t const* prefix_offsets;     // [users + 1]

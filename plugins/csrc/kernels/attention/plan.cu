@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "plan.h"
-
 #include <algorithm>
 
 #include "../common/ptx.cuh"
 #include "mask.cuh"
+#include "plan.h"
 
 namespace hstu_trt {
 namespace {
@@ -16,7 +15,7 @@ constexpr int kUsersInShared = 1024;  // their item counts stand in shared memor
 constexpr int kMinTilesPerPart = 4;   // a part pays for reading its queries and for adding its sums
 
 // Unsigned: divisors are constants, mostly powers of two.
-__host__ __device__ constexpr int ceil_div(unsigned a, unsigned b) { return (a + b - 1) / b; }
+constexpr __host__ __device__ int ceil_div(unsigned a, unsigned b) { return (a + b - 1) / b; }
 
 // The row blocks of one user, and the items they make: groups of candidates, what is left over, groups of prefix rows
 // from the last to the first. A user's items are so ordered from long to short.
@@ -25,7 +24,8 @@ struct UserItems {
   int candidate_groups, candidate_rest, prefix_groups, prefix_rest;
 
   __device__ explicit UserItems(UserShape const& user) {
-    int const candidate_blocks = ceil_div(user.candidates, kBlockRows), prefix_blocks = ceil_div(user.queries, kBlockRows);
+    int const candidate_blocks = ceil_div(user.candidates, kBlockRows),
+              prefix_blocks = ceil_div(user.queries, kBlockRows);
     candidate_groups = candidate_blocks / S::kSlots;
     candidate_rest = candidate_blocks % S::kSlots;
     prefix_groups = prefix_blocks / S::kSlots;
@@ -92,12 +92,11 @@ __device__ TileRange item_tiles(AttentionParams const& params, UserShape const& 
   int const all_tiles = cached_tiles + ceil_div(user.prefix - user.cached, S::kTileKeys);
   auto tile_of = [&](int position) {
     constexpr unsigned kKeys = S::kTileKeys;
-    return static_cast<int>(position < user.cached ? position / kKeys : cached_tiles + (position - user.cached) / kKeys);
+    return static_cast<int>(position < user.cached ? position / kKeys
+                                                   : cached_tiles + (position - user.cached) / kKeys);
   };
   KeyRange keys{user.prefix, -1};
-  auto extend = [&](KeyRange range) {
-    keys = {min(keys.first, range.first), max(keys.last, range.last)};
-  };
+  auto extend = [&](KeyRange range) { keys = {min(keys.first, range.first), max(keys.last, range.last)}; };
   if (blocks.candidates.size() > 0) extend(rules.candidate(user.prefix));
   if (blocks.prefix.size() > 0) {
     int const first_query = user.prefix - user.queries;
@@ -264,8 +263,8 @@ __device__ int2 count_items(AttentionParams const& params, Workspace const& work
 template <class S>
 __device__ int sort_items(Planner<S> const& planner, WorkItem* sorted) {
   __shared__ int class_counts[kClasses + 1];
-  __shared__ int next[kClasses];                // where the next entry of a class goes
-  __shared__ int before[kClasses][kWarps];      // entries of a class in earlier warps of this round
+  __shared__ int next[kClasses];            // where the next entry of a class goes
+  __shared__ int before[kClasses][kWarps];  // entries of a class in earlier warps of this round
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int const entries = planner.num_items * planner.parts;
   if (threadIdx.x <= kClasses) class_counts[threadIdx.x] = 0;
@@ -314,8 +313,8 @@ __device__ int sort_items(Planner<S> const& planner, WorkItem* sorted) {
 
 template <class S>
 __global__ void __launch_bounds__(kThreads, 1)
-    plan_kernel(__grid_constant__ AttentionParams const params, int const max_items, int const multiprocessors, bool const split,
-                int32_t* const counters, int const num_counters) {
+    plan_kernel(__grid_constant__ AttentionParams const params, int const max_items, int const multiprocessors,
+                bool const split, int32_t* const counters, int const num_counters) {
   __shared__ int32_t first_items[kUsersInShared];
   allow_next_kernel();
   for (int i = threadIdx.x; i < num_counters; i += kThreads) counters[i] = 0;

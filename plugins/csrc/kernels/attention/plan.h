@@ -24,8 +24,8 @@ constexpr int kShortItem = 8;
 
 // One user's rows. A prefix position counts from the user's first token: cached tokens, then rows of this call.
 struct UserShape {
-  int cached;               // cached tokens
-  int prefix;               // cached + rows of this call
+  int cached;  // cached tokens
+  int prefix;  // cached + rows of this call
   int candidates;
   int queries;              // prefix rows of q: the last ones of the prefix
   int query_row;            // first prefix row in q
@@ -40,28 +40,28 @@ struct WorkItem {
   int32_t blocks[kMaxSlots];  // 2 * index of the 64-row block + (1: candidates), or kNoBlock
   int32_t tile_begin;         // key tiles [tile_begin, tile_end) of this item, or of its part
   int32_t tile_end;
-  int32_t part;               // low 16 bits: part, high 16 bits: parts; 1 part: the whole item
-  int32_t group;              // index in the list of the item's first part
-  UserShape rows;             // of the user
+  int32_t part;    // low 16 bits: part, high 16 bits: parts; 1 part: the whole item
+  int32_t group;   // index in the list of the item's first part
+  UserShape rows;  // of the user
   int32_t reserved[3];
 };
 static_assert(sizeof(WorkItem) == 80, "items are read in 16-byte vectors");
 
 // Head of the plan in the workspace; `items` follow it.
 struct PlanHeader {
-  int32_t num_items;     // items in the list, parts counted singly
-  int32_t next_item;     // dynamic scheduler: next (item, head) to hand out
-  int32_t finished_ctas; // the last CTA to finish resets the counters for the next launch
-  int32_t claim_ahead;   // items that a CTA holds at a time, up to 4: more hide latency, fewer balance better
+  int32_t num_items;      // items in the list, parts counted singly
+  int32_t next_item;      // dynamic scheduler: next (item, head) to hand out
+  int32_t finished_ctas;  // the last CTA to finish resets the counters for the next launch
+  int32_t claim_ahead;    // items that a CTA holds at a time, up to 4: more hide latency, fewer balance better
   int32_t reserved[60];
 };
 static_assert(sizeof(PlanHeader) == 256, "items are 256-byte aligned");
 
 struct PlanShape {
-  int slots;          // row blocks per item, 1..kMaxSlots
-  int tile_keys;      // keys per tile
-  int self_tiles;     // tiles that the candidates' own rows take, behind an item's prefix tiles
-  bool split;         // cut items into parts when there are fewer than the GPU has multiprocessors
+  int slots;       // row blocks per item, 1..kMaxSlots
+  int tile_keys;   // keys per tile
+  int self_tiles;  // tiles that the candidates' own rows take, behind an item's prefix tiles
+  bool split;      // cut items into parts when there are fewer than the GPU has multiprocessors
 };
 
 // Items are split while items * parts * heads stays within this: two rounds of the largest GPU at hand.

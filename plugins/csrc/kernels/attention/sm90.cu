@@ -56,12 +56,14 @@ char const* sm90_unsupported(AttentionParams const& params, int capability) noex
   if (!params.causal) return "sm90: attention is causal";
   if (params.position_bias) return "sm90: has no relative attention bias";
   int const group = params.candidate_group_size;
-  if (group < 1 || group > 64 || (group & (group - 1)) != 0) return "sm90: candidate_group_size is a power of two up to 64";
+  if (group < 1 || group > 64 || (group & (group - 1)) != 0)
+    return "sm90: candidate_group_size is a power of two up to 64";
   if (!is_aligned(params.q, bytes) || !is_aligned(params.k, bytes)) {
     return "sm90: q and k must be 16-byte aligned, their strides multiples of 16 bytes";
   }
   bool const packed = params.type == DataType::kFloat8E4M3;
-  if (!packed && !is_aligned(params.v, bytes)) return "sm90: v must be 16-byte aligned, its strides multiples of 16 bytes";
+  if (!packed && !is_aligned(params.v, bytes))
+    return "sm90: v must be 16-byte aligned, its strides multiples of 16 bytes";
   if (!is_aligned(params.out, element_bytes(params.output_type))) {
     return "sm90: out must be 16-byte aligned, its strides multiples of 16 bytes";
   }

@@ -70,19 +70,28 @@ size_t workspace_size(AttentionParams const& params) {
 template <class T>
 bool make_tensor_maps(AttentionParams const& params, TensorMaps& maps) {
   auto rows = [&](TokenTensor const& tensor, int count, int box_rows) {
-    return TensorMapShape{tensor.data, params.type, T::kDim, count, params.heads, tensor.row_stride, tensor.head_stride,
-                          T::kPanelElements, box_rows, T::kRowBytes};
+    return TensorMapShape{tensor.data,       params.type,        T::kDim,           count,    params.heads,
+                          tensor.row_stride, tensor.head_stride, T::kPanelElements, box_rows, T::kRowBytes};
   };
   // [blocks * heads] matrices of kDim rows of 128 keys.
   auto blocks = [&](TokenTensor const& tensor, int count) {
-    return TensorMapShape{tensor.data, params.type, kValueBlockKeys, T::kDim, count * params.heads, kValueBlockKeys,
-                          kValueBlockKeys * T::kDim, T::kTileKeys, T::kDim, T::kValueRowBytes};
+    return TensorMapShape{tensor.data,
+                          params.type,
+                          kValueBlockKeys,
+                          T::kDim,
+                          count * params.heads,
+                          kValueBlockKeys,
+                          kValueBlockKeys * T::kDim,
+                          T::kTileKeys,
+                          T::kDim,
+                          T::kValueRowBytes};
   };
   bool const paged = params.page_table != nullptr;
   int const cached_box = paged ? T::kPagedBoxRows : T::kKeyBoxRows;
   bool made = encode_tensor_map(rows(params.q, params.query_rows, kBlockRows), maps.query) &&
               encode_tensor_map(rows(params.k, params.key_rows, T::kKeyBoxRows), maps.key);
-  if (params.cached_k.data) made = made && encode_tensor_map(rows(params.cached_k, params.cached_rows, cached_box), maps.cached_key);
+  if (params.cached_k.data)
+    made = made && encode_tensor_map(rows(params.cached_k, params.cached_rows, cached_box), maps.cached_key);
   if constexpr (T::kFp8) {
     made = made && encode_tensor_map(blocks(params.v, 2 * value_blocks(params.key_rows, params.users)), maps.value);
     if (params.cached_v.data) {
@@ -91,7 +100,8 @@ bool make_tensor_maps(AttentionParams const& params, TensorMaps& maps) {
     }
   } else {
     made = made && encode_tensor_map(rows(params.v, params.key_rows, T::kKeyBoxRows), maps.value);
-    if (params.cached_v.data) made = made && encode_tensor_map(rows(params.cached_v, params.cached_rows, cached_box), maps.cached_value);
+    if (params.cached_v.data)
+      made = made && encode_tensor_map(rows(params.cached_v, params.cached_rows, cached_box), maps.cached_value);
   }
   return made;
 }
@@ -135,12 +145,12 @@ cudaError_t launch(AttentionParams const& params, int multiprocessors, cudaStrea
 }  // namespace hstu_trt::sm90
 
 // Defines what launchers.h declares for one element type and head width.
-#define HSTU_SM90_INSTANTIATE(Element, kDim)                                                                          \
-  namespace hstu_trt::sm90 {                                                                                          \
-  template <>                                                                                                         \
-  Variant const& variant<Element, kDim>() {                                                                           \
-    using T = TraitsFor<Element, kDim>::Type;                                                                         \
-    static Variant const one{workspace_size<T>, plan<T>, launch<T>};                                                      \
-    return one;                                                                                                       \
-  }                                                                                                                   \
+#define HSTU_SM90_INSTANTIATE(Element, kDim)                         \
+  namespace hstu_trt::sm90 {                                         \
+  template <>                                                        \
+  Variant const& variant<Element, kDim>() {                          \
+    using T = TraitsFor<Element, kDim>::Type;                        \
+    static Variant const one{workspace_size<T>, plan<T>, launch<T>}; \
+    return one;                                                      \
+  }                                                                  \
   }

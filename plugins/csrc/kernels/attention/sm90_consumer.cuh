@@ -24,7 +24,8 @@ class Consumer {
  public:
   using Element = typename T::Element;
 
-  __device__ Consumer(AttentionParams const& params, SplitWorkspace const& split, SharedMemory<T>& memory, int warpgroup)
+  __device__ Consumer(AttentionParams const& params, SplitWorkspace const& split, SharedMemory<T>& memory,
+                      int warpgroup)
       : params_(params), split_(split), memory_(memory), warpgroup_(warpgroup), thread_(threadIdx.x % 128) {}
 
   __device__ void run() {
@@ -46,7 +47,7 @@ class Consumer {
   }
 
  private:
-  static constexpr int kScores = T::kTileKeys / 2;  // fp32 scores per thread and tile
+  static constexpr int kScores = T::kTileKeys / 2;                    // fp32 scores per thread and tile
   static constexpr int kSteps = T::kTileKeys * sizeof(Element) / 32;  // products along the keys of a tile
   using Operand = uint32_t[kSteps][4];
   static constexpr int kQuerySteps = T::kDim * sizeof(Element) / 32;
@@ -83,8 +84,8 @@ class Consumer {
                          : rules.prefix_query(prefix - slot_->item.rows.queries + first_row_ + row, prefix);
   }
 
-  // The tiles that this block needs, [needed_begin_, needed_end_), and those whose keys all its rows see: [plain_begin_,
-  // plain_end_) but for the last tile of the cached tokens, if it is not full.
+  // The tiles that this block needs, [needed_begin_, needed_end_), and those whose keys all its rows see:
+  // [plain_begin_, plain_end_) but for the last tile of the cached tokens, if it is not full.
   __device__ void find_tiles() {
     int const prefix = uniform(slot_->item.rows.prefix), cached = uniform(slot_->item.rows.cached);
     int const cached_tiles = ceil_tiles(cached);
@@ -109,11 +110,9 @@ class Consumer {
     plain_begin_ = uniform(plain_begin_), plain_end_ = uniform(plain_end_);
   }
 
-  __device__ static int ceil_tiles(int keys) { return (keys + T::kTileKeys - 1) / T::kTileKeys; }
+  static __device__ int ceil_tiles(int keys) { return (keys + T::kTileKeys - 1) / T::kTileKeys; }
 
-  __device__ bool is_edge(int tile) const {
-    return tile < plain_begin_ || tile >= plain_end_ || tile == ragged_tile_;
-  }
+  __device__ bool is_edge(int tile) const { return tile < plain_begin_ || tile >= plain_end_ || tile == ragged_tile_; }
 
   // Prefix positions of a tile's keys that exist.
   __device__ KeyRange keys_of_tile(int tile) const {
@@ -352,20 +351,21 @@ class Consumer {
   // ---- operands in shared memory ----
 
   __device__ SharedOperand query_at(int step) const { return panel_step(query_operand_, step, kBlockRows); }
-  __device__ static SharedOperand key_at(SharedOperand keys, int step) { return panel_step(keys, step, T::kTileKeys); }
+  static __device__ SharedOperand key_at(SharedOperand keys, int step) { return panel_step(keys, step, T::kTileKeys); }
 
-  __device__ static SharedOperand panel_step(SharedOperand operand, int step, int panel_rows) {
+  static __device__ SharedOperand panel_step(SharedOperand operand, int step, int panel_rows) {
     constexpr int kStepsPerPanel = T::kRowBytes / 32;
     return operand_at(operand, step / kStepsPerPanel * panel_rows * T::kRowBytes + step % kStepsPerPanel * 32);
   }
 
   // Halves: 16 rows of keys are a step, panels of 64 dims lie side by side. fp8: rows are dims, 32 keys a step.
-  __device__ static SharedOperand value_at(SharedOperand values, int step) {
+  static __device__ SharedOperand value_at(SharedOperand values, int step) {
     return operand_at(values, T::kFp8 ? 32 * step : 16 * kPanelBytes * step);
   }
 
   __device__ SharedOperand key_operand(int tile) const {
-    return shared_operand(shared_address(memory_.keys[keys_.stage(tile - tile_begin_)]), T::kRowSwizzle, 8 * T::kRowBytes);
+    return shared_operand(shared_address(memory_.keys[keys_.stage(tile - tile_begin_)]), T::kRowSwizzle,
+                          8 * T::kRowBytes);
   }
 
   __device__ SharedOperand value_operand(int tile) const {
@@ -428,8 +428,8 @@ class Consumer {
 
   // ---- split items ----
 
-  // Adds up the parts of an item, in their order. Whoever comes last does so: it keeps its sums in registers and waits for
-  // those who came before it to have written theirs. True for the last one, which holds the total.
+  // Adds up the parts of an item, in their order. Whoever comes last does so: it keeps its sums in registers and waits
+  // for those who came before it to have written theirs. True for the last one, which holds the total.
   __device__ bool add_parts() {
     int const parts = slot_->item.part >> 16, own = slot_->item.part & 0xFFFF;
     SplitCounters* const counters = split_.counters + split_index(0);
@@ -489,8 +489,8 @@ class Consumer {
       }
     }
     int64_t const offset = row * params_.out.row_stride + slot_->head * params_.out.head_stride;
-    unsigned char* const staging = T::kFp8 ? memory_.output + warpgroup_ * kBlockRows * T::kDim * 2
-                                           : query_block(query_slot);
+    unsigned char* const staging =
+        T::kFp8 ? memory_.output + warpgroup_ * kBlockRows * T::kDim * 2 : query_block(query_slot);
     switch (params_.output_type) {
       case DataType::kFloat16: return store_halves(static_cast<__half*>(params_.out.data) + offset, staging);
       case DataType::kBFloat16: return store_halves(static_cast<__nv_bfloat16*>(params_.out.data) + offset, staging);
@@ -513,7 +513,8 @@ class Consumer {
     for (int j = 0; j < T::kDim / 8; j += 2) {
       int const row = warp_row + lane % 16, chunk = j + lane / 16;
       store_matrices(base + chunk_at(row, chunk), pack_pair<Output>(out_[4 * j], out_[4 * j + 1]),
-                     pack_pair<Output>(out_[4 * j + 2], out_[4 * j + 3]), pack_pair<Output>(out_[4 * j + 4], out_[4 * j + 5]),
+                     pack_pair<Output>(out_[4 * j + 2], out_[4 * j + 3]),
+                     pack_pair<Output>(out_[4 * j + 4], out_[4 * j + 5]),
                      pack_pair<Output>(out_[4 * j + 6], out_[4 * j + 7]));
     }
     __syncwarp();

@@ -21,7 +21,8 @@ class Loader {
       barrier_wait(&memory_.query_empty[slot], queries_.parity() ^ 1);
       if (item_->head < 0) return barrier_arrive(&memory_.query_full[slot]);
       cached_tiles_ = (item_->item.rows.cached + T::kTileKeys - 1) / T::kTileKeys;
-      prefix_tiles_ = cached_tiles_ + (item_->item.rows.prefix - item_->item.rows.cached + T::kTileKeys - 1) / T::kTileKeys;
+      prefix_tiles_ =
+          cached_tiles_ + (item_->item.rows.prefix - item_->item.rows.cached + T::kTileKeys - 1) / T::kTileKeys;
       load_queries(slot);
       int const end = item_->item.tile_end;
       for (int tile = item_->item.tile_begin; tile < end; ++tile) {
@@ -70,7 +71,9 @@ class Loader {
     if (tile >= prefix_tiles_) return load_self_tile(tile - prefix_tiles_, to, full, map);
     bool const cached = tile < cached_tiles_;
     int const position = (cached ? tile : tile - cached_tiles_) * T::kTileKeys;
-    int const rows = min(T::kTileKeys, (cached ? item_->item.rows.cached : item_->item.rows.prefix - item_->item.rows.cached) - position);
+    int const rows =
+        min(T::kTileKeys,
+            (cached ? item_->item.rows.cached : item_->item.rows.prefix - item_->item.rows.cached) - position);
     bool const paged = cached && params_.page_table != nullptr;
     int const box_rows = paged ? T::kPagedBoxRows : T::kKeyBoxRows;
     int const boxes = (rows + box_rows - 1) / box_rows;

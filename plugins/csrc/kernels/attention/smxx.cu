@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the mma.sync kernel supports, and which instantiation computes a call.
-#include "smxx_traits.cuh"
-
 #include <climits>
 
 #include "launchers.h"
+#include "smxx_traits.cuh"
 
 namespace hstu_trt {
 
@@ -55,8 +54,8 @@ char const* smxx_unsupported(AttentionParams const& p, int capability) noexcept 
   if (p.type == DataType::kFloat32) return "smxx: q, k and v are fp16, bf16 or fp8, not fp32";
   if (p.output_type == DataType::kFloat8E4M3) return "smxx: the output must be fp32, fp16 or bf16";
   int const granule = fp8 ? 16 : 8;
-  if (p.qk_dim < 1 || p.v_dim < 1 || p.qk_dim > smxx::kMaxDim || p.v_dim > smxx::kMaxDim ||
-      p.qk_dim % granule != 0 || p.v_dim % 8 != 0) {
+  if (p.qk_dim < 1 || p.v_dim < 1 || p.qk_dim > smxx::kMaxDim || p.v_dim > smxx::kMaxDim || p.qk_dim % granule != 0 ||
+      p.v_dim % 8 != 0) {
     return "smxx: head dims are multiples of 8 (qk_dim of fp8: 16) up to 256";
   }
   if (!p.causal) return "smxx: attention is causal";

@@ -346,14 +346,18 @@ template <class Element>
 cudaError_t launch(AttentionParams const& p, int dim, cudaStream_t stream) {
   bool const bias = p.position_bias != nullptr;
   switch (dim) {
-    case 32: return bias ? launch_kernel<Traits<Element, 32, true>>(p, stream)
-                         : launch_kernel<Traits<Element, 32, false>>(p, stream);
-    case 64: return bias ? launch_kernel<Traits<Element, 64, true>>(p, stream)
-                         : launch_kernel<Traits<Element, 64, false>>(p, stream);
-    case 128: return bias ? launch_kernel<Traits<Element, 128, true>>(p, stream)
-                          : launch_kernel<Traits<Element, 128, false>>(p, stream);
-    case 256: return bias ? launch_kernel<Traits<Element, 256, true>>(p, stream)
-                          : launch_kernel<Traits<Element, 256, false>>(p, stream);
+    case 32:
+      return bias ? launch_kernel<Traits<Element, 32, true>>(p, stream)
+                  : launch_kernel<Traits<Element, 32, false>>(p, stream);
+    case 64:
+      return bias ? launch_kernel<Traits<Element, 64, true>>(p, stream)
+                  : launch_kernel<Traits<Element, 64, false>>(p, stream);
+    case 128:
+      return bias ? launch_kernel<Traits<Element, 128, true>>(p, stream)
+                  : launch_kernel<Traits<Element, 128, false>>(p, stream);
+    case 256:
+      return bias ? launch_kernel<Traits<Element, 256, true>>(p, stream)
+                  : launch_kernel<Traits<Element, 256, false>>(p, stream);
   }
   return cudaErrorInvalidValue;
 }

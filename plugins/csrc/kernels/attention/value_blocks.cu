@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Transposes fp8 values into value blocks. One CTA packs 128 keys by up to 128 columns of one head through shared
 // memory; memory is read in 32-byte pieces of rows and written in whole lines.
-#include "value_blocks.h"
-
 #include <cstdint>
 
 #include "../common/ptx.cuh"
+#include "value_blocks.h"
 
 namespace hstu_trt {
 namespace {
@@ -62,8 +61,8 @@ __global__ void __launch_bounds__(kThreads) pack_values(AttentionParams const p,
 
   // A warp reads four keys of a slot word for eight words of columns and four such slot words: 16 keys, 32 columns.
   int const warp = threadIdx.x / 32, column_lane = threadIdx.x % 8, slot_lane = threadIdx.x % 32 / 8;
-  uint8_t const* const values = static_cast<uint8_t const*>(p.v.data) + rows.first * p.v.row_stride +
-                                head * p.v.head_stride;
+  uint8_t const* const values =
+      static_cast<uint8_t const*>(p.v.data) + rows.first * p.v.row_stride + head * p.v.head_stride;
   constexpr int kUnits = (kValueBlockKeys / 16) * (kColumnWords / 8) / kWarps;
   uint32_t words[kUnits][4];
 #pragma unroll
@@ -113,9 +112,9 @@ cudaError_t launch_pack_values(AttentionParams const& params, void* blocks, bool
   beside.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   beside.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(2 * value_blocks(params.key_rows, params.users)),
-                        static_cast<unsigned>(params.heads),
-                        static_cast<unsigned>((params.v_dim + kColumns - 1) / kColumns));
+  config.gridDim =
+      dim3(static_cast<unsigned>(2 * value_blocks(params.key_rows, params.users)), static_cast<unsigned>(params.heads),
+           static_cast<unsigned>((params.v_dim + kColumns - 1) / kColumns));
   config.blockDim = kThreads;
   config.stream = stream;
   config.attrs = &beside;

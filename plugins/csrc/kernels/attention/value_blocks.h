@@ -20,10 +20,10 @@ namespace hstu_trt {
 constexpr int kValueBlockKeys = 128;
 
 // First block of a user whose rows begin at `row`.
-__host__ __device__ constexpr int first_value_block(int row, int user) { return row / kValueBlockKeys + user; }
+constexpr __host__ __device__ int first_value_block(int row, int user) { return row / kValueBlockKeys + user; }
 
 // Blocks of one section (prefixes, candidates or a contiguous cache) of `rows` rows.
-__host__ __device__ constexpr int value_blocks(int rows, int users) { return rows / kValueBlockKeys + users; }
+constexpr __host__ __device__ int value_blocks(int rows, int users) { return rows / kValueBlockKeys + users; }
 
 // Packs v [key_rows, heads, v_dim] of `params` into `blocks` [2 * value_blocks(key_rows, users), heads, v_dim, 128].
 // Candidate rows count from 0 in their section.

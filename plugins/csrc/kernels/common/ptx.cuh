@@ -53,8 +53,8 @@ __device__ __forceinline__ void prefetch_tensor_map(CUtensorMap const* map) {
 // Copies the box at `x, y, z` (innermost first) to shared memory; rows outside the tensor arrive as zeros.
 __device__ __forceinline__ void tma_load(void* to, CUtensorMap const* map, uint64_t* barrier, int x, int y, int z) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
-          shared_address(to)),
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
+          "r"(shared_address(to)),
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
       : "memory");
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hstu_trt.bench.results import (
+from hstu_trt.bench.result_rows import (
     RESULTS,
     Provenance,
     ResultRow,
