@@ -160,7 +160,8 @@ cudaError_t launch_attention(AttentionParams const& params, AttentionKernel kern
   AttentionParams call = params;
   if (needs_packing(params, kernel)) {
     void* const blocks = static_cast<unsigned char*>(params.workspace) + kernel_workspace_size(params, kernel);
-    cudaError_t const error = launch_pack_values(params, blocks, /*behind_plan=*/!params.reuse_plan, stream);
+    bool const behind_plan = !params.reuse_plan && device.capability >= 90;
+    cudaError_t const error = launch_pack_values(params, blocks, behind_plan, stream);
     if (error != cudaSuccess) return error;
     call.v = {blocks, kValueBlockKeys, int64_t{kValueBlockKeys} * params.v_dim};
     call.packed_values = 1;

@@ -5,6 +5,7 @@
 #include "launchers.h"
 #include "sm90_consumer.cuh"
 #include "sm90_loader.cuh"
+#include "sm90_output.cuh"
 #include "sm90_scheduler.cuh"
 #include "tensor_map.h"
 

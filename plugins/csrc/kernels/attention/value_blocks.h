@@ -27,7 +27,8 @@ constexpr __host__ __device__ int value_blocks(int rows, int users) { return row
 
 // Packs v [key_rows, heads, v_dim] of `params` into `blocks` [2 * value_blocks(key_rows, users), heads, v_dim, 128].
 // Candidate rows count from 0 in their section.
-// `behind_plan`: the launch before it on the stream is launch_plan's; the two then run side by side.
+// `behind_plan`: the launch before it on the stream is launch_plan's; the two then run side by side
+// (compute capability 9.0 and up).
 cudaError_t launch_pack_values(AttentionParams const& params, void* blocks, bool behind_plan,
                                cudaStream_t stream) noexcept;
 
