@@ -153,7 +153,7 @@ def _draw_roofline(picture: Picture, rows: Rows) -> None:
             begin = x(ceiling / memory)
             picture.line([(begin, y(ceiling)), (_ROOF_X[1], y(ceiling))], f"axis dashed {series.colour}")
             text = f"GEMM {series.dtype} {ceiling:.0f}"
-            picture.text((begin + 6, y(ceiling) - 4), text, f"small {series.colour}")
+            picture.text((begin - 8, y(ceiling) + 4), text, f"small {series.colour}", "end")
     _roofline_marks(picture, _marks(rows, x, y))
 
 
