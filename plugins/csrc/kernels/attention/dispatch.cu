@@ -41,6 +41,7 @@ char const* invalid(AttentionParams const& p) {
   if (all_bias && (p.position_bias_count < 1 || p.time_bias_count < 1)) return "a bias table must have an entry";
   if (!!p.cached_k.data != !!p.cached_v.data) return "a cache needs keys and values";
   if (p.cached_k.data && !p.cached_offsets) return "a cache needs cached_offsets";
+  if (!p.cached_k.data && (p.cached_offsets || p.page_table)) return "cached_offsets or a page table, but no cache";
   if (p.page_table && (p.page_size < 1 || p.pages_per_user < 1))
     return "a page table needs page_size and pages_per_user";
   return nullptr;
