@@ -68,7 +68,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     _, kernels, notes = read_record()
-    found = faults(kernels, notes)
+    found = faults(kernels, notes) if kernels else ["the build left no report of any kernel: nothing was checked"]
     if arguments.json:
         print(json.dumps({"kernels": len(kernels), "faults": found}))
     if found:

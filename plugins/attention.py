@@ -29,18 +29,28 @@ class AttentionPlan:
     def __init__(self) -> None:
         self._workspace: Tensor | None = None
         self._made_for: Hashable = None
+        self._made_by: AttentionCall | None = None
 
     def fit(self, params: AttentionParams, library: KernelLibrary, kernel: str, device: torch.device) -> Tensor:
         """The workspace for a call; marks the call if the tile list is there. Raises ValueError for a foreign call."""
-        wanted = (kernel, str(device), _signature(params))
-        if self._workspace is None:
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        wanted = (kernel, str(device), stream, _signature(params))
+        if self._made_by is None:
             self._workspace = _workspace(params, library, kernel, device)
             self._made_for = wanted
         elif wanted != self._made_for:
-            raise ValueError("this plan is of a call with other offsets, options, shapes or strides: make another one")
+            raise ValueError(
+                "this plan is of a call with other offsets, options, shapes or strides, or of another stream: "
+                "make another one"
+            )
         else:
             params.reuse_plan = 1
+        assert self._workspace is not None
         return self._workspace
+
+    def made_by(self, call: AttentionCall) -> None:
+        """Says that a launch has built the list. Keeps the call, whose offsets' addresses the plan goes by."""
+        self._made_by = self._made_by or call
 
 
 def attention(
@@ -70,6 +80,8 @@ def attention(
             workspace = plan.fit(params, library, kernel, device)
         params.workspace = workspace.data_ptr()
         library.launch_attention(params, kernel, torch.cuda.current_stream(device).cuda_stream)
+        if plan is not None:
+            plan.made_by(call)
     return out
 
 

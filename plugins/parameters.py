@@ -133,17 +133,19 @@ class AttentionCall:
         return params
 
     def _add_cache(self, params: AttentionParams) -> None:
-        if self.cache is None:
+        # A cache without rows has no address; its offsets are all zero.
+        if self.cache is None or not self.cache.k.shape[0]:
             return
         cache = self.cache
         paged = cache.page_table is not None
-        params.cached_k = _tokens(cache.k.flatten(0, 1) if paged else cache.k)
-        params.cached_v = _tokens(cache.v.flatten(0, 1) if paged and not self.is_fp8 else cache.v)
+        params.cached_k = _page_tokens("cached_k", cache.k) if paged else _tokens(cache.k)
+        params.cached_v = _page_tokens("cached_v", cache.v) if paged and not self.is_fp8 else _tokens(cache.v)
         params.cached_rows = cache.k.shape[0] * (cache.k.shape[1] if paged else 1)
         params.cached_offsets = cache.offsets.data_ptr()
         if cache.page_table is not None:
             params.page_table = cache.page_table.data_ptr()
-            params.page_size, params.pages_per_user = cache.k.shape[1], cache.page_table.shape[1]
+            # A slice of a wider table is read where it is: its rows stand that far apart.
+            params.page_size, params.pages_per_user = cache.k.shape[1], cache.page_table.stride(0)
 
     def _add_scales_and_bias(self, params: AttentionParams) -> None:
         if self.scales is not None:
@@ -159,6 +161,18 @@ class AttentionCall:
         """What the library cannot see from numbers and addresses: types, devices, shapes."""
         for name, tensor, dtype, *shapes in (*self._expected(out), *self._expected_options(), *self._expected_cache()):
             _expect(name, tensor, dtype, shapes, self.q.device)
+        blocks = {"v": self.v} if self.packed_values else {}
+        if self.cache is not None and self.is_fp8:
+            blocks["cached_v"] = self.cache.v
+        for name, tensor in blocks.items():
+            if not tensor.is_contiguous():
+                raise InputError(f"{name}: value blocks stand one behind the other; strides are {tensor.stride()}")
+        if self.packed_values and not self.is_fp8:
+            raise InputError(f"v: value blocks are of float8_e4m3fn tokens, not of {self.q.dtype}")
+        if self.cache is not None and self.cache.page_table is not None and self.cache.page_table.stride(-1) != 1:
+            raise InputError(
+                f"page_table: the pages of a user must be neighbours; strides are {self.cache.page_table.stride()}"
+            )
         if (self.scales is not None) != self.is_fp8:
             raise InputError("q_scale, k_scale and v_scale belong to float8_e4m3fn tokens, and are all needed there")
 
@@ -208,6 +222,16 @@ def value_blocks(rows: int, users: int) -> int:
 
 def _tokens(tensor: Tensor) -> TokenTensor:
     return TokenTensor(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+def _page_tokens(name: str, pages: Tensor) -> TokenTensor:
+    """Pages [pages, page size, heads, dim] as one run of rows. Raises InputError if they are none."""
+    if pages.shape[0] > 1 and pages.stride(0) != pages.shape[1] * pages.stride(1):
+        raise InputError(
+            f"{name}: pages must follow each other like the rows in them, {pages.shape[1] * pages.stride(1)} elements "
+            f"apart; they are {pages.stride(0)} apart"
+        )
+    return TokenTensor(pages.data_ptr(), pages.stride(1), pages.stride(2))
 
 
 def _data_type(dtype: torch.dtype) -> int:

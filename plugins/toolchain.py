@@ -17,8 +17,8 @@ from pathlib import Path
 
 from hstu_trt.contract.errors import HstuTrtError
 
-OLDEST_CUDA = (12, 0)
-"""sm_90a, and with it wgmma, came with this toolkit. Tried with 13.0."""
+OLDEST_CUDA = (12, 8)
+"""The first with sm_100a and sm_120a. Tried with 13.0."""
 
 SYSTEM_CUDA = Path("/usr/local/cuda")
 

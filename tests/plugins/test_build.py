@@ -164,7 +164,7 @@ def test_a_variable_that_names_nothing_is_an_error(
 
 @pytest.mark.parametrize(
     ("body", "said"),
-    [("echo release 11.8, V11", "12.0 or later is needed"), ("exit 1", "does not run"), ("echo x", "no release")],
+    [("echo release 11.8, V11", "12.8 or later is needed"), ("exit 1", "does not run"), ("echo x", "no release")],
 )
 def test_an_nvcc_that_is_of_no_use(tools: Path, capsys: pytest.CaptureFixture, body: str, said: str) -> None:
     write_program(tools / "nvcc", body)

@@ -107,6 +107,7 @@ REFUSED: list[tuple[str, int, dict[str, Any]]] = [
     ("auto", 90, {**CACHE, "cached_v": TokenTensor()}),
     ("auto", 90, {**CACHE, "cached_offsets": None}),
     ("auto", 90, {"cached_offsets": ADDRESS}),
+    ("auto", 90, {"packed_values": 1}),
     ("auto", 90, {**PAGES, "page_size": 0}),
     ("auto", 90, {**BIAS, **CACHE}),
     ("fp32", 90, {**FP8, **PAGES, "page_size": 64}),

@@ -167,12 +167,33 @@ def test_a_plan_is_reused_by_calls_like_the_first(library: KernelLibrary) -> Non
     second.query_offsets, second.prefix_offsets, second.candidate_offsets = (
         first.query_offsets, first.prefix_offsets, first.candidate_offsets
     )  # fmt: skip
-    assert plan.fit(first, library, "smxx", device) is plan.fit(second, library, "smxx", device)
+    plan.fit(first, library, "smxx", device)
+    assert plan.fit(second, library, "smxx", device) is not None and not second.reuse_plan, "no launch has built it yet"
+    plan.made_by(make_call())
+    assert plan.fit(second, library, "smxx", device) is plan.fit(second, library, "smxx", device)
     assert (first.reuse_plan, second.reuse_plan) == (0, 1)
     with pytest.raises(ValueError, match="make another one"):
         plan.fit(plan_params(max_attn_len=3), library, "smxx", device)
     with pytest.raises(ValueError, match="make another one"):
         plan.fit(second, library, "fp32", device)
+
+
+def test_pages_that_do_not_follow_each_other_are_refused() -> None:
+    call = make_call()
+    heads, dim = call.q.shape[1:]
+    pool = torch.zeros((3, 2, 64, heads, dim), dtype=call.q.dtype)  # [pages, layers, page size, heads, dim]
+    table, cached = torch.zeros((call.users, 2), dtype=torch.int32), torch.zeros(call.users + 1, dtype=torch.int32)
+    paged = dataclasses.replace(
+        call,
+        cache=Cache(
+            k=pool[:, 0],
+            v=torch.zeros((3, 64, heads, call.v_dim), dtype=call.v.dtype),
+            offsets=cached,
+            page_table=table,
+        ),
+    )
+    with pytest.raises(InputError, match="cached_k: pages must follow each other"):
+        paged.params(paged.empty_output(torch.float16))
 
 
 def test_a_call_can_be_asked_about_without_a_gpu(library: KernelLibrary) -> None:

@@ -34,6 +34,8 @@ char const* invalid(AttentionParams const& p) {
   if (p.type == DataType::kFloat8E4M3) {
     if (!(p.q_scale && p.k_scale && p.v_scale)) return "fp8 needs q_scale, k_scale and v_scale";
     if (p.scale_count != 1 && p.scale_count != p.heads) return "fp8 scales must have 1 or [heads] values";
+  } else if (p.packed_values || p.scale_count != 0) {
+    return "value blocks and scales belong to fp8";
   }
   bool const any_bias = p.position_bias || p.time_bias || p.query_timestamps || p.key_timestamps;
   bool const all_bias = p.position_bias && p.time_bias && p.query_timestamps && p.key_timestamps;
@@ -154,6 +156,10 @@ cudaError_t launch_attention(AttentionParams const& params, AttentionKernel kern
   if (cudaError_t const error = current_device(device); error != cudaSuccess) return error;
   if (choose(params, kernel, device.capability)) return cudaErrorNotSupported;
   if (params.users == 0 || params.query_rows == 0) return cudaSuccess;
+  bool const needs_workspace = attention_workspace_size(params, kernel) > 0;
+  if (needs_workspace && (!params.workspace || reinterpret_cast<uintptr_t>(params.workspace) % kAlignment != 0)) {
+    return cudaErrorInvalidValue;
+  }
   if (!params.reuse_plan) {
     cudaError_t const error = launch_kernel_plan(params, kernel, device.multiprocessors, stream);
     if (error != cudaSuccess) return error;

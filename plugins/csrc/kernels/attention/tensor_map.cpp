@@ -36,6 +36,8 @@ TypeInfo type_info(DataType type) noexcept {
 bool encode_tensor_map(TensorMapShape const& shape, CUtensorMap& map) noexcept {
   static Encode const encode = find_encode();
   if (!encode) return false;
+  // No row, no address, and nobody will load from it.
+  if (shape.rows == 0) return true;
   TypeInfo const info = type_info(shape.type);
   // A single row or matrix has no stride to speak of; the driver wants a valid one all the same.
   int64_t const row_stride = shape.rows > 1 ? shape.row_stride : shape.row_elements;
