@@ -145,6 +145,8 @@ size_t attention_workspace_size(AttentionParams const& params, AttentionKernel k
   size_t bytes = 0;
   for (AttentionKernel one : kByPreference) {
     if (kernel != AttentionKernel::kAuto && kernel != one) continue;
+    // What no GPU would choose for this call needs no room: 9.0 supports all that others do.
+    if (kernel == AttentionKernel::kAuto && kernel_unsupported(params, one, 90)) continue;
     size_t const packed = needs_packing(params, one) ? packed_bytes(params) : 0;
     bytes = std::max(bytes, kernel_workspace_size(params, one) + packed);
   }
