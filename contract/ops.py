@@ -62,18 +62,23 @@ class OpSpec:
 
 
 _FLOATS = ("float16", "bfloat16", "float32")
+_TOKENS = (*_FLOATS, "float8_e4m3fn")
+_SCALE_DOC = "of e4m3 tokens: real value = stored value * scale; all three scales are given, or none"
 _BIAS_DOC = "relative attention bias; both tables and both timestamps are given, or none"
 
 HSTU_ATTENTION = OpSpec(
     "HstuAttention",
     inputs=(
-        TensorPort("q", _FLOATS, "[Tq, H, Dqk]", "queries: prefix rows in use, then all candidates"),
-        TensorPort("k", _FLOATS, "[Tk, H, Dqk]", "keys: all prefixes, then all candidates"),
-        TensorPort("v", _FLOATS, "[Tk, H, Dv]", "values, as the keys"),
+        TensorPort("q", _TOKENS, "[Tq, H, Dqk]", "queries: prefix rows in use, then all candidates"),
+        TensorPort("k", _TOKENS, "[Tk, H, Dqk]", "keys: all prefixes, then all candidates"),
+        TensorPort("v", _TOKENS, "[Tk, H, Dv]", "values, as the keys"),
         TensorPort("query_offsets", ("int32",), "[B+1]", "prefix rows of q per user, the last ones of the prefix"),
         TensorPort("prefix_offsets", ("int32",), "[B+1]", "prefix rows of k and v per user"),
         TensorPort("candidate_offsets", ("int32",), "[B+1]", "candidates per user"),
         TensorPort("norm", ("float32",), "[1] or [B]", "N: the output is divided by it"),
+        TensorPort("q_scale", ("float32",), "[1] or [H]", _SCALE_DOC, optional=True),
+        TensorPort("k_scale", ("float32",), "[1] or [H]", _SCALE_DOC, optional=True),
+        TensorPort("v_scale", ("float32",), "[1] or [H]", _SCALE_DOC, optional=True),
         TensorPort("attn_scale", ("float32",), "[1] or [Tq]", "multiplies the output instead of 1/N", optional=True),
         TensorPort("position_bias", ("float32",), "[2P-1]", _BIAS_DOC, optional=True),
         TensorPort("time_bias", ("float32",), "[buckets+1]", _BIAS_DOC, optional=True),

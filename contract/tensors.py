@@ -21,7 +21,7 @@ from typing import Literal
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model import HstuConfig, ResearchHstuConfig
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "fp8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 STAGES = ("embedding_lookup", "hstu", "mlp_head")

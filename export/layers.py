@@ -151,7 +151,7 @@ class StuStack(nn.Module):
         def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return torch.ops.hstu_trt.attention(
                 q, k, v, query_offsets, layout.prefix_offsets, layout.candidate_offsets, norm,
-                None, None, None, None, None,
+                *[None] * 8,
                 self.alpha, True,
                 self.options.max_attn_len, self.options.contextual_seq_len, self.options.min_full_attn_seq_len,
                 1, torch.float32,

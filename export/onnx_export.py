@@ -31,6 +31,7 @@ _ONNX_TYPES = {
     "float16": "tensor(float16)",
     "bfloat16": "tensor(bfloat16)",
     "float32": "tensor(float)",
+    "float8_e4m3fn": "tensor(float8e4m3fn)",
     "int32": "tensor(int32)",
     "int64": "tensor(int64)",
 }

@@ -70,7 +70,7 @@ def attention_function(form: AttentionForm) -> onnx.FunctionProto:
     if form.biased:
         inputs += optional
     elif form.scaled:
-        inputs.append("attn_scale")
+        inputs += optional[: optional.index("attn_scale") + 1]
     return _function(HSTU_ATTENTION, inputs, lines)
 
 

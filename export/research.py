@@ -61,7 +61,7 @@ class ResearchLayer(nn.Module):
             q.reshape(-1, heads, self.config.qk_dim),
             k.reshape(-1, heads, self.config.qk_dim),
             v.reshape(-1, heads, self.config.v_dim),
-            offsets, offsets, no_candidates, norm, None,
+            offsets, offsets, no_candidates, norm, *[None] * 4,
             self._rel_attn_bias._pos_w, self._rel_attn_bias._ts_w, *timestamps,
             1.0, True, 0, 0, 0, 1, torch.float32,
         )  # fmt: skip

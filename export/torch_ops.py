@@ -22,6 +22,9 @@ def attention(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     prefix_offsets: Tensor,
     candidate_offsets: Tensor,
     norm: Tensor,
+    q_scale: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     attn_scale: Tensor | None,
     position_bias: Tensor | None,
     time_bias: Tensor | None,
@@ -49,10 +52,18 @@ def attention(  # noqa: PLR0913, PLR0917 - an op's schema is flat
         min_full_attn_seq_len=min_full_attn_seq_len,
         candidate_group_size=candidate_group_size,
     )
+    if q_scale is not None:
+        assert k_scale is not None and v_scale is not None
+        q, k, v = (_real_values(*pair) for pair in ((q, q_scale), (k, k_scale), (v, v_scale)))
     offsets = (query_offsets, prefix_offsets, candidate_offsets)
     scale = attn_scale if attn_scale is not None else _per_query(1.0 / norm, query_offsets, candidate_offsets)
     out = reference_attention(q, k, v, offsets, scale, alpha=alpha, mask=mask, bias=bias)
     return out.to(output_dtype)
+
+
+def _real_values(stored: Tensor, scale: Tensor) -> Tensor:
+    """e4m3 tokens [T, H, D] and their scale [1] or [H] -> fp32."""
+    return stored.float() * scale.view(-1, 1)
 
 
 def _per_query(per_user: Tensor, query_offsets: Tensor, candidate_offsets: Tensor) -> Tensor:

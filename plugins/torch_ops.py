@@ -32,6 +32,9 @@ def attention(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     prefix_offsets: Tensor,
     candidate_offsets: Tensor,
     norm: Tensor,
+    q_scale: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
     attn_scale: Tensor | None,
     position_bias: Tensor | None,
     time_bias: Tensor | None,
@@ -45,56 +48,31 @@ def attention(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     candidate_group_size: int,
     output_dtype: torch.dtype,
 ) -> Tensor:
-    """``hstu_trt::attention`` (``HstuAttention`` of ``contract/ops.py``) on CUDA tensors."""
+    """``hstu_trt::attention`` (``HstuAttention`` of ``contract/ops.py``) on CUDA tensors; v as it is, or packed."""
     bias = None
     if position_bias is not None:
         assert time_bias is not None and query_timestamps is not None and key_timestamps is not None
         bias = RelativeBias(position_bias, time_bias, query_timestamps, key_timestamps)
     call = AttentionCall(
         q=q, k=k, v=v, offsets=Offsets(query_offsets, prefix_offsets, candidate_offsets), norm=norm,
-        attn_scale=attn_scale, bias=bias,
+        attn_scale=attn_scale, scales=_scales(q_scale, k_scale, v_scale), bias=bias,
         options=AttentionOptions(
             alpha, causal, max_attn_len, contextual_seq_len, min_full_attn_seq_len, candidate_group_size
         ),
     )  # fmt: skip
     return kernels.attention(call, output_dtype=output_dtype)
+
+
+def _scales(q: Tensor | None, k: Tensor | None, v: Tensor | None) -> Scales | None:
+    if q is None:
+        return None
+    assert k is not None and v is not None
+    return Scales(q, k, v)
 
 
 # Kept alive: a Library that is collected takes its kernels with it.
 _REGISTRATION = torch.library.Library(TORCH_NAMESPACE, "IMPL")
 _REGISTRATION.impl("attention", attention, "CUDA")
-
-
-@torch.library.custom_op(f"{TORCH_NAMESPACE}::attention_fp8", mutates_args=(), device_types="cuda")
-def attention_fp8(  # noqa: PLR0913, PLR0917 - an op's schema is flat
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_offsets: Tensor,
-    prefix_offsets: Tensor,
-    candidate_offsets: Tensor,
-    norm: Tensor,
-    attn_scale: Tensor | None,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    v_scale: Tensor,
-    alpha: float,
-    causal: bool,
-    max_attn_len: int,
-    contextual_seq_len: int,
-    min_full_attn_seq_len: int,
-    candidate_group_size: int,
-    output_dtype: torch.dtype,
-) -> Tensor:
-    """``attention`` on e4m3 tokens with their scales; v [Tk, H, Dv], or value blocks of ``pack_values``."""
-    call = AttentionCall(
-        q=q, k=k, v=v, offsets=Offsets(query_offsets, prefix_offsets, candidate_offsets), norm=norm,
-        attn_scale=attn_scale, scales=Scales(q_scale, k_scale, v_scale),
-        options=AttentionOptions(
-            alpha, causal, max_attn_len, contextual_seq_len, min_full_attn_seq_len, candidate_group_size
-        ),
-    )  # fmt: skip
-    return kernels.attention(call, output_dtype=output_dtype)
 
 
 @torch.library.custom_op(f"{TORCH_NAMESPACE}::cached_attention", mutates_args=(), device_types="cuda")
@@ -110,10 +88,10 @@ def cached_attention(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     prefix_offsets: Tensor,
     candidate_offsets: Tensor,
     norm: Tensor,
-    attn_scale: Tensor | None,
     q_scale: Tensor | None,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
+    attn_scale: Tensor | None,
     alpha: float,
     causal: bool,
     max_attn_len: int,
@@ -123,13 +101,9 @@ def cached_attention(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     output_dtype: torch.dtype,
 ) -> Tensor:
     """``attention`` of new tokens behind a ``Cache``; the scales are given for e4m3 tokens, and then all of them."""
-    scales = None
-    if q_scale is not None:
-        assert k_scale is not None and v_scale is not None
-        scales = Scales(q_scale, k_scale, v_scale)
     call = AttentionCall(
         q=q, k=k, v=v, offsets=Offsets(query_offsets, prefix_offsets, candidate_offsets), norm=norm,
-        attn_scale=attn_scale, scales=scales,
+        attn_scale=attn_scale, scales=_scales(q_scale, k_scale, v_scale),
         cache=Cache(k=cached_k, v=cached_v, offsets=cached_offsets, page_table=page_table),
         options=AttentionOptions(
             alpha, causal, max_attn_len, contextual_seq_len, min_full_attn_seq_len, candidate_group_size
@@ -138,7 +112,6 @@ def cached_attention(  # noqa: PLR0913, PLR0917 - an op's schema is flat
     return kernels.attention(call, output_dtype=output_dtype)
 
 
-@attention_fp8.register_fake
 @cached_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
     output_dtype = rest[-1]

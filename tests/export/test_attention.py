@@ -171,3 +171,16 @@ def test_nodes_of_one_model_must_share_a_form() -> None:
     graph = helper.make_graph([node(0), node(4)], "two", [], [])
     with pytest.raises(ValueError, match="different options"):
         add_functions(helper.make_model(graph))
+
+
+def test_e4m3_tokens_and_their_scales_answer_for_real_values() -> None:
+    from hstu_trt.export import torch_ops as _  # noqa: F401
+
+    stored = [(torch.randn(6, 2, dim) * 3).to(torch.float8_e4m3fn) for dim in (8, 8, 4)]
+    scales = [torch.tensor([0.5]), torch.tensor([0.25, 2.0]), torch.tensor([4.0, 0.125])]
+    offsets = [torch.tensor([0, 2, 4], dtype=torch.int32)] * 2 + [torch.tensor([0, 1, 2], dtype=torch.int32)]
+    norm, rest = torch.tensor([8.0]), (0.3, True, 0, 0, 0, 1, torch.float32)
+    real = [tensor.float() * scale.view(-1, 1) for tensor, scale in zip(stored, scales, strict=True)]
+    op = torch.ops.hstu_trt.attention
+    out = op(*stored, *offsets, norm, *scales, *[None] * 5, *rest)
+    torch.testing.assert_close(out, op(*real, *offsets, norm, *[None] * 8, *rest))

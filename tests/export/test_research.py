@@ -105,7 +105,7 @@ def test_the_same_op_with_its_optional_inputs(exported: Exported) -> None:
     graph = onnx.load(exported.model.path / f"{RESEARCH_STAGE}.onnx", load_external_data=False).graph
     nodes = [node for node in graph.node if node.op_type == "HstuAttention"]
     assert len(nodes) == exported.model.config.layers
-    assert all(len(node.input) == 12 and not node.input[7] and all(node.input[8:]) for node in nodes)
+    assert all(len(node.input) == 15 and not any(node.input[7:11]) and all(node.input[11:]) for node in nodes)
 
 
 def test_ranking_verbs_refuse_it(exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

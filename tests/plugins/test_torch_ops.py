@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hstu_trt.contract.errors import ArtefactError, InputError
 from hstu_trt.contract.ops import HSTU_ATTENTION
+from hstu_trt.export import torch_ops as export_ops
 from hstu_trt.plugins import torch_ops
 from hstu_trt.plugins.attention import AttentionPlan, pack_values, quantise, unsupported
 from hstu_trt.plugins.library import AttentionParams, KernelLibrary, UnsupportedError
@@ -43,8 +44,6 @@ def test_either_room_may_be_imported_first(order: tuple[str, str]) -> None:
 
 
 def test_the_cuda_kernel_takes_what_the_schema_says() -> None:
-    from hstu_trt.export import torch_ops as export_ops
-
     schema = torch.ops.hstu_trt.attention.default._schema
     assert [argument.name for argument in schema.arguments] == list(inspect.signature(torch_ops.attention).parameters)
     assert inspect.signature(torch_ops.attention) == inspect.signature(export_ops.attention._init_fn)
@@ -52,10 +51,9 @@ def test_the_cuda_kernel_takes_what_the_schema_says() -> None:
 
 def test_ops_carry_the_specs_names() -> None:
     names = [port.name for port in HSTU_ATTENTION.inputs] + [a.name for a in HSTU_ATTENTION.attributes[:-1]]
-    for op in (torch.ops.hstu_trt.attention_fp8, torch.ops.hstu_trt.cached_attention):
-        arguments = {argument.name for argument in op.default._schema.arguments}
-        bias = {"position_bias", "time_bias", "query_timestamps", "key_timestamps"}
-        assert set(names) - bias <= arguments
+    arguments = {argument.name for argument in torch.ops.hstu_trt.cached_attention.default._schema.arguments}
+    bias = {"position_bias", "time_bias", "query_timestamps", "key_timestamps"}
+    assert set(names) - bias <= arguments
 
 
 OPTIONS = (0.1, True, 0, 0, 0, 1)
@@ -72,11 +70,11 @@ def offsets(users: int) -> list[Tensor]:
 def test_fakes_tell_shape_and_type() -> None:
     e4m3, one, ops = torch.float8_e4m3fn, meta(1, dtype=torch.float32), torch.ops.hstu_trt
     q, k, v = meta(9, 2, 64, dtype=e4m3), meta(20, 2, 64, dtype=e4m3), meta(20, 2, 32, dtype=e4m3)
-    fp8 = ops.attention_fp8(q, k, v, *offsets(3), one, None, one, one, one, *OPTIONS, torch.bfloat16)
+    fp8 = ops.attention(q, k, v, *offsets(3), one, one, one, one, *[None] * 5, *OPTIONS, torch.bfloat16)
     assert (fp8.shape, fp8.dtype) == ((9, 2, 32), torch.bfloat16)
     blocks = ops.pack_values(v, *offsets(3)[:2])
     assert (blocks.shape, blocks.dtype) == ((6, 2, 32, 128), e4m3)
-    packed = ops.attention_fp8(q, k, blocks, *offsets(3), one, None, one, one, one, *OPTIONS, torch.float16)
+    packed = ops.attention(q, k, blocks, *offsets(3), one, one, one, one, *[None] * 5, *OPTIONS, torch.float16)
     assert packed.shape == (9, 2, 32)
     half = [meta(rows, 2, dim) for rows, dim in ((9, 64), (9, 64), (9, 32), (50, 64), (50, 32))]
     cached_offsets, *rest = meta(4, dtype=torch.int32), *offsets(3)
@@ -89,13 +87,11 @@ def test_fakes_tell_shape_and_type() -> None:
 def test_the_exported_op_traces_on_cuda_tensors() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from hstu_trt.export import torch_ops as _  # noqa: F401
-
     with FakeTensorMode():
         q, v = (torch.empty(9, 2, dim, dtype=torch.float16, device="cuda") for dim in (64, 32))
         bounds, one = torch.empty(4, dtype=torch.int32, device="cuda"), torch.empty(1, device="cuda")
         out = torch.ops.hstu_trt.attention(
-            q, q, v, bounds, bounds, bounds, one, *[None] * 5, *OPTIONS, torch.float32
+            q, q, v, bounds, bounds, bounds, one, *[None] * 8, *OPTIONS, torch.float32
         )  # fmt: skip
     assert (out.shape, out.dtype, out.device.type) == ((9, 2, 32), torch.float32, "cuda")
 
