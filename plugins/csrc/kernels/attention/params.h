@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-namespace hstu_trt {
+#include "../common/data_type.h"
 
-enum class DataType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat8E4M3 = 3 };
+namespace hstu_trt {
 
 // Packed tokens [rows, heads, dim]. dim is contiguous; strides are in elements.
 struct TokenTensor {
