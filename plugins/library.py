@@ -16,7 +16,7 @@ LIBRARY = "libhstu_trt_kernels.so"
 LIBRARY_VARIABLE = "HSTU_TRT_LIB"
 """Environment variable with the path of another library than the one in build/lib."""
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 KERNELS = {"auto": 0, "sm90": 1, "smxx": 2, "fp32": 3}
 """Kernels as ``AttentionKernel`` numbers them (kernels/attention/attention.h)."""
 DATA_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e4m3fn": 3}
@@ -70,11 +70,27 @@ class AttentionParams(Structure):
     _fields_ = _fields()
 
 
+class EmbeddingTable(Structure):
+    """``EmbeddingTable`` of kernels/embedding/params.h."""
+
+    _fields_ = (("data", c_void_p), ("rows", c_int64))
+
+
+class EmbeddingParams(Structure):
+    """``EmbeddingParams`` of kernels/embedding/params.h, field by field."""
+
+    _fields_ = (
+        ("ids", c_void_p), ("out", c_void_p), ("table", EmbeddingTable), ("live_table", c_void_p), ("count", c_int64),
+        ("dim", c_int32), ("type", c_int32), ("output_type", c_int32), ("wide_ids", c_int32),
+    )  # fmt: skip
+
+
 class _Field(Structure):
     _fields_ = (("name", c_char_p), ("offset", c_size_t), ("size", c_size_t))
 
 
 _PARAMS = POINTER(AttentionParams)
+_EMBEDDING_PARAMS = POINTER(EmbeddingParams)
 _FUNCTIONS = {
     "hstu_trt_abi_version": (c_int32, []),
     "hstu_trt_cuda_archs": (c_char_p, []),
@@ -85,6 +101,10 @@ _FUNCTIONS = {
     "hstu_trt_launch_attention": (c_int32, [_PARAMS, c_int32, c_void_p]),
     "hstu_trt_launch_pack_values": (c_int32, [_PARAMS, c_void_p, c_void_p]),
     "hstu_trt_value_blocks": (c_int32, [c_int32, c_int32]),
+    "hstu_trt_embedding_params_size": (c_size_t, []),
+    "hstu_trt_embedding_params_fields": (c_size_t, [POINTER(POINTER(_Field))]),
+    "hstu_trt_embedding_unsupported": (c_char_p, [_EMBEDDING_PARAMS]),
+    "hstu_trt_launch_embedding_lookup": (c_int32, [_EMBEDDING_PARAMS, c_void_p]),
     "hstu_trt_error_name": (c_char_p, [c_int32]),
     "hstu_trt_error_text": (c_char_p, [c_int32]),
 }
@@ -109,30 +129,18 @@ class KernelLibrary:
             raise ArtefactError(f"{path} is of other sources ({differences[0]}): run `make plugins`")
 
     def layout_differences(self) -> list[str]:
-        """Sentences on where the library's AttentionParams is not the mirror's; none if they are the same."""
+        """Sentences on where the library's structs are not the mirrors; none if they are the same."""
         version = self._functions.hstu_trt_abi_version()
-        theirs = self.fields()
-        ours = {
-            name: (getattr(AttentionParams, name).offset, getattr(AttentionParams, name).size)
-            for name, _ in AttentionParams._fields_
-        }
         found = [f"version {version} of the C face, not {ABI_VERSION}"] if version != ABI_VERSION else []
-        if list(theirs) != list(ours):
-            found.append(f"fields {sorted(set(theirs) ^ set(ours)) or 'in another order'}")
-        found += [
-            f"field {name} at offset, size {theirs[name]}, not {place}"
-            for name, place in ours.items()
-            if theirs.get(name, place) != place
-        ]
-        size = self._functions.hstu_trt_attention_params_size()
-        if size != ctypes.sizeof(AttentionParams):
-            found.append(f"parameters of {size} bytes, not {ctypes.sizeof(AttentionParams)}")
+        for name, mirror in (("attention", AttentionParams), ("embedding", EmbeddingParams)):
+            size = getattr(self._functions, f"hstu_trt_{name}_params_size")()
+            found += _differences(self.fields(name), size, mirror)
         return found
 
-    def fields(self) -> dict[str, tuple[int, int]]:
-        """Offset and size of each field of the library's AttentionParams."""
+    def fields(self, name: str) -> dict[str, tuple[int, int]]:
+        """Offset and size of each field of the library's params struct for "attention" or "embedding"."""
         fields = POINTER(_Field)()
-        count = self._functions.hstu_trt_attention_params_fields(ctypes.byref(fields))
+        count = getattr(self._functions, f"hstu_trt_{name}_params_fields")(ctypes.byref(fields))
         return {fields[n].name.decode(): (fields[n].offset, fields[n].size) for n in range(count)}
 
     def unsupported(self, params: AttentionParams, kernel: str, capability: int) -> str | None:
@@ -152,6 +160,15 @@ class KernelLibrary:
         """Enqueues the packing of fp8 values at the address ``blocks``. Raises KernelError."""
         self._raise_on(self._functions.hstu_trt_launch_pack_values(params, blocks, stream), "pack_values")
 
+    def embedding_unsupported(self, params: EmbeddingParams) -> str | None:
+        """Why a lookup cannot be done; None if it can."""
+        sentence = self._functions.hstu_trt_embedding_unsupported(params)
+        return sentence.decode() if sentence else None
+
+    def launch_embedding_lookup(self, params: EmbeddingParams, stream: int) -> None:
+        """Enqueues a lookup that ``embedding_unsupported`` has nothing against. Raises KernelError."""
+        self._raise_on(self._functions.hstu_trt_launch_embedding_lookup(params, stream), "embedding_lookup")
+
     def value_blocks(self, rows: int, users: int) -> int:
         """Blocks of one section of packed values (kernels/attention/value_blocks.h)."""
         return self._functions.hstu_trt_value_blocks(rows, users)
@@ -161,6 +178,21 @@ class KernelLibrary:
             name = self._functions.hstu_trt_error_name(error).decode()
             text = self._functions.hstu_trt_error_text(error).decode()
             raise KernelError(f"{what}: {name}: {text} (the library is built for {', '.join(self.archs)})")
+
+
+def _differences(theirs: dict[str, tuple[int, int]], size: int, mirror: type[Structure]) -> list[str]:
+    ours = {name: (getattr(mirror, name).offset, getattr(mirror, name).size) for name, *_ in mirror._fields_}
+    found = []
+    if list(theirs) != list(ours):
+        found.append(f"{mirror.__name__}: fields {sorted(set(theirs) ^ set(ours)) or 'in another order'}")
+    found += [
+        f"{mirror.__name__}: field {name} at offset, size {theirs[name]}, not {place}"
+        for name, place in ours.items()
+        if theirs.get(name, place) != place
+    ]
+    if size != ctypes.sizeof(mirror):
+        found.append(f"{mirror.__name__}: parameters of {size} bytes, not {ctypes.sizeof(mirror)}")
+    return found
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """The kernels as torch ops ``hstu_trt::*``. Importing this module registers them; no GPU or library is needed for that.
 
-The schema of ``hstu_trt::attention`` belongs to the export room, whose op runs anywhere in plain PyTorch. This room may
-not import that one, so it only adds a CUDA kernel to the op's name: the dispatcher keeps it for the schema, whichever
-of the two modules comes first. The other ops are this room's own. Tensors are those of ``plugins/parameters.py``.
+The schemas of ``hstu_trt::attention`` and ``hstu_trt::embedding_lookup`` belong to the export room, whose ops run
+anywhere in plain PyTorch. This room may not import that one, so it only adds CUDA kernels to the ops' names: the
+dispatcher keeps them for the schemas, whichever of the two modules comes first. The other ops are this room's own. Tensors are those of ``plugins/parameters.py``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hstu_trt.contract.ops import TORCH_NAMESPACE
 from hstu_trt.plugins import attention as kernels
+from hstu_trt.plugins import embedding
 from hstu_trt.plugins.parameters import (
     VALUE_BLOCK_KEYS,
     AttentionCall,
@@ -70,9 +71,15 @@ def _scales(q: Tensor | None, k: Tensor | None, v: Tensor | None) -> Scales | No
     return Scales(q, k, v)
 
 
+def embedding_lookup(ids: Tensor, table: Tensor, table_name: str, output_dtype: torch.dtype) -> Tensor:
+    """``hstu_trt::embedding_lookup`` (``EmbeddingLookup`` of ``contract/ops.py``) on CUDA tensors."""
+    return embedding.lookup(ids, table, output_dtype)
+
+
 # Kept alive: a Library that is collected takes its kernels with it.
 _REGISTRATION = torch.library.Library(TORCH_NAMESPACE, "IMPL")
 _REGISTRATION.impl("attention", attention, "CUDA")
+_REGISTRATION.impl("embedding_lookup", embedding_lookup, "CUDA")
 
 
 @torch.library.custom_op(f"{TORCH_NAMESPACE}::cached_attention", mutates_args=(), device_types="cuda")

@@ -5,6 +5,7 @@
 
 #include "../kernels/attention/attention.h"
 #include "../kernels/attention/value_blocks.h"
+#include "../kernels/embedding/embedding.h"
 
 #ifndef HSTU_TRT_CUDA_ARCHS
 #error "the build names its compute capabilities: -DHSTU_TRT_CUDA_ARCHS=..."
@@ -14,6 +15,7 @@ namespace {
 
 using hstu_trt::AttentionKernel;
 using hstu_trt::AttentionParams;
+using hstu_trt::EmbeddingParams;
 
 #define FIELD(name) {#name, offsetof(AttentionParams, name), sizeof(AttentionParams::name)}
 
@@ -66,21 +68,31 @@ constexpr HstuTrtField kFields[] = {
 };
 
 #undef FIELD
+#define FIELD(name) {#name, offsetof(EmbeddingParams, name), sizeof(EmbeddingParams::name)}
 
-// The list above leaves no field out: each begins where the one before ends, but for padding of less than 8 bytes.
-constexpr bool lists_every_field() {
+constexpr HstuTrtField kEmbeddingFields[] = {
+    FIELD(ids), FIELD(out),  FIELD(table),       FIELD(live_table), FIELD(count),
+    FIELD(dim), FIELD(type), FIELD(output_type), FIELD(wide_ids),
+};
+
+#undef FIELD
+
+// A list leaves no field out: each begins where the one before ends, but for padding of less than 8 bytes.
+template <class Params, size_t kCount>
+constexpr bool lists_every_field(HstuTrtField const (&fields)[kCount]) {
   size_t end = 0;
-  for (HstuTrtField const& field : kFields) {
+  for (HstuTrtField const& field : fields) {
     if (field.offset < end || field.offset - end >= (field.size >= 8 ? 8 : 4)) return false;
     end = field.offset + field.size;
   }
-  return sizeof(AttentionParams) - end < 4 || (sizeof(AttentionParams) - end == 4 && end % 8 == 4);
+  return sizeof(Params) - end < 4 || (sizeof(Params) - end == 4 && end % 8 == 4);
 }
-static_assert(lists_every_field(), "kFields must list the fields of AttentionParams in their order");
+static_assert(lists_every_field<AttentionParams>(kFields), "kFields must list all fields in their order");
+static_assert(lists_every_field<EmbeddingParams>(kEmbeddingFields), "kEmbeddingFields must, too");
 
 }  // namespace
 
-int32_t hstu_trt_abi_version(void) { return 1; }
+int32_t hstu_trt_abi_version(void) { return 2; }
 
 char const* hstu_trt_cuda_archs(void) { return HSTU_TRT_CUDA_ARCHS; }
 
@@ -108,6 +120,21 @@ int32_t hstu_trt_launch_pack_values(AttentionParams const* params, void* blocks,
 }
 
 int32_t hstu_trt_value_blocks(int32_t rows, int32_t users) { return hstu_trt::value_blocks(rows, users); }
+
+size_t hstu_trt_embedding_params_size(void) { return sizeof(EmbeddingParams); }
+
+size_t hstu_trt_embedding_params_fields(HstuTrtField const** fields) {
+  *fields = kEmbeddingFields;
+  return sizeof(kEmbeddingFields) / sizeof(kEmbeddingFields[0]);
+}
+
+char const* hstu_trt_embedding_unsupported(EmbeddingParams const* params) {
+  return hstu_trt::embedding_unsupported(*params);
+}
+
+int32_t hstu_trt_launch_embedding_lookup(EmbeddingParams const* params, void* stream) {
+  return hstu_trt::launch_embedding_lookup(*params, static_cast<cudaStream_t>(stream));
+}
 
 char const* hstu_trt_error_name(int32_t error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); }
 

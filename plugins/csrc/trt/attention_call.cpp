@@ -108,7 +108,8 @@ char const* AttentionCall::read(AttentionAttributes const& attributes, PluginTen
     Type const type = inputs[position].type;
     if (!type_fits(input, type, inputs[0].type)) return type_fault(input);
     if (char const* const fault = read_vector(input, inputs[position].dims)) return fault;
-    if (is_offsets(input)) copy_.wide[position - static_cast<int32_t>(AttentionInput::kQueryOffsets)] = type == Type::kINT64;
+    if (is_offsets(input))
+      copy_.wide[position - static_cast<int32_t>(AttentionInput::kQueryOffsets)] = type == Type::kINT64;
   }
   if (output.type != onnx_type(attributes.output_type)) return "the output's type is not output_type";
   convert(inputs[0].type, params_.type);
@@ -133,7 +134,8 @@ char const* AttentionCall::read_tokens(PluginTensorDesc const* inputs, PluginTen
   if (k.d[0] != v.d[0]) return "k and v must have as many tokens";
   if (k.d[1] != q.d[1] || v.d[1] != q.d[1]) return "q, k and v must have as many heads";
   if (k.d[2] != q.d[2]) return "q and k must have the same dim";
-  if (out.d[0] != q.d[0] || out.d[1] != q.d[1] || out.d[2] != v.d[2]) return "the output must be [tokens of q, heads, dim of v]";
+  if (out.d[0] != q.d[0] || out.d[1] != q.d[1] || out.d[2] != v.d[2])
+    return "the output must be [tokens of q, heads, dim of v]";
   params_.query_rows = static_cast<int32_t>(q.d[0]);
   params_.key_rows = static_cast<int32_t>(k.d[0]);
   params_.heads = static_cast<int32_t>(q.d[1]);
@@ -147,7 +149,8 @@ char const* AttentionCall::read_tokens(PluginTensorDesc const* inputs, PluginTen
 // What stands behind q, k and v has one axis.
 char const* AttentionCall::read_vector(AttentionInput input, Dims const& dims) noexcept {
   if (input <= AttentionInput::kV) return nullptr;
-  if (dims.nbDims != 1 || dims.d[0] < 0 || dims.d[0] > INT32_MAX) return "offsets, norm, scales and bias must have one axis";
+  if (dims.nbDims != 1 || dims.d[0] < 0 || dims.d[0] > INT32_MAX)
+    return "offsets, norm, scales and bias must have one axis";
   auto const length = static_cast<int32_t>(dims.d[0]);
   switch (input) {
     case AttentionInput::kQueryOffsets:

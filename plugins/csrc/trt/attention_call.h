@@ -65,7 +65,8 @@ constexpr int32_t kAllInputs = 15;
 // Which of the op's inputs stands at `position` of `count`. An optional input that a node leaves empty is either passed
 // as a tensor without axes, and all others stand where the op has them; or it was left out, and the rest moved up.
 // `inputs` are looked at up to `position`. Returns false where `count` makes no sense.
-bool input_at(nvinfer1::PluginTensorDesc const* inputs, int32_t position, int32_t count, AttentionInput& input) noexcept;
+bool input_at(nvinfer1::PluginTensorDesc const* inputs, int32_t position, int32_t count,
+              AttentionInput& input) noexcept;
 
 // Whether an input may have a type; `tokens` is the type of q.
 bool type_fits(AttentionInput input, nvinfer1::DataType type, nvinfer1::DataType tokens) noexcept;

@@ -19,7 +19,9 @@ using hstu_trt::trt::HostLibrary;
 
 constexpr char kPlugins[] = "libhstu_trt_plugins.so";
 
-void say(char const* text) { std::fprintf(stderr, "[hstu.trt] %s: %s\n", kPlugins, text); }
+void say(char const* text) {
+  std::fprintf(stderr, "[hstu.trt] %s for TensorRT %d: %s\n", kPlugins, NV_TENSORRT_MAJOR, text);
+}
 
 // TensorRT may be linked into the host, or loaded with local symbols, which only its own handle finds.
 HostLibrary find_tensorrt() {
@@ -45,13 +47,8 @@ bool find_plugins(char* path, size_t size) {
 
 __attribute__((constructor)) void load_plugins() {
   HostLibrary const tensorrt = find_tensorrt();
-  if (!tensorrt.handle && !tensorrt.version()) {
-    say("not registered: this process has no TensorRT yet of the major version this autoload library was built for");
-    return;
-  }
   if (!tensorrt.is_major(NV_TENSORRT_MAJOR)) {
-    say("not registered: this process runs another major version of TensorRT than this autoload library was built for");
-    return;
+    return say("not registered: this process has none of that major version, or not yet (load TensorRT first)");
   }
   nvinfer1::IPluginRegistry* const registry = tensorrt.registry();
   if (!registry) return say("not registered: TensorRT has no plugin registry");

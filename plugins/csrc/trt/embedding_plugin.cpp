@@ -97,8 +97,8 @@ nvinfer1::IPluginV3* EmbeddingLookup::attachToContext(nvinfer1::IPluginResourceC
                    attached->table_ = acquire_table(attributes_.table_name);
                    if (attached->table_->dim() != attributes_.dim) {
                      throw std::runtime_error("table '" + attributes_.table_name + "' has " +
-                                              std::to_string(attached->table_->dim()) + " columns, the engine was built for " +
-                                              std::to_string(attributes_.dim));
+                                              std::to_string(attached->table_->dim()) +
+                                              " columns, the engine was built for " + std::to_string(attributes_.dim));
                    }
                    return attached.release();
                  });
@@ -114,8 +114,7 @@ int32_t EmbeddingLookup::onShapeChange(PluginTensorDesc const* inputs, int32_t i
 }
 
 int32_t EmbeddingLookup::enqueue(PluginTensorDesc const* input_descs, PluginTensorDesc const* output_descs,
-                                 void const* const* inputs, void* const* outputs, void*,
-                                 cudaStream_t stream) noexcept {
+                                 void const* const* inputs, void* const* outputs, void*, cudaStream_t stream) noexcept {
   constexpr char kMethod[] = "enqueue";
   EmbeddingParams params;
   if (char const* const fault = read(params, input_descs, output_descs[0])) return answer(kMethod, fault);

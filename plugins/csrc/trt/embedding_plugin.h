@@ -2,7 +2,8 @@
 // EmbeddingLookup of contract/ops.py as a TensorRT plugin, in two forms.
 //
 //   two inputs, ids and table: the table is a tensor of the engine
-//   one input, ids:            the table is found by table_name in the folder HSTU_TRT_TABLES, and shared by all engines
+//   one input, ids:            the table is found by table_name in the folder HSTU_TRT_TABLES, and shared by all
+//   engines
 #pragma once
 
 #include <memory>

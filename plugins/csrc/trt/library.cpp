@@ -10,9 +10,9 @@
 
 HSTU_TRT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
   using namespace hstu_trt::trt;
-  static Creator<HstuAttention, AttentionAttributes> attention;
-  static Creator<EmbeddingLookup, EmbeddingAttributes> embedding;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&attention, &embedding};
+  // Never destroyed: TensorRT's registry may ask them when the process ends, after our static objects have gone.
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {new Creator<HstuAttention, AttentionAttributes>,
+                                                                new Creator<EmbeddingLookup, EmbeddingAttributes>};
   count = 2;
   return creators;
 }

@@ -97,7 +97,8 @@ class TableResource final : public nvinfer1::IPluginResource {
 
 class AcquiredTable final : public SharedTable {
  public:
-  AcquiredTable(StoredTable const& stored, std::string key) : key_(std::move(key)), dim_(stored.dim), type_(stored.type) {
+  AcquiredTable(StoredTable const& stored, std::string key)
+      : key_(std::move(key)), dim_(stored.dim), type_(stored.type) {
     TableResource prototype(stored);
     auto* const resource = static_cast<TableResource*>(acquire_resource(key_.c_str(), prototype));
     if (!resource) throw std::runtime_error("table '" + stored.name + "' was not loaded");
@@ -124,8 +125,8 @@ std::shared_ptr<SharedTable const> acquire_table(std::string const& name) {
   StoredTable const stored = find_stored_table(name);
   int device = 0;
   check(cudaGetDevice(&device), "table '" + name + "'");
-  std::string const key = "hstu.trt/table/" + stored.folder + "/" + name + "@" + stored.version + "/cuda:" +
-                          std::to_string(device);
+  std::string const key =
+      "hstu.trt/table/" + stored.folder + "/" + name + "@" + stored.version + "/cuda:" + std::to_string(device);
   return std::make_shared<AcquiredTable>(stored, key);
 }
 

@@ -24,8 +24,8 @@ struct OffsetsCopy {
 constexpr size_t offsets_copy_size(int32_t users) { return 3 * sizeof(int32_t) * (static_cast<size_t>(users) + 1); }
 
 // Copies offsets that name rows of the tensors: each begins at 0 and does not fall, no user has more queries than
-// prefix rows, and their sums stay within query_rows and key_rows. If any does not, all copies become 0: no user has any
-// rows. One small kernel; nothing read on the host.
+// prefix rows, and their sums stay within query_rows and key_rows. If any does not, all copies become 0: no user has
+// any rows. One small kernel; nothing read on the host.
 cudaError_t launch_copy_offsets(OffsetsCopy const& copy, cudaStream_t stream) noexcept;
 
 }  // namespace hstu_trt
