@@ -2,7 +2,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help install demo serve test test-fast lint typecheck accuracy plugins plugins-report bench-kernels bench-tables onnx engines clean
+.PHONY: help install demo serve test test-fast test-plugins lint typecheck accuracy plugins plugins-report bench-kernels bench-tables onnx engines clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,6 +19,13 @@ GPU ?= cpu
 ARCHS ?= 90a
 ONNX := build/onnx/$(MODEL)/$(PRECISION)
 DEPLOYMENT ?= build/deployments/$(MODEL)
+
+# What the TensorRT plugins are compiled with where this machine has no headers of its own, and NVIDIA's runtimes (the
+# libraries without the builder) that the tests load them into.
+TENSORRT := build/tensorrt
+OWN_HEADERS := $(TENSORRT_ROOT)$(TRT_ROOT)$(wildcard /usr/include/NvInfer.h /usr/include/*-linux-gnu/NvInfer.h)
+HEADERS := $(if $(OWN_HEADERS),,$(TENSORRT)/headers/NvInfer.h)
+LEAN := $(TENSORRT)/lean-10.15.1.29 $(TENSORRT)/lean-11.4.0.106
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -40,11 +47,14 @@ demo: install  ## checkpoint -> ONNX -> Triton -> ranked candidates, checked on 
 serve: install $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION=
 	$(BIN)/hstu-trt serve --deployment $(DEPLOYMENT)
 
-test: install  ## every test that this machine can run
+test: install $(LEAN)  ## every test that this machine can run
 	$(BIN)/pytest
 
 test-fast: install  ## the tests that start no server
 	$(BIN)/pytest -m "not triton"
+
+test-plugins: plugins $(LEAN)  ## the plugins in NVIDIA's lean runtimes, and all else about plugins/ that needs no GPU
+	$(BIN)/pytest tests/plugins -m "not gpu"
 
 lint: install  ## style of the Python code
 	$(BIN)/ruff check .
@@ -59,11 +69,24 @@ PAIR := $(foreach p,fp32 fp16,build/onnx/$(MODEL)/$(p)/manifest.json)
 accuracy: install $(PAIR)  ## hold ONNX Runtime fp32 and fp16 against PyTorch fp32, scores and ranking metrics: MODEL=
 	$(BIN)/hstu-trt bench accuracy $(foreach p,fp32 fp16,--model-$(p) build/onnx/$(MODEL)/$(p)) --out build/accuracy/$(MODEL)
 
-plugins: install  ## build the CUDA kernels, no GPU needed: ARCHS=90a, 80,90a or all
+plugins: install $(HEADERS)  ## build the CUDA kernels and TensorRT plugins, no GPU needed: ARCHS=90a, 80,90a or all
 	@$(BIN)/python -m hstu_trt.plugins toolchain >/dev/null 2>&1 || \
 	  $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[cuda]'
 	$(BIN)/python -m hstu_trt.plugins build --archs '$(ARCHS)'
 	$(BIN)/python -m hstu_trt.plugins check
+
+# Without headers the kernels are built all the same.
+$(TENSORRT)/headers/NvInfer.h: | install
+	@rm -rf $(@D) $(TENSORRT)/wheel
+	@$(BIN)/pip download --quiet --no-deps --constraint constraints.txt --dest $(TENSORRT)/wheel kernel-lens && \
+	  $(BIN)/python -m zipfile -e $(TENSORRT)/wheel/kernel_lens-*.whl $(TENSORRT)/wheel && \
+	  mv $(TENSORRT)/wheel/kernel_lens/include/tensorrt $(@D) && rm -r $(TENSORRT)/wheel && touch $@ || \
+	  echo 'no headers of TensorRT: the plugin libraries are left out (TENSORRT_ROOT names an unpacked TensorRT)' >&2
+
+$(TENSORRT)/lean-%: | install
+	@rm -rf $@ $@.part
+	$(BIN)/pip install --quiet --no-deps --no-compile --target $@.part tensorrt-lean-cu13-libs==$* tensorrt-lean-cu13-bindings==$*
+	@mv $@.part $@
 
 plugins-report: install  ## registers, spills and shared memory of each CUDA kernel
 	@$(BIN)/python -m hstu_trt.plugins report

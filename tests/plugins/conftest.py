@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.plugins.build import BUILD_FOLDER, DEFAULT_ARCHS, BuildPlan, build, default_jobs, read_record
-from hstu_trt.plugins.library import LIBRARY, LIBRARY_FOLDER, LIBRARY_VARIABLE, KernelLibrary, load_library
+from hstu_trt.plugins.library import LIBRARY, LIBRARY_FOLDER, LIBRARY_VARIABLE, ROOT, KernelLibrary, load_library
 from hstu_trt.plugins.toolchain import ToolchainError, find_toolchain
+from hstu_trt.plugins.trt_library import plugin_library
 
 if TYPE_CHECKING:
     from attention_cases import GpuBackend
@@ -38,6 +40,31 @@ def _archs() -> tuple[str, ...]:
         return DEFAULT_ARCHS
     assert isinstance(archs, list)
     return tuple(archs)
+
+
+@pytest.fixture(scope="session")
+def plugins(library: KernelLibrary) -> Path:
+    """The TensorRT plugin library, which is built with the kernels where TensorRT's headers are."""
+    try:
+        return plugin_library()
+    except ArtefactError as error:
+        absent(str(error))
+
+
+@pytest.fixture(scope="session", params=["10.15.1.29", "11.4.0.106"])
+def lean(request: pytest.FixtureRequest) -> Path:
+    """A folder with one of NVIDIA's lean runtimes and its Python bindings."""
+    folder = ROOT / f"build/tensorrt/lean-{request.param}"
+    if not folder.is_dir():
+        absent(f"{folder} is not there: `make test-plugins` brings it")
+    return folder
+
+
+def absent(reason: str) -> NoReturn:
+    """Skips; in CI, where the set-up brings everything, fails."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <sstream>
+#include <iterator>
 #include <stdexcept>
 
 #include "json.h"
@@ -17,9 +17,9 @@ namespace fs = std::filesystem;
 
 std::string read_file(fs::path const& path) {
   std::ifstream stream(path, std::ios::binary);
-  std::ostringstream text;
-  if (!stream || !(text << stream.rdbuf())) throw std::runtime_error(path.string() + " cannot be read");
-  return text.str();
+  std::string const text((std::istreambuf_iterator<char>(stream)), {});
+  if (!stream.is_open() || stream.bad()) throw std::runtime_error(path.string() + " cannot be read");
+  return text;
 }
 
 // 64-bit FNV-1a. The manifest holds the sha256 of every shard.
