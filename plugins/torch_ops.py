@@ -2,7 +2,8 @@
 
 The schemas of ``hstu_trt::attention`` and ``hstu_trt::embedding_lookup`` belong to the export room, whose ops run
 anywhere in plain PyTorch. This room may not import that one, so it only adds CUDA kernels to the ops' names: the
-dispatcher keeps them for the schemas, whichever of the two modules comes first. The other ops are this room's own. Tensors are those of ``plugins/parameters.py``.
+dispatcher keeps them for the schemas, whichever of the two modules comes first. The other ops are this room's own.
+Tensors of attention are those of ``plugins/parameters.py``.
 """
 
 from __future__ import annotations

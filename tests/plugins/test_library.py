@@ -19,6 +19,8 @@ from hstu_trt.plugins.library import (
     LIBRARY_VARIABLE,
     ROOT,
     AttentionParams,
+    EmbeddingParams,
+    EmbeddingTable,
     KernelError,
     KernelLibrary,
     TokenTensor,
@@ -67,7 +69,8 @@ def enum_values(header: str, name: str) -> dict[str, int]:
 
 
 def test_names_are_the_enums() -> None:
-    kernels, types = enum_values("attention.h", "AttentionKernel"), enum_values("params.h", "DataType")
+    kernels = enum_values("attention.h", "AttentionKernel")
+    types = enum_values("../common/data_type.h", "DataType")
     kernels["fp32"] = kernels.pop("float32")
     types["float8_e4m3fn"] = types.pop("float8e4m3")
     assert kernels == KERNELS
@@ -216,6 +219,51 @@ def test_value_blocks_are_those_of_the_header(library: KernelLibrary) -> None:
 def test_a_failed_launch_names_cudas_error(library: KernelLibrary) -> None:
     with pytest.raises(KernelError, match=r"pack_values: cudaError\w+: .*built for"):
         library._raise_on(1, "pack_values")
+
+
+def valid_lookup(**changes: Any) -> EmbeddingParams:
+    """A lookup that can be done, on addresses that nobody reads, with changes."""
+    half = DATA_TYPES["float16"]
+    params = EmbeddingParams(
+        ids=ADDRESS, out=ADDRESS, table=EmbeddingTable(ADDRESS, 10), count=5, dim=8, type=half, output_type=half
+    )  # fmt: skip
+    for name, value in changes.items():
+        setattr(params, name, value)
+    return params
+
+
+REFUSED_LOOKUPS: list[dict[str, Any]] = [
+    {"count": -1},
+    {"table": EmbeddingTable(ADDRESS, -1)},
+    {"dim": 0},
+    {"count": 2**31},
+    {"type": DATA_TYPES["float8_e4m3fn"]},
+    {"output_type": DATA_TYPES["bfloat16"]},
+    {"ids": None},
+    {"out": None},
+    {"table": EmbeddingTable(None, 10)},
+]
+
+
+def test_lookups_that_cannot_be_done(library: KernelLibrary) -> None:
+    said = [library.embedding_unsupported(valid_lookup(**changes)) for changes in REFUSED_LOOKUPS]
+    assert all(sentence and re.fullmatch(r"[ -~]{15,120}", sentence) for sentence in said)
+    source = (SOURCES.parent / "embedding/embedding.cu").read_text()
+    assert set(said) == set(re.findall(r'return "([^"]+ [^"]+)";', source))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"count": 0, "ids": None, "out": None},
+        {"table": EmbeddingTable(None, 0)},
+        {"table": EmbeddingTable(None, 10), "live_table": ADDRESS},
+        {"type": DATA_TYPES["bfloat16"], "output_type": DATA_TYPES["float32"], "dim": 7},
+    ],
+)
+def test_lookups_that_can_be_done(library: KernelLibrary, changes: dict[str, Any]) -> None:
+    assert library.embedding_unsupported(valid_lookup(**changes)) is None
 
 
 def run_with_library(path: Path) -> str:

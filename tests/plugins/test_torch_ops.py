@@ -17,7 +17,7 @@ from torch import Tensor
 from hstu_trt.contract.errors import ArtefactError, InputError
 from hstu_trt.contract.ops import HSTU_ATTENTION
 from hstu_trt.export import torch_ops as export_ops
-from hstu_trt.plugins import torch_ops
+from hstu_trt.plugins import embedding, torch_ops
 from hstu_trt.plugins.attention import AttentionPlan, pack_values, quantise, unsupported
 from hstu_trt.plugins.library import AttentionParams, KernelLibrary, UnsupportedError
 from hstu_trt.plugins.parameters import AttentionCall, Cache, Offsets, Scales
@@ -37,16 +37,41 @@ def test_either_room_may_be_imported_first(order: tuple[str, str]) -> None:
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
         "print([has('hstu_trt::attention', key) for key in ('CUDA', 'CPU', 'Meta')])\n"
         "print(has('hstu_trt::attention', 'CompositeExplicitAutograd'))\n"
+        "print([has('hstu_trt::embedding_lookup', key) for key in ('CUDA', 'CPU', 'Meta')])\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == ["[True, False, True]", "True"]
+    assert result.stdout.splitlines() == ["[True, False, True]", "True", "[True, False, True]"]
 
 
-def test_the_cuda_kernel_takes_what_the_schema_says() -> None:
-    schema = torch.ops.hstu_trt.attention.default._schema
-    assert [argument.name for argument in schema.arguments] == list(inspect.signature(torch_ops.attention).parameters)
-    assert inspect.signature(torch_ops.attention) == inspect.signature(export_ops.attention._init_fn)
+@pytest.mark.parametrize("name", ["attention", "embedding_lookup"])
+def test_the_cuda_kernel_takes_what_the_schema_says(name: str) -> None:
+    ours, theirs = getattr(torch_ops, name), getattr(export_ops, name)
+    schema = getattr(torch.ops.hstu_trt, name).default._schema
+    assert [argument.name for argument in schema.arguments] == list(inspect.signature(ours).parameters)
+    assert inspect.signature(ours) == inspect.signature(theirs._init_fn)
+
+
+IDS, TABLE = torch.tensor([1, 2]), torch.zeros(3, 8)
+
+
+@pytest.mark.parametrize(
+    ("ids", "table", "dtype", "error", "said"),
+    [
+        (IDS.float(), TABLE, torch.float32, InputError, "ids must be int32 or int64"),
+        (IDS[None], TABLE, torch.float32, InputError, "ids must be int32 or int64"),
+        (IDS, TABLE[0], torch.float32, InputError, "the table .rows, dim."),
+        (IDS.to("meta"), TABLE, torch.float32, InputError, "ids are on meta"),
+        (IDS, TABLE.double(), torch.float32, UnsupportedError, "float64 is no type"),
+        (IDS, TABLE, torch.bfloat16, UnsupportedError, "the output is fp32 or fp16"),
+        (IDS, TABLE[:, :0], torch.float32, UnsupportedError, "dim must be at least 1"),
+    ],
+)
+def test_lookups_that_cannot_be_done(
+    library: KernelLibrary, ids: Tensor, table: Tensor, dtype: torch.dtype, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        embedding.lookup(ids, table, dtype)
 
 
 def test_ops_carry_the_specs_names() -> None:

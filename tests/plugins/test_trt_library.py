@@ -46,7 +46,7 @@ def test_a_missing_library_names_what_builds_it(folder: Path) -> None:
 def test_a_variable_names_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = folder / "other/plugins.so"
     monkeypatch.setenv(PLUGINS_VARIABLE, str(other))
-    with pytest.raises(ArtefactError, match="other/plugins.so is not there"):
+    with pytest.raises(ArtefactError, match=r"other/plugins\.so is not there"):
         plugin_library()
     other.parent.mkdir()
     other.touch()
@@ -64,5 +64,5 @@ def test_plugins_are_loaded_once(folder: Path) -> None:
 @pytest.mark.parametrize("brings", [(), ("HstuAttention",)])
 def test_a_library_without_the_plugins_is_refused(folder: Path, brings: tuple[str, ...]) -> None:
     (folder / "libhstu_trt_plugins.so").touch()
-    with pytest.raises(ArtefactError, match="has no .*EmbeddingLookup after loading"):
+    with pytest.raises(ArtefactError, match=r"has no .*EmbeddingLookup after loading"):
         load_plugins(Registry(brings))

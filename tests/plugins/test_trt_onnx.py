@@ -61,7 +61,8 @@ def test_empty_optional_inputs_keep_their_places(plugins: Path, tmp_path: Path) 
     )  # fmt: skip
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT16, [8, 2, 32])
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("hstu.trt", 1)]
-    onnx.save(helper.make_model(helper.make_graph([node], "g", values, [out]), opset_imports=opsets), tmp_path / "m.onnx")
+    graph = helper.make_graph([node], "g", values, [out])
+    onnx.save(helper.make_model(graph, opset_imports=opsets), tmp_path / "m.onnx")
     said = parse(tmp_path / "m.onnx")
     assert said.count("Found unset input for HstuAttention") == 3
     assert "Successfully created plugin: HstuAttention" in said

@@ -1,4 +1,4 @@
-"""A process with one of NVIDIA's lean runtimes in it: ``lean_session.py FOLDER load|dlopen``; prints what it saw as JSON.
+"""A process with one of NVIDIA's lean runtimes: ``lean_session.py FOLDER load|dlopen`` prints what it saw as JSON.
 
 load: the plugin library through the registry. dlopen: the autoload library, as hosts do that know no registry.
 Two runtimes cannot share a process, and TensorRT crashes at exit where plugins outlive their library.
