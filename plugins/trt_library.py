@@ -1,8 +1,9 @@
 """The TensorRT plugin libraries: where they are, and loading them into a plugin registry.
 
 ``libhstu_trt_plugins.so`` is for whoever calls a registry's ``load_library``: this module, ``trtexec
---dynamicPlugins``, ``setPluginsToSerialize``. ``libhstu_trt_plugins_autoload.so``, beside it, is for hosts that only dlopen: Triton's
-``plugins=``, ``polygraphy --plugins``, ``trtexec --staticPlugins``. TensorRT must be in the process before it.
+--dynamicPlugins``, ``setPluginsToSerialize``. ``libhstu_trt_plugins_autoload.so``, beside it, is for hosts that only
+dlopen: Triton's ``plugins=``, ``polygraphy --plugins``, ``trtexec --staticPlugins``. TensorRT must be in the process
+before it.
 """
 
 from __future__ import annotations

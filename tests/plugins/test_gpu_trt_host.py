@@ -27,7 +27,7 @@ TABLE_ROWS = 1_000_000
 
 
 def runtimes() -> list[str]:
-    """None (the empty string), then the files that HSTU_TRT_LEAN names, else those that `make test-plugins` has brought."""
+    """The empty string for none, then those that HSTU_TRT_LEAN names, else those of `make test-plugins`."""
     named = [path for path in os.environ.get("HSTU_TRT_LEAN", "").split(":") if path]
     return ["", *(named or map(str, sorted(ROOT.glob("build/tensorrt/lean-*/*/libnvinfer_lean.so.*"))))]
 

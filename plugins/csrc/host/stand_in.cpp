@@ -11,7 +11,7 @@ namespace {
 using nvinfer1::AsciiChar;
 using nvinfer1::IPluginResource;
 
-std::mutex g_mutex;
+std::mutex g_mutex;  // of the log
 std::string g_log, g_taken;
 int g_clones = 0;
 
@@ -66,6 +66,7 @@ class Registry final : public nvinfer1::IPluginRegistry {
   }
 
   IPluginResource* acquirePluginResource(AsciiChar const* key, IPluginResource* resource) noexcept override {
+    std::lock_guard const lock(mutex_);
     auto [entry, is_new] = entries_.try_emplace(key);
     if (is_new) {
       entry->second.resource = resource->clone();
@@ -80,6 +81,7 @@ class Registry final : public nvinfer1::IPluginRegistry {
   }
 
   int32_t releasePluginResource(AsciiChar const* key) noexcept override {
+    std::lock_guard const lock(mutex_);
     auto const entry = entries_.find(key);
     if (entry == entries_.end()) return -1;
     if (--entry->second.users > 0) return 0;
@@ -96,6 +98,7 @@ class Registry final : public nvinfer1::IPluginRegistry {
     IPluginResource* resource = nullptr;
     int users = 0;
   };
+  std::mutex mutex_;
   std::map<std::string, Entry> entries_;
 };
 
