@@ -7,6 +7,7 @@ Options as in trtexec of TensorRT 10.15 to 11.1 (samples/common/sampleOptions.cp
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 from hstu_trt.engines.builders import BuildOptions, BuildRequest
@@ -40,22 +41,36 @@ def _option(name: str, value: object) -> list[str]:
     return [option, ",".join(value) if isinstance(value, list) else str(value)]
 
 
-def equivalent_commands(
-    flavour: Flavour,
-    options: BuildOptions,
-    source: Path,
-    engine: Path,
-    profiles: tuple[Profile, ...],
-    capabilities: tuple[int, ...],
-) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class EngineInputs:
+    """What one engine is made of, beside the options."""
+
+    source: Path
+    """The exported .onnx file."""
+    engine: Path
+    profiles: tuple[Profile, ...]
+    capabilities: tuple[int, ...]
+    """Compute capabilities to compile for ahead of time."""
+    has_plugins: bool
+
+
+def equivalent_commands(flavour: Flavour, options: BuildOptions, inputs: EngineInputs) -> list[str]:
     """Lines of a shell that build the same engine from the exported file."""
-    lines = [_polygraphy(flavour, options, source, engine, profiles, capabilities)]
-    return [_trtexec(options, source, engine, profiles), *lines] if flavour.on_device else lines
+    line = shlex.join(_polygraphy(flavour, options, inputs))
+    if flavour.on_device:
+        return [shlex.join(_trtexec(options, inputs)), line]
+    return [f"POLYGRAPHY_USE_TENSORRT_RTX=1 {line}"]
 
 
-def _trtexec(options: BuildOptions, source: Path, engine: Path, profiles: tuple[Profile, ...]) -> str:
-    words = ["trtexec", f"--onnx={source}", f"--saveEngine={engine}", "--stronglyTyped", "--skipInference"]
-    words += [f"--dynamicPlugins={_LIBRARIES / PLUGINS}"] * options.plugins
+def _trtexec(options: BuildOptions, inputs: EngineInputs) -> list[str]:
+    words = [
+        "trtexec",
+        f"--onnx={inputs.source}",
+        f"--saveEngine={inputs.engine}",
+        "--stronglyTyped",
+        "--skipInference",
+    ]
+    words += [f"--dynamicPlugins={_LIBRARIES / PLUGINS}"] * inputs.has_plugins
     words += ["--profilingVerbosity=detailed", *["--noTF32"] * (not options.tf32)]
     words += ["--refit"] * options.refit + ["--stripWeights"] * options.strip_plan
     words += ["--versionCompatible"] * options.version_compatible
@@ -66,28 +81,20 @@ def _trtexec(options: BuildOptions, source: Path, engine: Path, profiles: tuple[
         words.append(f"--builderOptimizationLevel={options.optimization_level}")
     if options.workspace_mib is not None:
         words.append(f"--memPoolSize=workspace:{options.workspace_mib}M")
-    for number, profile in enumerate(profiles):
+    for number, profile in enumerate(inputs.profiles):
         words.append(f"--profile={number}")
         for at, kind in enumerate(("min", "opt", "max")):
             shapes = ",".join(f"{name}:{'x'.join(map(str, shape[at]))}" for name, shape in profile.shapes.items())
             words.append(f"--{kind}Shapes={shapes}")
-    return shlex.join(words)
+    return words
 
 
-def _polygraphy(
-    flavour: Flavour,
-    options: BuildOptions,
-    source: Path,
-    engine: Path,
-    profiles: tuple[Profile, ...],
-    capabilities: tuple[int, ...],
-) -> str:
-    words = ["polygraphy", "convert", str(source), "--convert-to", "trt", "--strongly-typed"]
+def _polygraphy(flavour: Flavour, options: BuildOptions, inputs: EngineInputs) -> list[str]:
+    words = ["polygraphy", "convert", str(inputs.source), "--convert-to", "trt", "--strongly-typed"]
     words += ["--profiling-verbosity", "detailed", *["--tf32"] * options.tf32]
-    if flavour.on_device:
-        words += ["--plugins", str(_LIBRARIES / AUTOLOAD)] * options.plugins
-    else:
-        words += ["--compute-capabilities", *map(capability_text, capabilities)]
+    words += ["--plugins", str(_LIBRARIES / AUTOLOAD)] * inputs.has_plugins
+    if not flavour.on_device:
+        words += ["--compute-capabilities", *map(capability_text, inputs.capabilities)]
     words += ["--refittable"] * options.refit + ["--strip-plan"] * options.strip_plan
     words += ["--version-compatible"] * options.version_compatible
     if options.hardware_compat != "none":
@@ -97,11 +104,10 @@ def _polygraphy(
         words += ["--builder-optimization-level", str(options.optimization_level)]
     if options.workspace_mib is not None:
         words += ["--pool-limit", f"workspace:{options.workspace_mib}M"]
-    for profile in profiles:
+    for profile in inputs.profiles:
         for at, kind in enumerate(("min", "opt", "max")):
             words += [f"--trt-{kind}-shapes", *(_polygraphy_shape(name, s[at]) for name, s in profile.shapes.items())]
-    line = shlex.join([*words, "-o", str(engine)])
-    return line if flavour.on_device else f"POLYGRAPHY_USE_TENSORRT_RTX=1 {line}"
+    return [*words, "-o", str(inputs.engine)]
 
 
 def _polygraphy_shape(name: str, shape: Shape) -> str:

@@ -35,6 +35,13 @@ class StageGraph:
     """Nodes of our ops in the exported file."""
     plugin_layers: int
     """Plugin layers that the parsed network must have."""
+    lookups: int
+    """EmbeddingLookup nodes among them, and so tables that a plan leaves out."""
+
+    @property
+    def has_dense_attention(self) -> bool:
+        """Whether attention runs as its function body."""
+        return self.op_nodes > self.lookups and not self.plugin_layers
 
     def serialized(self) -> bytes:
         """The graph without its external data."""
@@ -69,6 +76,7 @@ def prepare(graph: onnx.ModelProto, path: Path, *, plugins: bool) -> StageGraph:
         model=prepared,
         op_nodes=len(nodes),
         plugin_layers=len(nodes) if plugins else 0,
+        lookups=sum(node.op_type == EMBEDDING_LOOKUP.name for node in nodes),
     )
 
 

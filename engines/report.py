@@ -10,7 +10,7 @@ from hstu_trt.contract.text import bytes_text, text_table
 from hstu_trt.engines.attention_memory import dense_bytes, plugin_bytes, tokens
 from hstu_trt.engines.build import BuildPlan
 from hstu_trt.engines.builders import BuiltStage
-from hstu_trt.engines.commands import equivalent_commands
+from hstu_trt.engines.commands import EngineInputs, equivalent_commands
 from hstu_trt.engines.stages import engine_stages
 from hstu_trt.engines.targets import TARGETS, capability_text
 from hstu_trt.engines.tensorrt_builder import SUFFIX, StagePlan, TensorRtBuilder
@@ -47,22 +47,30 @@ def report_plan(plan: BuildPlan) -> None:
         for profile in one.profiles:
             bounds = ", ".join(f"{dim} {'/'.join(map(str, values))}" for dim, values in profile.dims.items())
             print(f"  profile {profile.name}: {bounds}")
-        print("\n".join(f"  {note}" for note in _notes(plan, one)))
-        engine = plan.out / f"{one.stage}{SUFFIX[builder.name]}"
-        source, capabilities = request.model.onnx(one.stage), builder.capabilities(request)
-        print(
-            "\n".join(equivalent_commands(builder.flavour, request.options, source, engine, one.profiles, capabilities))
-        )
+        for note in _notes(plan, one):
+            print(f"  {note}")
+        for line in equivalent_commands(builder.flavour, request.options, _inputs_of(plan, builder, one)):
+            print(line)
         print()
     print("\n".join(left_out), end="\n" if left_out else "")
+
+
+def _inputs_of(plan: BuildPlan, builder: TensorRtBuilder, one: StagePlan) -> EngineInputs:
+    return EngineInputs(
+        source=plan.request.model.onnx(one.stage),
+        engine=plan.out / f"{one.stage}{SUFFIX[builder.name]}",
+        profiles=one.profiles,
+        capabilities=builder.capabilities(plan.request),
+        has_plugins=one.graph.plugin_layers > 0,
+    )
 
 
 def _notes(plan: BuildPlan, one: StagePlan) -> list[str]:
     """What differs between our engine and the commands'."""
     notes = list(one.notes)
-    if one.graph.plugin_layers and "Lookup" in {node.op_type[-6:] for node in one.graph.model.graph.node}:
+    if one.graph.plugin_layers and one.graph.lookups:
         notes.append("the commands read the tables into the plan; hstu-trt engines leaves them to the plugin")
-    if plan.request.model.precision == "fp8" and one.graph.op_nodes and not one.graph.plugin_layers:
+    if plan.request.model.precision == "fp8" and one.graph.has_dense_attention:
         notes.append("the commands cannot parse fp8 functions that are called twice; hstu-trt engines inlines them")
     return notes
 

@@ -113,7 +113,7 @@ class TensorRtBuilder:
         spec = engine_spec(request.model, stage)
         profiles = make_profiles(spec, request.model.limits, request.options.profiles or DEFAULT_PROFILES)
         notes: list[str] = []
-        if graph.op_nodes and not graph.plugin_layers:
+        if graph.has_dense_attention:
             profiles, notes = fitting_profiles(request, stage, profiles)
         return StagePlan(stage=stage, graph=graph, profiles=tuple(profiles), notes=tuple(notes))
 
