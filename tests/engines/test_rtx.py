@@ -31,6 +31,9 @@ from hstu_trt.export.onnx_export import export_stage
 from hstu_trt.export.stages import HstuStage
 from hstu_trt.export.weights import random_checkpoint
 
+if os.environ.get("CI") != "true":
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx-cu13")
+
 STAGES = ["embedding_lookup", "hstu", "mlp_head", "ranking_fused"]
 EVERY_GPU = ["--gpu", "l40s", "--also", "a10,a100,rtxpro6000"]
 
@@ -233,7 +236,9 @@ def test_profiles_that_dense_attention_cannot_serve_are_left_out(exported, tmp_p
     assert "profile batch is left out: scores of" in hstu.notes[0]
     assert dense_bytes(request.model, hstu.profiles[0]) < 1 << 30
     asked = dataclasses.replace(request, options=BuildOptions(profiles=("batch",)))
-    with pytest.raises(ConfigError, match="profile batch is left out: .* exceed 2\\^31 - 1 elements; take smaller bounds"):
+    with pytest.raises(
+        ConfigError, match=r"profile batch is left out: .* exceed 2\^31 - 1 elements; take smaller bounds"
+    ):
         plan.builder.plan(asked)
     alone = dataclasses.replace(huge, history=100_000)
     with pytest.raises(ConfigError, match="export with smaller --max-history"):
@@ -263,6 +268,8 @@ def test_wrong_options_are_refused(exported, tmp_path, capsys, more, message):
 def test_the_memory_table(exported, built, capsys):
     assert engines(exported("fp16"), built, "--profile", "single", "--memory", gpu=EVERY_GPU) == 0
     table = capsys.readouterr().out
-    (line,) = (line for line in table.splitlines() if line.startswith("hstu") and "single  " in line and "KiB" not in line)
+    (line,) = (
+        line for line in table.splitlines() if line.startswith("hstu") and "single  " in line and "KiB" not in line
+    )
     assert "2177" in table
     assert "MiB" in line
