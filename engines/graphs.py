@@ -1,8 +1,8 @@
 """An exported stage -> the graph that a builder parses.
 
 With plugins (TensorRT): function bodies are taken out, so that a plugin that is missing is an error instead of a slow
-engine. Tables stay outside: the plugin finds a table by its name, and the second input of ``EmbeddingLookup`` becomes
-one row of zeros, which keeps the table's width and dtype for shape inference. A plan so never holds a table.
+engine. Tables stay outside: ``EmbeddingLookup`` loses its second input, and the plugin finds the table by its name in
+the folder HSTU_TRT_TABLES, when it is built (for the width of a row) and when it runs. A plan so never holds a table.
 
 Without plugins (TensorRT-RTX, or ``--no-plugins``): functions are inlined, with a name of its own for every node, since
 the parser renames layers of a function that is called twice into each other. Tables become constants of the engine.
@@ -94,10 +94,9 @@ def _table_names(graph: onnx.ModelProto) -> set[str]:
 
 def _leave_tables_out(graph: onnx.ModelProto) -> None:
     tables = _table_names(graph)
-    for initializer in graph.graph.initializer:
-        if initializer.name in tables:
-            row = [1, initializer.dims[1]]
-            initializer.ClearField("external_data")
-            initializer.ClearField("data_location")
-            initializer.dims[:] = row
-            initializer.raw_data = bytes(_TENSOR_BYTES[initializer.data_type] * row[1])
+    for node in graph.graph.node:
+        if node.op_type == EMBEDDING_LOOKUP.name and node.domain == OP_DOMAIN:
+            del node.input[_TABLE_INPUT:]
+    kept = [initializer for initializer in graph.graph.initializer if initializer.name not in tables]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(kept)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from hstu_trt.contract.ops import OPS
 from hstu_trt.engines.modules import TensorRt
 
 
@@ -16,9 +18,23 @@ def plugin_library() -> Path:
 
 
 def register_plugins(trt: TensorRt) -> None:
-    """Loads the library into the process's plugin registry; a second call finds the creators there."""
+    """Loads the library into the process's plugin registry, once. Raises ArtefactError."""
     from hstu_trt.plugins import trt_library  # type: ignore[attr-defined]
 
-    registry = trt.module.get_plugin_registry()
-    if any(registry.get_creator(op.name, op.version, op.domain) is None for op in OPS.values()):
-        trt_library.load_plugins(registry)
+    trt_library.load_plugins(trt.module.get_plugin_registry())
+
+
+@contextmanager
+def tables_at(folder: Path) -> Iterator[None]:
+    """While it lasts, the lookup plugin finds its tables in ``folder``."""
+    from hstu_trt.plugins import trt_library  # type: ignore[attr-defined]
+
+    name = trt_library.TABLES_VARIABLE
+    before = os.environ.get(name)
+    os.environ[name] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hstu_trt.engines.cuda_driver import current_device
 from hstu_trt.engines.engine_build import EngineJob, build_engine
 from hstu_trt.engines.graphs import StageGraph, prepare, read_graph, table_bytes
 from hstu_trt.engines.modules import Flavour, TensorRt, open_module
-from hstu_trt.engines.plugin_library import plugin_library, register_plugins
+from hstu_trt.engines.plugin_library import plugin_library, register_plugins, tables_at
 from hstu_trt.engines.profiles import DEFAULT_PROFILES, Profile, make_profiles
 from hstu_trt.engines.refusals import check_capabilities, check_device, check_options
 from hstu_trt.engines.stages import engine_spec, engine_stages
@@ -104,9 +105,12 @@ class TensorRtBuilder:
     def build(self, request: BuildRequest, out: Path, old: OldEngines) -> tuple[list[BuiltStage], list[str]]:
         trt, facts = self._module(), self.facts(request)
         plans, _ = self.plan(request)
-        if self.with_plugins(request):
-            register_plugins(trt)
-        stages = [self._build_stage(trt, request, self._key(trt, request, facts, one), one, out, old) for one in plans]
+        with ExitStack() as stack:
+            if self.with_plugins(request):
+                register_plugins(trt)
+                stack.enter_context(tables_at(request.model.tables))
+            keys = [self._key(trt, request, facts, one) for one in plans]
+            stages = [self._build_stage(trt, request, key, one, out, old) for key, one in zip(keys, plans, strict=True)]
         return stages, [stage.file for stage in stages]
 
     def _plan_stage(self, request: BuildRequest, stage: str, graph: StageGraph) -> StagePlan:

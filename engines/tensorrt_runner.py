@@ -7,6 +7,7 @@ shapes of a feed. Engines without our attention plugin are dense over a batch: t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ from hstu_trt.engines.engine_folder import EngineFile, check_engine, open_engine
 from hstu_trt.engines.hooks import BuildLog, make_logger
 from hstu_trt.engines.modules import FLAVOURS, TensorRt, open_module
 from hstu_trt.engines.onnx_runtime import check_feed
+from hstu_trt.engines.plugin_library import tables_at
 from hstu_trt.engines.profiles import Shape
 from hstu_trt.engines.stages import engine_spec
 from hstu_trt.engines.targets import TARGETS
@@ -56,12 +58,12 @@ class TensorRtRunner:
         check_engine(self._file, self._trt, self._driver.device())
         self._log = BuildLog()
         self._driver.use()
-        self._runtime, self._engine = open_engine(
-            self._trt, make_logger(self._trt.module, self._log), self._file, model
-        )
-        self._check_ports()
         strategy = self._trt.module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        self._context = self._engine.create_execution_context(strategy)
+        with tables_at(model.tables) if self._file.has_plugins else nullcontext():
+            logger = make_logger(self._trt.module, self._log)
+            self._runtime, self._engine = open_engine(self._trt, logger, self._file, model)
+            self._check_ports()
+            self._context = self._engine.create_execution_context(strategy)
         if self._context is None:
             raise HstuTrtError(f"{self._file.path}: no execution context: {self._reason()}")
         self._stream = self._driver.create_stream()

@@ -32,16 +32,16 @@ def test_with_plugins_only_the_nodes_stay(golden_model, stage):
     assert sum(node.domain == OP_DOMAIN for node in graph.model.graph.node) == NODES[stage]
 
 
-def test_a_plan_holds_one_row_of_a_table(golden_model):
-    """Width and dtype stay, for shape inference; weights of the model stay where they are."""
+def test_a_plan_holds_no_table(golden_model):
+    """The plugin finds a table by its name; weights of the model stay where they are."""
     source = read_graph(golden_model, "ranking_fused")
     assert table_bytes(source) > 0
     graph = prepare(source, golden_model.onnx("ranking_fused"), plugins=True).model
-    kept = {t.name: t for t in graph.graph.initializer if t.name.startswith("tables.")}
-    for table in golden_model.ranking_config.tables:
-        row = onnx.numpy_helper.to_array(kept[f"tables.{table.name}"])
-        assert (row.shape, row.dtype) == ((1, table.dim), np.dtype(table.dtype))
-        assert not row.any()
+    assert not [t.name for t in graph.graph.initializer if t.name.startswith("tables.")]
+    lookups = [node for node in graph.graph.node if node.op_type == "EmbeddingLookup"]
+    named = [a.s.decode() for node in lookups for a in node.attribute if a.name == "table_name"]
+    assert [len(node.input) for node in lookups] == [1] * 5
+    assert set(named) == {table.name for table in golden_model.ranking_config.tables}
     outside = [t for t in graph.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     assert outside
     assert not [t.name for t in outside if any(e.value.startswith("tables") for e in t.external_data)]

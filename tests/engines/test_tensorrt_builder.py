@@ -42,7 +42,9 @@ def library(monkeypatch, tmp_path):
     path = tmp_path / "libhstu_trt_plugins.so"
     path.write_bytes(b"plugins")
     face = types.SimpleNamespace(
-        plugin_library=lambda: path, load_plugins=lambda registry: registry.creators.update(CREATORS)
+        plugin_library=lambda: path,
+        load_plugins=lambda registry: registry.creators.update(CREATORS),
+        TABLES_VARIABLE="TABLES",
     )
     monkeypatch.setattr(hstu_trt.plugins, "trt_library", face, raising=False)
     return face

@@ -5,6 +5,7 @@ So names, shapes, dtypes, copies, growth and profiles are real; that a GPU compu
 
 import dataclasses
 import json
+import os
 import sys
 import types
 
@@ -125,17 +126,21 @@ def test_users_run_together_with_the_plugin(exported, machine, tmp_path, monkeyp
     creators = {(op.name, op.version, op.domain) for op in OPS.values()}
     path = tmp_path / "plugins.so"
     path.write_bytes(b"plugins")
-    calls = []
+    seen = []
     face = types.SimpleNamespace(
-        plugin_library=lambda: path, load_plugins=lambda registry: (calls.append(1), registry.creators.update(creators))
+        plugin_library=lambda: path,
+        load_plugins=lambda registry: (registry.creators.update(creators), seen.append(os.environ.get("TABLES"))),
+        TABLES_VARIABLE="TABLES",
     )
     monkeypatch.setattr(hstu_trt.plugins, "trt_library", face, raising=False)
+    monkeypatch.delenv("TABLES", raising=False)
     model = read_model_folder(exported("fp32"), verify=False)
     out = build_engines(model, tmp_path / "e", plugins=True, stages=("hstu",))
     driver, trt = machine
     with TensorRtRunner(out, "hstu", model, driver=driver, trt=trt) as runner:
         assert not runner._splits
-    assert calls == [1], "a second load of the same library is an error in TensorRT"
+    assert seen == [None, str(model.tables)], "where the tables are, the plugins of an engine are told"
+    assert "TABLES" not in os.environ
 
 
 def test_shapes_beyond_every_profile_are_refused(model, machine, tmp_path, make_feed):
