@@ -11,7 +11,7 @@ from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.engines.build import BUILDERS, CACHE, build, make_plan, stages_up_to_date
 from hstu_trt.engines.builders import COMPATIBILITIES, BuildOptions
-from hstu_trt.engines.report import report, report_memory, report_plan, report_targets
+from hstu_trt.engines.report import report, report_plan, report_targets
 from hstu_trt.engines.targets import TARGETS
 
 
@@ -40,9 +40,7 @@ def main(argv: Sequence[str]) -> int:
     stages, state = stages_up_to_date(plan), "up to date"
     if stages is None or options.force:
         stages, state = (None, "to be built") if options.dry_run else (build(plan, force=options.force), "built")
-    report(plan, state, stages, options.json)
-    if options.memory and stages is not None and not options.json:
-        report_memory(plan, stages)
+    report(plan, state, stages, options.json, options.memory)
     return 0
 
 

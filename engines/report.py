@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hstu_trt.contract.text import bytes_text, text_table
-from hstu_trt.engines.attention_memory import dense_bytes, plugin_bytes, tokens
+from hstu_trt.engines.attention_memory import plugin_bytes, tokens
 from hstu_trt.engines.build import BuildPlan
 from hstu_trt.engines.builders import BuiltStage
 from hstu_trt.engines.commands import EngineInputs, equivalent_commands
@@ -75,7 +76,7 @@ def _notes(plan: BuildPlan, one: StagePlan) -> list[str]:
     return notes
 
 
-def report(plan: BuildPlan, state: str, stages: Sequence[BuiltStage] | None, as_json: bool) -> None:
+def report(plan: BuildPlan, state: str, stages: Sequence[BuiltStage] | None, as_json: bool, memory: bool) -> None:
     """The result, as text or JSON."""
     request = plan.request
     if as_json:
@@ -89,6 +90,8 @@ def report(plan: BuildPlan, state: str, stages: Sequence[BuiltStage] | None, as_
             **plan.builder.facts(request),
             "stages": None if stages is None else [dataclasses.asdict(stage) for stage in stages],
         }
+        if memory:
+            document["memory"] = memory_rows(plan, stages or [])
         print(json.dumps(document, indent=1))
         return
     if stages is not None:
@@ -98,6 +101,8 @@ def report(plan: BuildPlan, state: str, stages: Sequence[BuiltStage] | None, as_
         if isinstance(plan.builder, TensorRtBuilder):
             print("".join(f"{sentence}\n" for sentence in plan.builder.plan(request)[1]), end="")
     versions = ", ".join(f"{name} {version}" for name, version in plan.builder.versions().items())
+    if memory and stages is not None:
+        report_memory(memory_rows(plan, stages))
     print(f"{plan.out}: {state} ({versions}, {request.target.name}, {request.model.precision})")
 
 
@@ -126,33 +131,39 @@ def _stage_table(plan: BuildPlan, stages: Sequence[BuiltStage]) -> str:
     return text_table(header, rows)
 
 
-def report_memory(plan: BuildPlan, stages: Sequence[BuiltStage]) -> None:
-    """Per profile: activations of the engine, and what one layer's attention needs without and with the plugin."""
+def memory_rows(plan: BuildPlan, stages: Sequence[BuiltStage]) -> list[dict[str, Any]]:
+    """Per stage with attention and profile: bytes of the engine's activations, and what one plugin layer needs.
+
+    ``plugin_bytes`` is None where the kernels are not built.
+    """
     if not isinstance(plan.builder, TensorRtBuilder):
-        return
-    plans, _ = plan.builder.plan(plan.request)
-    built = {stage.stage: stage for stage in stages}
-    rows = []
-    for one in (one for one in plans if one.stage in ("hstu", "ranking_fused", "sequence_encoder")):
-        activations = built[one.stage].details["activation_bytes"]
-        for profile, size in zip(one.profiles, activations, strict=False):
-            with_plugin = plugin_bytes(plan.request.model, profile)
-            rows.append(
-                [
-                    one.stage,
-                    profile.name,
-                    tokens(plan.request.model, profile),
-                    bytes_text(size),
-                    bytes_text(dense_bytes(plan.request.model, profile)),
-                    "make plugins" if with_plugin is None else bytes_text(with_plugin),
-                ]
-            )
-    header = [
-        "stage",
-        "profile",
-        "tokens",
-        "engine's activations",
-        "dense scores, one layer",
-        "plugin: q, k, v, out, workspace",
+        return []
+    plans = {one.stage: one for one in plan.builder.plan(plan.request)[0]}
+    return [
+        {
+            "stage": one.stage,
+            "profile": profile.name,
+            "tokens": tokens(plan.request.model, profile),
+            "activation_bytes": size,
+            "plugin_bytes": plugin_bytes(plan.request.model, profile),
+        }
+        for one in stages
+        if plans[one.stage].graph.op_nodes > plans[one.stage].graph.lookups
+        for profile, size in zip(plans[one.stage].profiles, one.details["activation_bytes"], strict=False)
     ]
-    print(text_table(header, rows))
+
+
+def report_memory(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What attention takes without and with the plugin, as a table."""
+    lines = [
+        [
+            row["stage"],
+            row["profile"],
+            row["tokens"],
+            bytes_text(row["activation_bytes"]),
+            "make plugins" if row["plugin_bytes"] is None else bytes_text(row["plugin_bytes"]),
+        ]
+        for row in rows
+    ]
+    header = ["stage", "profile", "tokens", "engine's activations", "plugin, per layer: q, k, v, out, workspace"]
+    print(text_table(header, lines))

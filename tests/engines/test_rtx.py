@@ -17,7 +17,7 @@ from hstu_trt.contract.errors import ConfigError, HstuTrtError
 from hstu_trt.contract.manifest import read_manifest
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.presets import dlrm_v3
-from hstu_trt.contract.tensors import default_limits, stage_specs
+from hstu_trt.contract.tensors import PRECISIONS, default_limits, stage_specs
 from hstu_trt.engines.attention_memory import dense_bytes
 from hstu_trt.engines.build import build, make_plan
 from hstu_trt.engines.builders import BuildOptions
@@ -30,6 +30,7 @@ from hstu_trt.export.build import build_ranking_model
 from hstu_trt.export.onnx_export import export_stage
 from hstu_trt.export.stages import HstuStage
 from hstu_trt.export.weights import random_checkpoint
+from hstu_trt.plugins.library import load_library
 
 if os.environ.get("CI") != "true":
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install tensorrt-rtx-cu13")
@@ -78,6 +79,14 @@ def test_the_golden_model_builds_in_fp16(built):
 def test_the_golden_model_builds_in_fp32(exported, tmp_path):
     assert engines(exported("fp32"), tmp_path / "e", "--profile", "batch", "--stages", "hstu,mlp_head") == 0
     assert [stage["stage"] for stage in json_of(tmp_path / "e")["stages"]] == ["hstu", "mlp_head"]
+
+
+@pytest.mark.skipif("fp8" not in PRECISIONS, reason="export writes no fp8 yet")
+def test_the_golden_model_builds_in_fp8(exported, tmp_path):
+    both = ("--gpu", "l40s", "--also", "rtxpro6000")
+    assert engines(exported("fp8"), tmp_path / "e", "--profile", "single", gpu=both) == 0
+    assert json_of(tmp_path / "e")["compute_capabilities"] == [89, 120]
+    assert engines(exported("fp8"), tmp_path / "old", gpu=("--gpu", "a10")) == 2
 
 
 def test_dlrm_v3_builds_in_fp16(rtx, tmp_path):
@@ -265,11 +274,19 @@ def test_wrong_options_are_refused(exported, tmp_path, capsys, more, message):
     assert not (tmp_path / "e").exists()
 
 
-def test_the_memory_table(exported, built, capsys):
-    assert engines(exported("fp16"), built, "--profile", "single", "--memory", gpu=EVERY_GPU) == 0
-    table = capsys.readouterr().out
-    (line,) = (
-        line for line in table.splitlines() if line.startswith("hstu") and "single  " in line and "KiB" not in line
-    )
-    assert "2177" in table
-    assert "MiB" in line
+def test_the_memory_table(exported, built, capsys, monkeypatch):
+    """2,177 tokens: one contextual, 128 of history, 2,048 candidates."""
+    command = [exported("fp16"), built, "--profile", "single", "--memory"]
+    monkeypatch.setenv("HSTU_TRT_LIB", "/nowhere.so")
+    load_library.cache_clear()
+    assert engines(*command, gpu=EVERY_GPU) == 0
+    assert "make plugins" in capsys.readouterr().out
+    monkeypatch.delenv("HSTU_TRT_LIB")
+    load_library.cache_clear()
+    assert engines(*command, "--json", gpu=EVERY_GPU) == 0
+    rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["memory"]}
+    assert set(rows) == {"hstu", "ranking_fused"}
+    assert rows["hstu"]["tokens"] == 1 + 128 + 2048
+    assert rows["hstu"]["activation_bytes"] > 10_000_000
+    if os.environ.get("CI") == "true":
+        assert 0 < rows["hstu"]["plugin_bytes"] < rows["hstu"]["activation_bytes"] / 10
