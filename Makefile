@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 ROOMS := contract export plugins engines tables serving bench
-EXTRAS := export,engines,serving,bench,dev
+EXTRAS := export,engines,rtx,serving,bench,dev
 
 # What onnx, engines and serve work on; the defaults are the trained checkpoint that the tests use.
 MODEL ?= demo
@@ -17,6 +17,8 @@ WEIGHTS ?= tests/golden/ckptA
 PRECISION ?= fp32
 GPU ?= cpu
 ARCHS ?= 90a
+# Options of `hstu-trt engines`, e.g. BUILD="--builder tensorrt --opt-level 5"
+BUILD ?=
 ONNX := build/onnx/$(MODEL)/$(PRECISION)
 DEPLOYMENT ?= build/deployments/$(MODEL)
 
@@ -103,8 +105,8 @@ bench-tables: install  ## the README's table and picture of the CUDA kernels, fr
 onnx: install  ## export a checkpoint: MODEL= CONFIG= WEIGHTS= PRECISION=fp32|fp16
 	$(BIN)/hstu-trt export --config $(CONFIG) --weights $(WEIGHTS) --precision $(PRECISION) --name $(MODEL) --out $(ONNX)
 
-engines: install $(ONNX)/manifest.json  ## build engines of an exported model: GPU= PRECISION= MODEL=
-	$(BIN)/hstu-trt engines --model $(ONNX) --gpu $(GPU) --precision $(PRECISION) --out build/engines/$(GPU)/$(MODEL)/$(PRECISION)
+engines: install $(ONNX)/manifest.json  ## build engines of an exported model: GPU=l40s PRECISION=fp16 MODEL=; hstu-trt engines --list has the GPUs
+	$(BIN)/hstu-trt engines --model $(ONNX) --gpu $(GPU) --precision $(PRECISION) --out build/engines/$(GPU)/$(MODEL)/$(PRECISION) $(BUILD)
 
 clean:  ## remove what was built; .venv/ stays
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -16,12 +17,20 @@ from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.runner import Runner
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, StageSpec
 
-RUNNERS = ("torch", "onnxruntime")
+RUNNERS = ("torch", "onnxruntime", "tensorrt", "tensorrt_rtx")
 NORM = "attention_norm"
 
 
-def open_runner(kind: str, model: ModelFolder, stage: str, device: str = "cpu") -> Runner:
-    """A runner for one stage: ``torch`` is the PyTorch model, ``onnxruntime`` executes the ONNX file on the CPU."""
+def open_runner(kind: str, model: ModelFolder, stage: str, device: str = "cpu", engines: Path | None = None) -> Runner:
+    """A runner for one stage.
+
+    ``torch`` is the PyTorch model, ``onnxruntime`` executes the ONNX file on the CPU, ``tensorrt`` and ``tensorrt_rtx``
+    execute engines on the GPU: those in the folder ``engines``, else where `make engines` puts them for the GPU here.
+    """
+    if kind in ("tensorrt", "tensorrt_rtx"):
+        from hstu_trt.engines.tensorrt_runner import open_engine_runner
+
+        return open_engine_runner(kind, model, stage, engines)
     if kind == "torch":
         from hstu_trt.export.torch_runner import TorchRunner
 

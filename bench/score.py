@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         packed,
         runner=args.runner,
         device=args.device,
+        engines=args.engines,
         norm=norm,
         policy=args.id_policy,
         taps=args.taps,
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--inputs", type=Path, required=True, help="safetensors: uih.<feature>.values|lengths, cand...")
     parser.add_argument("--runner", choices=RUNNERS, default="onnxruntime")
     parser.add_argument("--device", default="cpu", help="where torch runs: cpu or cuda")
+    parser.add_argument("--engines", type=Path, help="what hstu-trt engines made, for tensorrt and tensorrt_rtx")
     parser.add_argument("--attention-norm", help="fixed:<N> (default: the config's max_seq_len) or batch_max")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table")
     parser.add_argument(
@@ -88,6 +90,7 @@ def score(  # noqa: PLR0913 - the options of the verb
     *,
     runner: str,
     device: str = "cpu",
+    engines: Path | None = None,
     norm: float | None = None,
     policy: Policy = "reject",
     taps: bool = False,
@@ -96,6 +99,7 @@ def score(  # noqa: PLR0913 - the options of the verb
     """Scores a packed request as one batch.
 
     runner, device: what executes hstu and mlp_head, and where.
+    engines: the folder of engines for TensorRT's runners; None is the one of `make engines` for the GPU here.
     norm: N of the attention; None is the longest sequence of the batch.
     Returns float32 ``preds`` [tasks, candidates] and ``user_embeddings`` [candidates, D]; with ``taps``
     ``stu.<layer>.out`` [tokens, D] in the reference's token order; with ``stage_by_stage`` the table rows too.
@@ -106,8 +110,8 @@ def score(  # noqa: PLR0913 - the options of the verb
     open_model = dataclasses.replace(model, limits=_limits_of(feed))
     stages = [
         HostLookup(open_model, policy),
-        open_runner(runner, open_model, TAPS if taps else "hstu", device),
-        open_runner(runner, open_model, "mlp_head", device),
+        open_runner(runner, open_model, TAPS if taps else "hstu", device, engines),
+        open_runner(runner, open_model, "mlp_head", device, engines),
     ]
     with Chain(open_model, stages) as chain:
         answers = chain.infer(feed)

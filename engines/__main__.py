@@ -3,62 +3,115 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hstu_trt.contract.cli import run_verb
-from hstu_trt.contract.text import bytes_text, text_table
-from hstu_trt.engines.build import BuildPlan, build, make_plan, stages_up_to_date
-from hstu_trt.engines.builders import BuiltStage
-from hstu_trt.engines.stages import engine_stages
+from hstu_trt.contract.errors import ConfigError
+from hstu_trt.engines.build import BUILDERS, CACHE, build, make_plan, stages_up_to_date
+from hstu_trt.engines.builders import COMPATIBILITIES, BuildOptions
+from hstu_trt.engines.report import report, report_plan, report_targets
 from hstu_trt.engines.targets import TARGETS
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; returns 0, or raises an HstuTrtError."""
     options = _parser().parse_args(argv)
-    plan = make_plan(options.model, options.gpu, options.precision, options.out)
+    if options.list:
+        report_targets(options.json)
+        return 0
+    for name in ("model", "gpu", "precision", "out"):
+        if getattr(options, name) is None:
+            raise ConfigError(f"--{name} is missing (hstu-trt engines --list shows the GPUs)")
+    plan = make_plan(
+        options.model,
+        options.gpu,
+        options.precision,
+        options.out,
+        builder=options.builder,
+        options=_build_options(options),
+        cache=options.cache,
+        quiet=False,
+    )
+    if options.dry_run and not options.json:
+        report_plan(plan)
+    plan.builder.check(plan.request)
     stages, state = stages_up_to_date(plan), "up to date"
     if stages is None or options.force:
-        stages, state = (None, "to be built") if options.dry_run else (build(plan), "built")
-    _report(plan, state, stages, options.json)
+        stages, state = (None, "to be built") if options.dry_run else (build(plan, force=options.force), "built")
+    report(plan, state, stages, options.json, options.memory)
     return 0
+
+
+def _build_options(options: argparse.Namespace) -> BuildOptions:
+    return BuildOptions(
+        stages=tuple(options.stages),
+        profiles=tuple(options.profile),
+        plugins=not options.no_plugins,
+        also=tuple(options.also),
+        hardware_compat=options.hardware_compat,
+        version_compatible=options.version_compatible,
+        refit=options.refit,
+        strip_plan=options.strip_plan,
+        tf32=options.tf32,
+        optimization_level=options.opt_level,
+        workspace_mib=options.workspace_mib,
+        max_table_mib=options.max_table_mib,
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hstu-trt engines", description=(__doc__ or "").replace("``", ""))
-    parser.add_argument("--model", type=Path, required=True, help="the model folder that hstu-trt export wrote")
-    parser.add_argument("--gpu", required=True, metavar="NAME", help=f"target: {', '.join(TARGETS)}")
-    parser.add_argument("--precision", required=True, metavar="P", help="fp32 or fp16, as the model was exported")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--list", action="store_true", help="print the GPUs, their precisions and builders, and end")
+    parser.add_argument("--model", type=Path, help="the model folder that hstu-trt export wrote")
+    parser.add_argument("--gpu", metavar="NAME", help=f"target: {', '.join(TARGETS)}")
+    parser.add_argument("--precision", metavar="P", help="fp32, fp16 or fp8, as the model was exported")
+    parser.add_argument("--out", type=Path, help="the folder to make")
+    parser.add_argument("--builder", choices=BUILDERS, help="default: the target's first")
+    parser.add_argument("--stages", type=_names, default=[], metavar="NAME,...", help="default: those of a request")
     parser.add_argument("--force", action="store_true", help="build again even when nothing changed")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print plan and equivalent commands, write nothing")
+    parser.add_argument("--memory", action="store_true", help="print what attention needs without and with the plugin")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    tuning = parser.add_argument_group("for builders tensorrt and tensorrt_rtx")
+    tuning.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="NAME[:dim=MIN/OPT/MAX,...]",
+        help="an optimisation profile: single, batch, or own bounds of users, uih_tokens, candidates; may be repeated "
+        "(default: single and batch)",
+    )
+    tuning.add_argument("--workspace-mib", type=_positive, help="most scratch memory of an engine")
+    tuning.add_argument("--tf32", action="store_true", help="let fp32 products use TF32")
+    tuning.add_argument("--also", type=_names, default=[], metavar="GPU,...", help="tensorrt_rtx: in the same engines")
+    tuning.add_argument(
+        "--max-table-mib",
+        type=int,
+        default=BuildOptions.max_table_mib,
+        help="without plugins: most MiB of tables in an engine (default: %(default)s)",
+    )
+    device = parser.add_argument_group("for builder tensorrt")
+    device.add_argument("--no-plugins", action="store_true", help="function bodies in place of plugins, as a baseline")
+    device.add_argument("--hardware-compat", choices=COMPATIBILITIES, default="none", help="run on other GPUs too")
+    device.add_argument("--version-compatible", action="store_true", help="run in later minor versions of TensorRT")
+    device.add_argument("--refit", action="store_true", help="weights can be exchanged in the engine")
+    device.add_argument("--strip-plan", action="store_true", help="leave weights out of the plan; the runner refits")
+    device.add_argument("--opt-level", type=int, choices=range(6), help="builder optimisation level")
+    device.add_argument("--cache", type=Path, default=CACHE, help="folder of timing caches (default: %(default)s)")
     return parser
 
 
-def _report(plan: BuildPlan, state: str, stages: Sequence[BuiltStage] | None, as_json: bool) -> None:
-    if as_json:
-        document = {
-            "state": state,
-            "out": str(plan.out),
-            "target": plan.target.name,
-            "builder": plan.builder.name,
-            "precision": plan.model.precision,
-            "digest": plan.digest,
-            "stages": None if stages is None else [dataclasses.asdict(stage) for stage in stages],
-        }
-        print(json.dumps(document, indent=1))
-        return
-    if stages is not None:
-        rows = [[one.stage, one.file, bytes_text(one.bytes), f"{one.load_s:.3f}"] for one in stages]
-        print(text_table(["stage", "file", "size", "load s"], rows))
-    else:
-        print(f"stages: {', '.join(engine_stages(plan.model))}")
-    print(f"{plan.out}: {state} ({plan.builder.name}, {plan.target.name}, {plan.model.precision})")
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be >= 1, got {text}")
+    return number
 
 
 if __name__ == "__main__":

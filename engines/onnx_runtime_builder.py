@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
-from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model_folder import REGENERATE, ModelFolder
-from hstu_trt.engines.builders import BuiltStage
+from hstu_trt.engines.builders import BuildRequest, BuiltStage, OldEngines
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.engines.stages import engine_stages
 
@@ -22,8 +23,16 @@ class OnnxRuntimeBuilder:
     def versions(self) -> dict[str, str]:
         return {"onnxruntime": onnxruntime.__version__}
 
-    def build(self, model: ModelFolder, out: Path) -> tuple[list[BuiltStage], list[str]]:
-        return [_load_once(model, stage) for stage in engine_stages(model)], []
+    def check(self, request: BuildRequest) -> None:
+        given = [name for name in request.options.facts() if name != "stages"]
+        if given:
+            raise ConfigError(f"builder onnxruntime has no such options: {', '.join(given)}; they are for TensorRT")
+
+    def facts(self, request: BuildRequest) -> dict[str, Any]:
+        return {}
+
+    def build(self, request: BuildRequest, out: Path, old: OldEngines) -> tuple[list[BuiltStage], list[str]]:
+        return [_load_once(request.model, stage) for stage in request.chosen_stages(engine_stages(request.model))], []
 
 
 def _load_once(model: ModelFolder, stage: str) -> BuiltStage:
@@ -32,5 +41,5 @@ def _load_once(model: ModelFolder, stage: str) -> BuiltStage:
         raise ArtefactError(f"{path} is missing; make it again with: {REGENERATE.format(folder=model.path)}")
     started = time.perf_counter()
     with OnnxRuntimeRunner(model, stage):
-        load_s = time.perf_counter() - started
-    return BuiltStage(stage=stage, file=str(path), bytes=path.stat().st_size, load_s=round(load_s, 3))
+        seconds = time.perf_counter() - started
+    return BuiltStage(stage=stage, file=str(path), bytes=path.stat().st_size, seconds=round(seconds, 3))

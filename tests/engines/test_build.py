@@ -91,8 +91,8 @@ def test_json_names_state_and_stages(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("gpu", "precision", "message"),
     [
-        ("h100", "fp32", "no target 'h100' yet: cpu is the only one so far"),
-        ("cpu", "fp8", "cpu has no precision 'fp8': choose from fp32, fp16"),
+        ("v100", "fp32", "no target 'v100': choose from cpu, t4"),
+        ("cpu", "fp8", "cpu has no precision 'fp8'; choose from fp32, fp16"),
         ("cpu", "fp16", r"was exported in fp32, not fp16; for fp16: hstu-trt export .* --precision fp16"),
     ],
 )
