@@ -2,7 +2,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help install demo serve test test-fast lint typecheck accuracy plugins plugins-report bench-kernels bench-tables onnx engines clean
+.PHONY: help install demo serve test test-fast lint typecheck accuracy diff plugins plugins-report bench-kernels bench-tables onnx engines clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -58,6 +58,16 @@ PAIR := $(foreach p,fp32 fp16,build/onnx/$(MODEL)/$(p)/manifest.json)
 
 accuracy: install $(PAIR)  ## hold ONNX Runtime fp32 and fp16 against PyTorch fp32, scores and ranking metrics: MODEL=
 	$(BIN)/hstu-trt bench accuracy $(foreach p,fp32 fp16,--model-$(p) build/onnx/$(MODEL)/$(p)) --out build/accuracy/$(MODEL)
+
+# What diff compares: runner A with the model in precision REFERENCE, and runner B with the one in PRECISION.
+A ?= torch
+B ?= onnxruntime
+REFERENCE ?= fp32
+BUILT := $(if $(filter tensorrt%,$(A) $(B)),--engines build/engines/$(GPU)/$(MODEL)/$(PRECISION))
+DIFF := build/diff/$(MODEL)/$(subst :,-,$(A)_$(REFERENCE)_$(B)_$(PRECISION))
+
+diff: install $(sort $(REFERENCE:%=build/onnx/$(MODEL)/%/manifest.json) $(ONNX)/manifest.json)  ## hold runner B against A, layer by layer, as HTML: A= B= MODEL= PRECISION= REFERENCE= GPU=
+	$(BIN)/hstu-trt diff --model-a build/onnx/$(MODEL)/$(REFERENCE) --a $(A) --model-b $(ONNX) --b $(B) $(BUILT) --out $(DIFF)
 
 plugins: install  ## build the CUDA kernels, no GPU needed: ARCHS=90a, 80,90a or all
 	@$(BIN)/python -m hstu_trt.plugins toolchain >/dev/null 2>&1 || \
