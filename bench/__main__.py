@@ -75,6 +75,13 @@ def demo(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def polygraphy(argv: Sequence[str]) -> int:
+    """Valid inputs and shapes of a stage for Polygraphy's own command line."""
+    from hstu_trt.bench.polygraphy_feeds import main as run
+
+    return run(argv)
+
+
 def kernels(argv: Sequence[str]) -> int:
     """Our attention kernels: checks them, then times them beside PyTorch on a CUDA GPU."""
     from hstu_trt.bench.kernels import main as run
@@ -100,6 +107,7 @@ SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "workload": workload,
     "accuracy": accuracy,
     "demo": demo,
+    "polygraphy": polygraphy,
     "kernels": kernels,
     "table-kernels": table_kernels,
     "plot-kernels": plot_kernels,

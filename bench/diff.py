@@ -21,7 +21,9 @@ from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.numerics import Report, Tolerance, compare
 
 GATE_EXIT_CODE = 1
-_RUNNERS = "Two runners instead of two files: hstu-trt diff --model DIR --a torch --b onnxruntime --out DIR (add --help)"
+_RUNNERS = (
+    "Two runners instead of two files: hstu-trt diff --model DIR --a torch --b onnxruntime --out DIR (add --help)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,9 @@ def main(argv: Sequence[str]) -> int:
         from hstu_trt.bench.diff_runners import main as diff_runners
 
         return diff_runners(argv)
-    parser = argparse.ArgumentParser(prog="hstu-trt diff", description=(__doc__ or "").partition("\n")[0], epilog=_RUNNERS)
+    parser = argparse.ArgumentParser(
+        prog="hstu-trt diff", description=(__doc__ or "").partition("\n")[0], epilog=_RUNNERS
+    )
     parser.add_argument("a", type=Path, help="safetensors file")
     parser.add_argument("b", type=Path, help="safetensors file with what is expected")
     parser.add_argument("--atol", type=float, default=0.0, help="largest accepted |difference| (default 0: equal)")

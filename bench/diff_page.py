@@ -76,6 +76,8 @@ def _worst_rows(report: DiffReport) -> list[tuple[Any, ...]]:
 
 def _fact_rows(report: DiffReport) -> list[tuple[str, str]]:
     facts = report.facts
-    rows = [(f"{side.upper()}: {key}", str(value)) for side, known in facts["sides"].items() for key, value in known.items()]
+    rows = [
+        (f"{side.upper()}: {key}", str(value)) for side, known in facts["sides"].items() for key, value in known.items()
+    ]
     rows.append(("labels", f"drawn from A's scores, seed {facts['label_seed']}"))
     return [*rows, *((f"{name} version", version) for name, version in facts["versions"].items())]

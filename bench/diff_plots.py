@@ -90,7 +90,9 @@ def _short(name: str) -> str:
 def _lengths(report: DiffReport) -> Picture:
     """The largest difference of a score of each request, over its length of history."""
     preds, lengths = report.output("preds"), report.requests.history_lengths
-    picture = _frame("Error over length of history", "largest |difference| of a score: dots by request, line by bucket", "events")
+    picture = _frame(
+        "Error over length of history", "largest |difference| of a score: dots by request, line by bucket", "events"
+    )
     y = _decades(picture, *_powers([*preds.errors.max_abs, preds.tolerance or 0.0]))
     longest = max(2, int(lengths.max()) + 1)
     x = LogScale((1, longest), (_LEFT + 8, _RIGHT - 8))

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from hstu_trt.bench.accuracy import show_progress
 from hstu_trt.bench.chain import NORM, norm_tensor
 from hstu_trt.bench.comparator import Batch, run_batches
+from hstu_trt.bench.diff_page import page
+from hstu_trt.bench.diff_report import DiffReport
 from hstu_trt.bench.diff_sides import PARTS, Side, coarser, tolerances
 from hstu_trt.bench.divergence import DEFAULT_EDGES, ErrorLog, parse_edges, request_of_rows
 from hstu_trt.bench.fidelity import Figure, Scores, task_figures
@@ -29,8 +31,6 @@ from hstu_trt.bench.metrics import teacher_labels
 from hstu_trt.bench.profiles import PROFILES
 from hstu_trt.bench.requests_source import Requests, generate_requests, read_requests, user_batches
 from hstu_trt.bench.result_rows import package_versions
-from hstu_trt.bench.diff_page import page
-from hstu_trt.bench.diff_report import DiffReport
 from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
 from hstu_trt.contract.features import Tensors
@@ -66,7 +66,9 @@ class _Seen:
         users = len(batch.feed["uih_offsets"]) - 1
         for name, expected in batch.outputs[a].items():
             if name not in batch.outputs[b]:
-                raise InputError(f"{b} answers no {name!r}, {a} does: build its engines with the layers, or --skip layers")
+                raise InputError(
+                    f"{b} answers no {name!r}, {a} does: build its engines with the layers, or --skip layers"
+                )
             actual = batch.outputs[b][name]
             if actual.shape != expected.shape:
                 raise InputError(f"{name} has shape {list(actual.shape)} by {b}, {list(expected.shape)} by {a}")
@@ -215,5 +217,7 @@ def _sides(args: argparse.Namespace) -> tuple[Side, Side]:
         sides.append(Side(runner=runner, model=models[folder], engines=args.engines if needs_engines else None))
     a, b = sides
     if a.model.config != b.model.config or a.model.limits != b.model.limits:
-        raise ArtefactError(f"{folders[0]} and {folders[1]} hold different models or limits; export both from one checkpoint")
+        raise ArtefactError(
+            f"{folders[0]} and {folders[1]} hold different models or limits; export both from one checkpoint"
+        )
     return a, b

@@ -94,5 +94,3 @@ def tolerances(a: Side, b: Side, parts: Sequence[str]) -> dict[str, float]:
         rows = [tensor.name for tensor in a.model.specs["embedding_lookup"].outputs]
         found |= dict.fromkeys(rows, 0.0)
     return found
-
-

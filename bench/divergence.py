@@ -144,7 +144,9 @@ def _graph_order(name: str) -> tuple[int, int]:
     """Table rows, then layers, then what the last layer and the head make of them."""
     if name.startswith(TAP_PREFIX):
         return 1, int(name.split(".")[1])
-    return (0, 0) if name.endswith("_embeddings") and name != "user_embeddings" else (2 + (name != "user_embeddings"), 0)
+    return (
+        (0, 0) if name.endswith("_embeddings") and name != "user_embeddings" else (2 + (name != "user_embeddings"), 0)
+    )
 
 
 def request_of_rows(name: str, packed: Mapping[str, NDArray], slots: int) -> NDArray:
@@ -195,4 +197,6 @@ def first_beyond(outputs: Sequence[OutputErrors]) -> OutputErrors | None:
 def growth(outputs: Sequence[OutputErrors]) -> list[tuple[str, float]]:
     """Each layer's relative L2 error as a multiple of the layer before it; NaN after an exact layer."""
     layers = [(o.name, o.total.relative_l2) for o in outputs if o.name.startswith(TAP_PREFIX)]
-    return [(name, after / before if before else float("nan")) for (_, before), (name, after) in itertools.pairwise(layers)]
+    return [
+        (name, after / before if before else float("nan")) for (_, before), (name, after) in itertools.pairwise(layers)
+    ]
