@@ -2,7 +2,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help install demo serve test test-fast lint typecheck accuracy diff plugins plugins-report bench-kernels bench-tables onnx engines clean
+.PHONY: help install demo serve test test-fast lint typecheck accuracy diff plugins plugins-report bench-kernels bench-tables verify-tensorrt onnx engines clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -81,11 +81,16 @@ plugins-report: install  ## registers, spills and shared memory of each CUDA ker
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels
 
-# The lines between the README's two marks become what the command prints.
-bench-tables: install  ## the README's table and picture of the CUDA kernels, from the rows in bench/results/
+verify-tensorrt: install  ## on a machine with TensorRT: build, test and compare all of it; adds a row to bench/results/
+	$(BIN)/hstu-trt bench verify-tensorrt
+
+# The lines between two marks of the README become what the command prints.
+bench-tables: install  ## the README's tables and picture, from the rows in bench/results/
 	$(BIN)/hstu-trt bench plot-kernels --out docs/kernels.svg
 	@mkdir -p build && { echo && $(BIN)/hstu-trt bench table-kernels && echo; } >build/kernels.md
-	@sed -i -e '/^<!-- kernels -->$$/,/^<!-- end of kernels -->$$/{//!d}' -e '/^<!-- kernels -->$$/r build/kernels.md' README.md
+	@{ echo && $(BIN)/hstu-trt bench table-support && echo; } >build/support.md
+	@for name in kernels support; do \
+	  sed -i -e "/^<!-- $$name -->$$/,/^<!-- end of $$name -->$$/{//!d}" -e "/^<!-- $$name -->$$/r build/$$name.md" README.md; done
 
 onnx: install  ## export a checkpoint: MODEL= CONFIG= WEIGHTS= PRECISION=fp32|fp16
 	$(BIN)/hstu-trt export --config $(CONFIG) --weights $(WEIGHTS) --precision $(PRECISION) --name $(MODEL) --out $(ONNX)

@@ -103,6 +103,20 @@ def plot_kernels(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def verify_tensorrt(argv: Sequence[str]) -> int:
+    """Everything that needs TensorRT, on this machine's GPU; adds a row to the support matrix."""
+    from hstu_trt.bench.verify import main as run
+
+    return run(argv)
+
+
+def table_support(argv: Sequence[str]) -> int:
+    """Prints the support matrix from rows of verify-tensorrt."""
+    from hstu_trt.bench.verify import table_main as run
+
+    return run(argv)
+
+
 SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "workload": workload,
     "accuracy": accuracy,
@@ -111,6 +125,8 @@ SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "kernels": kernels,
     "table-kernels": table_kernels,
     "plot-kernels": plot_kernels,
+    "verify-tensorrt": verify_tensorrt,
+    "table-support": table_support,
 }
 
 
@@ -119,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in SUITES:
         return SUITES[argv[0]](argv[1:])
     asked = bool(argv) and argv[0] in ("-h", "--help")
-    lines = [f"  {name:<14} {suite.__doc__}" for name, suite in SUITES.items()]
+    lines = [f"  {name:<16} {suite.__doc__}" for name, suite in SUITES.items()]
     text = "usage: hstu-trt bench <suite> [options]     (hstu-trt bench <suite> --help tells more)\n\n" + "\n".join(
         lines
     )
