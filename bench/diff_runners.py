@@ -190,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--model-b", type=Path, help="that of B")
     found.add_argument("--a", default="torch", metavar="RUNNER", help="the reference (%(default)s)")
     found.add_argument("--b", default="onnxruntime", metavar="RUNNER", help="what is held against it (%(default)s)")
-    found.add_argument("--engines", type=Path, help="folder of hstu-trt engines, for a tensorrt or tensorrt_rtx runner")
+    found.add_argument("--engines", type=Path, help="what hstu-trt engines made, for tensorrt and tensorrt_rtx")
     source = found.add_mutually_exclusive_group()
     source.add_argument("--inputs", type=Path, help="workload (.npz, folder) or .safetensors file of features")
     source.add_argument("--profile", choices=PROFILES, default="ci", help="requests to generate (%(default)s)")
@@ -209,12 +209,10 @@ def _sides(args: argparse.Namespace) -> tuple[Side, Side]:
     if None in folders:
         raise ConfigError("give --model, or both --model-a and --model-b: the folders of exported models to compare")
     models = {folder: read_model_folder(folder) for folder in folders}
-    sides = []
-    for runner, folder in zip((args.a, args.b), folders, strict=True):
-        needs_engines = runner.startswith("tensorrt")
-        if needs_engines and args.engines is None:
-            raise ConfigError(f"runner {runner!r} needs --engines: the folder that `hstu-trt engines` wrote")
-        sides.append(Side(runner=runner, model=models[folder], engines=args.engines if needs_engines else None))
+    sides = [
+        Side(runner=runner, model=models[folder], engines=args.engines if runner.startswith("tensorrt") else None)
+        for runner, folder in zip((args.a, args.b), folders, strict=True)
+    ]
     a, b = sides
     if a.model.config != b.model.config or a.model.limits != b.model.limits:
         raise ArtefactError(

@@ -32,6 +32,7 @@ class Side:
     """``torch``, ``torch:cuda``, ``onnxruntime``, ``tensorrt`` or ``tensorrt_rtx``."""
     model: ModelFolder
     engines: Path | None = None
+    """What ``hstu-trt engines`` made; None is the folder of ``make engines``."""
 
     @property
     def name(self) -> str:

@@ -60,7 +60,7 @@ class _TritonModel:
             from hstu_trt.engines.tensorrt_runner import TensorRtRunner
 
             engines = (self._folder / self._parameters[ENGINES_PARAMETER]).resolve()
-            return self._opened.enter_context(TensorRtRunner(engines, self._name))
+            return self._opened.enter_context(TensorRtRunner(engines, self._name, model))
         return self._opened.enter_context(OnnxRuntimeRunner(model, self._name))
 
     def _parameter(self, key: str) -> str:

@@ -239,7 +239,6 @@ def test_what_cannot_be_compared_is_refused(
     model = ["--model", str(exported("fp32")), "--out", str(tmp_path)]
     cases = {
         ("--model-a", str(exported("fp32")), "--out", str(tmp_path)): "give --model, or both",
-        (*model, "--b", "tensorrt"): "needs --engines",
         (*model, "--a", "gpu"): "unknown runner 'gpu'",
         (*model, "--inputs", str(tmp_path / "none.npz")): "no workload at",
         (*model, "--attention-norm", "0"): "expected fixed:<N>",
