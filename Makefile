@@ -59,16 +59,6 @@ PAIR := $(foreach p,fp32 fp16,build/onnx/$(MODEL)/$(p)/manifest.json)
 accuracy: install $(PAIR)  ## hold ONNX Runtime fp32 and fp16 against PyTorch fp32, scores and ranking metrics: MODEL=
 	$(BIN)/hstu-trt bench accuracy $(foreach p,fp32 fp16,--model-$(p) build/onnx/$(MODEL)/$(p)) --out build/accuracy/$(MODEL)
 
-# What diff compares: runner A with the model in precision REFERENCE, and runner B with the one in PRECISION.
-A ?= torch
-B ?= onnxruntime
-REFERENCE ?= fp32
-BUILT := $(if $(filter tensorrt%,$(A) $(B)),--engines build/engines/$(GPU)/$(MODEL)/$(PRECISION))
-DIFF := build/diff/$(MODEL)/$(subst :,-,$(A)_$(REFERENCE)_$(B)_$(PRECISION))
-
-diff: install $(sort $(REFERENCE:%=build/onnx/$(MODEL)/%/manifest.json) $(ONNX)/manifest.json)  ## hold runner B against A, layer by layer, as HTML: A= B= MODEL= PRECISION= REFERENCE= GPU=
-	$(BIN)/hstu-trt diff --model-a build/onnx/$(MODEL)/$(REFERENCE) --a $(A) --model-b $(ONNX) --b $(B) $(BUILT) --out $(DIFF)
-
 plugins: install  ## build the CUDA kernels, no GPU needed: ARCHS=90a, 80,90a or all
 	@$(BIN)/python -m hstu_trt.plugins toolchain >/dev/null 2>&1 || \
 	  $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[cuda]'
@@ -91,6 +81,16 @@ bench-tables: install  ## the README's tables and picture, from the rows in benc
 	@{ echo && $(BIN)/hstu-trt bench table-support && echo; } >build/support.md
 	@for name in kernels support; do \
 	  sed -i -e "/^<!-- $$name -->$$/,/^<!-- end of $$name -->$$/{//!d}" -e "/^<!-- $$name -->$$/r build/$$name.md" README.md; done
+
+# What diff compares: runner A with the model in precision REFERENCE, and runner B with the one in PRECISION.
+A ?= torch
+B ?= onnxruntime
+REFERENCE ?= fp32
+BUILT := $(if $(filter tensorrt%,$(A) $(B)),--engines build/engines/$(GPU)/$(MODEL)/$(PRECISION))
+DIFF := build/diff/$(MODEL)/$(subst :,-,$(A)_$(REFERENCE)_$(B)_$(PRECISION))
+
+diff: install $(sort $(REFERENCE:%=build/onnx/$(MODEL)/%/manifest.json) $(ONNX)/manifest.json)  ## hold runner B against A, layer by layer, as HTML: A= B= MODEL= PRECISION= REFERENCE= GPU=
+	$(BIN)/hstu-trt diff --model-a build/onnx/$(MODEL)/$(REFERENCE) --a $(A) --model-b $(ONNX) --b $(B) $(BUILT) --out $(DIFF)
 
 onnx: install  ## export a checkpoint: MODEL= CONFIG= WEIGHTS= PRECISION=fp32|fp16
 	$(BIN)/hstu-trt export --config $(CONFIG) --weights $(WEIGHTS) --precision $(PRECISION) --name $(MODEL) --out $(ONNX)

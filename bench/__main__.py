@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in SUITES:
         return SUITES[argv[0]](argv[1:])
     asked = bool(argv) and argv[0] in ("-h", "--help")
-    lines = [f"  {name:<16} {suite.__doc__}" for name, suite in SUITES.items()]
+    lines = [f"  {name:<15} {suite.__doc__}" for name, suite in SUITES.items()]
     text = "usage: hstu-trt bench <suite> [options]     (hstu-trt bench <suite> --help tells more)\n\n" + "\n".join(
         lines
     )

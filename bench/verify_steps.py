@@ -76,7 +76,7 @@ def find_gpu() -> Gpu | None:
 def steps(gpu: Gpu | None, target: str, precisions: Sequence[str], out: Path) -> list[Step]:
     """The steps for a target."""
     arch = gpu.arch if gpu else "all"
-    plugins = Step(name="plugins", command=_room("plugins", "build", "--archs", arch))
+    plugins = Step(name="plugins", command=("make", "plugins", f"ARCHS={arch}"))
     exports = [Step(name=f"export {p}", command=_export(p, out)) for p in dict.fromkeys(("fp32", *precisions))]
     built = [_engines_step(target, p, out) for p in precisions]
     junit = out / "tests.xml"
@@ -168,7 +168,8 @@ def diff_figure(path: Path) -> str:
 
 
 def command_text(step: Step) -> str:
-    """The command as a user types it."""
+    """The command as a user types it, from the repository's root."""
     words = [word.replace(f"{ROOT}/", "") for word in step.command]
-    entry = [sys.executable, "-m", "hstu_trt.contract.cli"]
-    return shlex.join(["hstu-trt", *words[3:]] if list(step.command[:3]) == entry else ["python", *words[1:]])
+    if words[:3] == [sys.executable, "-m", "hstu_trt.contract.cli"]:
+        words[:3] = ["hstu-trt"]
+    return shlex.join(["python" if word == sys.executable else word for word in words])

@@ -58,7 +58,7 @@ def test_steps_name_their_needs_in_order(tmp_path):
 def test_commands_are_those_of_the_command_line(tmp_path):
     """Each step's command parses: ``--help`` beside its options ends well, and no option is unknown."""
     plan = {step.name: step for step in steps(None, "h100", ["fp16"], tmp_path)}
-    assert command_text(plan["plugins"]) == "hstu-trt plugins build --archs all"
+    assert command_text(plan["plugins"]) == "make plugins ARCHS=all"
     assert command_text(plan["tests"]).startswith("python -m pytest -m 'gpu or tensorrt'")
     from hstu_trt.bench.diff_runners import parser
 
