@@ -169,7 +169,7 @@ def diff_figure(path: Path) -> str:
 
 def command_text(step: Step) -> str:
     """The command as a user types it, from the repository's root."""
-    words = [word.replace(f"{ROOT}/", "") for word in step.command]
-    if words[:3] == [sys.executable, "-m", "hstu_trt.contract.cli"]:
+    words = ["python" if word == sys.executable else word.replace(f"{ROOT}/", "") for word in step.command]
+    if words[:3] == ["python", "-m", "hstu_trt.contract.cli"]:
         words[:3] = ["hstu-trt"]
-    return shlex.join(["python" if word == sys.executable else word for word in words])
+    return shlex.join(words)

@@ -55,10 +55,11 @@ def test_steps_name_their_needs_in_order(tmp_path):
         assert set(step.needs) <= {earlier.name for earlier in plan[:number]}
 
 
-def test_commands_are_those_of_the_command_line(tmp_path):
-    """Each step's command parses: ``--help`` beside its options ends well, and no option is unknown."""
+def test_commands_are_shown_as_a_user_types_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.executable", str(verify_steps.ROOT / ".venv" / "bin" / "python"))
     plan = {step.name: step for step in steps(None, "h100", ["fp16"], tmp_path)}
     assert command_text(plan["plugins"]) == "make plugins ARCHS=all"
+    assert command_text(plan["engines fp16"]).startswith("hstu-trt engines --model ")
     assert command_text(plan["tests"]).startswith("python -m pytest -m 'gpu or tensorrt'")
     from hstu_trt.bench.diff_runners import parser
 
