@@ -2,7 +2,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help install demo serve test test-fast test-plugins lint typecheck accuracy plugins plugins-report bench-kernels bench-tables onnx engines clean
+.PHONY: help install demo serve test test-fast test-plugins lint typecheck accuracy diff plugins plugins-report bench-kernels bench-tables verify-tensorrt onnx engines clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -96,11 +96,26 @@ plugins-report: install  ## registers, spills and shared memory of each CUDA ker
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels
 
-# The lines between the README's two marks become what the command prints.
-bench-tables: install  ## the README's table and picture of the CUDA kernels, from the rows in bench/results/
+verify-tensorrt: install  ## on a machine with TensorRT: build, test and compare all of it; adds a row to bench/results/
+	$(BIN)/hstu-trt bench verify-tensorrt
+
+# The lines between two marks of the README become what the command prints.
+bench-tables: install  ## the README's tables and picture, from the rows in bench/results/
 	$(BIN)/hstu-trt bench plot-kernels --out docs/kernels.svg
 	@mkdir -p build && { echo && $(BIN)/hstu-trt bench table-kernels && echo; } >build/kernels.md
-	@sed -i -e '/^<!-- kernels -->$$/,/^<!-- end of kernels -->$$/{//!d}' -e '/^<!-- kernels -->$$/r build/kernels.md' README.md
+	@{ echo && $(BIN)/hstu-trt bench table-support && echo; } >build/support.md
+	@for name in kernels support; do \
+	  sed -i -e "/^<!-- $$name -->$$/,/^<!-- end of $$name -->$$/{//!d}" -e "/^<!-- $$name -->$$/r build/$$name.md" README.md; done
+
+# What diff compares: runner A with the model in precision REFERENCE, and runner B with the one in PRECISION.
+A ?= torch
+B ?= onnxruntime
+REFERENCE ?= fp32
+BUILT := $(if $(filter tensorrt%,$(A) $(B)),--engines build/engines/$(GPU)/$(MODEL)/$(PRECISION))
+DIFF := build/diff/$(MODEL)/$(subst :,-,$(A)_$(REFERENCE)_$(B)_$(PRECISION))
+
+diff: install $(sort $(REFERENCE:%=build/onnx/$(MODEL)/%/manifest.json) $(ONNX)/manifest.json)  ## hold runner B against A, layer by layer, as HTML: A= B= MODEL= PRECISION= REFERENCE= GPU=
+	$(BIN)/hstu-trt diff --model-a build/onnx/$(MODEL)/$(REFERENCE) --a $(A) --model-b $(ONNX) --b $(B) $(BUILT) --out $(DIFF)
 
 onnx: install  ## export a checkpoint: MODEL= CONFIG= WEIGHTS= PRECISION=fp32|fp16
 	$(BIN)/hstu-trt export --config $(CONFIG) --weights $(WEIGHTS) --precision $(PRECISION) --name $(MODEL) --out $(ONNX)

@@ -75,6 +75,13 @@ def demo(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def polygraphy(argv: Sequence[str]) -> int:
+    """Valid inputs and shapes of a stage for Polygraphy's own command line."""
+    from hstu_trt.bench.polygraphy_feeds import main as run
+
+    return run(argv)
+
+
 def kernels(argv: Sequence[str]) -> int:
     """Our attention kernels: checks them, then times them beside PyTorch on a CUDA GPU."""
     from hstu_trt.bench.kernels import main as run
@@ -96,13 +103,30 @@ def plot_kernels(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def verify_tensorrt(argv: Sequence[str]) -> int:
+    """Everything that needs TensorRT, on this machine's GPU; adds a row to the support matrix."""
+    from hstu_trt.bench.verify import main as run
+
+    return run(argv)
+
+
+def table_support(argv: Sequence[str]) -> int:
+    """Prints the support matrix from rows of verify-tensorrt."""
+    from hstu_trt.bench.verify import table_main as run
+
+    return run(argv)
+
+
 SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "workload": workload,
     "accuracy": accuracy,
     "demo": demo,
+    "polygraphy": polygraphy,
     "kernels": kernels,
     "table-kernels": table_kernels,
     "plot-kernels": plot_kernels,
+    "verify-tensorrt": verify_tensorrt,
+    "table-support": table_support,
 }
 
 
@@ -111,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in SUITES:
         return SUITES[argv[0]](argv[1:])
     asked = bool(argv) and argv[0] in ("-h", "--help")
-    lines = [f"  {name:<14} {suite.__doc__}" for name, suite in SUITES.items()]
+    lines = [f"  {name:<15} {suite.__doc__}" for name, suite in SUITES.items()]
     text = "usage: hstu-trt bench <suite> [options]     (hstu-trt bench <suite> --help tells more)\n\n" + "\n".join(
         lines
     )

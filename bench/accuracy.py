@@ -22,6 +22,7 @@ from hstu_trt.bench.fidelity import Scores, task_figures
 from hstu_trt.bench.generate import DEFAULT_SEED, generate
 from hstu_trt.bench.metrics import teacher_labels
 from hstu_trt.bench.profiles import PROFILES
+from hstu_trt.bench.requests_source import user_batches
 from hstu_trt.bench.workload import Workload
 from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.errors import ArtefactError, ConfigError
@@ -30,9 +31,8 @@ from hstu_trt.contract.gates import RANKING_GATES
 from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES, Limits, Precision
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES, Precision
 
-_USERS_PER_BATCH = 8
 GATE_EXIT_CODE = 1
 
 
@@ -92,7 +92,7 @@ def measure(
         for number, rows in enumerate(batches, 1):
             packed = pack_request(config, *workload.batch(config, rows))
             if progress:
-                show_progress(number, len(batches))
+                show_progress("accuracy", number, len(batches))
             yield {**packed, NORM: norm_tensor(norm, config, packed)}
 
     comparison = compare_runners(
@@ -103,9 +103,9 @@ def measure(
     return _report(candidates, workload, comparison, seed)
 
 
-def show_progress(done: int, total: int) -> None:
+def show_progress(what: str, done: int, total: int) -> None:
     """One line that counts up on a terminal; in a log, a line at each quarter."""
-    text = f"accuracy: batch {done} of {total}"
+    text = f"{what}: batch {done} of {total}"
     if sys.stderr.isatty():
         print(f"\r{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
     elif done == total or done % max(1, total // 4) == 0:
@@ -137,21 +137,6 @@ def _report(candidates: Sequence[Variant], workload: Workload, comparison: Compa
         for worst in comparison.worst
     ]
     return AccuracyReport(reference=candidates[0].name, workload=workload, tensors=tensors, tasks=figures)
-
-
-def user_batches(workload: Workload, limits: Limits) -> Iterator[list[int]]:
-    """Rows of the workload in order, as many at a time as the limits of a batch allow."""
-    batch: list[int] = []
-    history = candidates = 0
-    for row, (events, items) in enumerate(zip(workload.history_lengths, workload.candidate_counts, strict=True)):
-        full = history + events > limits.batch_history or candidates + items > limits.batch_candidates
-        if batch and (full or len(batch) == min(_USERS_PER_BATCH, limits.users)):
-            yield batch
-            batch, history, candidates = [], 0, 0
-        batch.append(row)
-        history, candidates = history + int(events), candidates + int(items)
-    if batch:
-        yield batch
 
 
 def main(argv: Sequence[str]) -> int:

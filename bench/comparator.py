@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,14 +21,16 @@ from hstu_trt.contract.numerics import Report, compare
 from hstu_trt.contract.tensors import Dim
 
 COMPARED = ("preds", "user_embeddings")
+"""What a comparison of accuracy looks at."""
 
 
 class PolygraphyRunner(BaseRunner):  # type: ignore[misc]
     """One of our runners as Polygraphy drives it; its outputs in float32, so that precisions can be compared."""
 
-    def __init__(self, name: str, runner: Composed) -> None:
+    def __init__(self, name: str, runner: Composed, outputs: Collection[str]) -> None:
         super().__init__(name=name)
         self.runner = runner
+        self.outputs = outputs
 
     def activate_impl(self) -> None:
         """Polygraphy's hook: opens the runner."""
@@ -51,7 +53,7 @@ class PolygraphyRunner(BaseRunner):  # type: ignore[misc]
         start = time.perf_counter()
         answers = self.runner.infer(feed_dict)
         self.inference_time = time.perf_counter() - start
-        return {name: answers[name].astype(np.float32) for name in COMPARED if name in answers}
+        return {name: answers[name].astype(np.float32) for name in self.outputs if name in answers}
 
 
 @dataclass(frozen=True)
@@ -94,30 +96,65 @@ class Comparison:
     worst: list[Worst]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What every runner answered to one feed, and how Polygraphy judges it."""
+
+    feed: Mapping[str, NDArray]
+    outputs: dict[str, Tensors]
+    """Runner -> its outputs, float32."""
+    verdicts: dict[str, dict[str, bool]]
+    """Runner -> output with a tolerance -> whether it is within it of the first runner's."""
+
+
+def run_batches(
+    runners: Mapping[str, Composed],
+    tolerances: Mapping[str, Mapping[str, float]],
+    feeds: Iterable[Tensors],
+    outputs: Collection[str] = COMPARED,
+) -> Iterator[Batch]:
+    """Runs every feed through all runners under the Comparator, and judges each runner against the first.
+
+    tolerances: runner -> output -> largest accepted |difference|; outputs without one are not judged.
+    outputs: what is kept of the answers.
+    """
+    wrapped = [PolygraphyRunner(name, runner, outputs) for name, runner in runners.items()]
+    seen: list[Tensors] = []
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        for results in Comparator.run(wrapped, data_loader=_remembered(feeds, seen), streaming=True):
+            answers = {name: {key: np.array(value) for key, value in results[name][0].items()} for name in runners}
+            verdicts = {
+                name: _verdicts(results, number, tolerances[name])
+                for number, name in enumerate(runners)
+                if number and tolerances[name]
+            }
+            yield Batch(feed=seen.pop(0), outputs=answers, verdicts=verdicts)
+
+
+def _remembered(feeds: Iterable[Tensors], seen: list[Tensors]) -> Iterator[Tensors]:
+    """The feeds, each noted before it is run."""
+    for feed in feeds:
+        seen.append(feed)
+        yield feed
+
+
 def compare_runners(
     runners: Mapping[str, Composed], tolerances: Mapping[str, Mapping[str, float]], feeds: Iterator[Tensors]
 ) -> Comparison:
-    """Runs every feed through all runners and compares each with the first.
-
-    tolerances: runner -> output -> largest accepted |difference|; outputs without one are not compared.
-    """
+    """Runs every feed through all runners and compares each with the first; see ``run_batches``."""
     reference, *others = runners
     preds: dict[str, list[NDArray]] = {name: [] for name in runners}
     worst: dict[tuple[str, str], Worst] = {}
-    wrapped = [PolygraphyRunner(name, runner) for name, runner in runners.items()]
     row = 0
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
-        for results in Comparator.run(wrapped, data_loader=feeds, streaming=True):
-            outputs = {name: dict(results[name][0].items()) for name in runners}
-            for name in runners:
-                preds[name].append(np.array(outputs[name]["preds"]))
-            for number, name in enumerate(others, 1):
-                for tensor, passed in _verdicts(results, number, tolerances[name]).items():
-                    report = compare(tensor, outputs[name][tensor], outputs[reference][tensor])
-                    tolerance = tolerances[name][tensor]
-                    seen = Worst(name, tensor, report, row, tolerance, passed)
-                    worst[name, tensor] = seen.merged(worst.get((name, tensor)))
-            row += len(preds[reference][-1])
+    for batch in run_batches(runners, tolerances, feeds):
+        for name in runners:
+            preds[name].append(batch.outputs[name]["preds"])
+        for name in others:
+            for tensor, passed in batch.verdicts[name].items():
+                report = compare(tensor, batch.outputs[name][tensor], batch.outputs[reference][tensor])
+                seen = Worst(name, tensor, report, row, tolerances[name][tensor], passed)
+                worst[name, tensor] = seen.merged(worst.get((name, tensor)))
+        row += len(preds[reference][-1])
     if not preds[reference]:
         raise InputError("there is no request to compare on")
     return Comparison(preds={name: np.concatenate(parts) for name, parts in preds.items()}, worst=list(worst.values()))

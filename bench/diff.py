@@ -1,4 +1,7 @@
-"""``hstu-trt diff A B``: compares two safetensors files, tensor by tensor."""
+"""``hstu-trt diff A B``: compares two safetensors files, tensor by tensor.
+
+``hstu-trt diff --model DIR --a RUNNER --b RUNNER --out DIR`` compares two runners; see ``diff_runners``.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.numerics import Report, Tolerance, compare
 
 GATE_EXIT_CODE = 1
+_RUNNERS = (
+    "Two runners instead of two files: hstu-trt diff --model DIR --a torch --b onnxruntime --out DIR (add --help)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,13 @@ def _difference(name: str, a: NDArray | None, b: NDArray | None, atol: float) ->
 
 def main(argv: Sequence[str]) -> int:
     """Prints one line per tensor; exit code 1 if any is beyond ``--atol``, missing or of another shape."""
-    parser = argparse.ArgumentParser(prog="hstu-trt diff", description=__doc__)
+    if any(argument.startswith("--model") for argument in argv):
+        from hstu_trt.bench.diff_runners import main as diff_runners
+
+        return diff_runners(argv)
+    parser = argparse.ArgumentParser(
+        prog="hstu-trt diff", description=(__doc__ or "").partition("\n")[0], epilog=_RUNNERS
+    )
     parser.add_argument("a", type=Path, help="safetensors file")
     parser.add_argument("b", type=Path, help="safetensors file with what is expected")
     parser.add_argument("--atol", type=float, default=0.0, help="largest accepted |difference| (default 0: equal)")

@@ -20,7 +20,7 @@ _SHAPES = """
 text { font: 12px ui-sans-serif, system-ui, sans-serif; }
 .title { font-size: 15px; font-weight: 600; } .small { font-size: 10.5px; }
 .line { fill: none; stroke-width: 2; } .axis { fill: none; } .thin { stroke-width: 0.8; }
-.dashed { stroke-dasharray: 6 4; } .dotted { stroke-dasharray: 2 3; }
+.dashed { stroke-dasharray: 6 4; } .dotted { stroke-dasharray: 2 3; } .faint { fill-opacity: 0.5; }
 """
 
 
@@ -90,14 +90,22 @@ class Picture:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self._elements.append(f'<polyline class={quoteattr(style)} points="{path}"/>')
 
-    def dot(self, at: Point, style: str, shape: str = "circle") -> None:
-        """A mark: circle, square or diamond."""
+    def dot(self, at: Point, style: str, shape: str = "circle", radius: float = 3.6) -> None:
+        """A mark: circle (of that radius), square or diamond."""
         x, y = at
         if shape == "circle":
-            self._elements.append(f'<circle class={quoteattr("dot " + style)} cx="{x:.1f}" cy="{y:.1f}" r="3.6"/>')
+            self._elements.append(
+                f'<circle class={quoteattr("dot " + style)} cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
+            )
             return
         turn = f' transform="rotate(45 {x:.1f} {y:.1f})"' if shape == "diamond" else ""
         box = f'x="{x - 3.2:.1f}" y="{y - 3.2:.1f}" width="6.4" height="6.4"{turn}'
+        self._elements.append(f"<rect class={quoteattr('dot ' + style)} {box}/>")
+
+    def bar(self, corner: Point, size: Point, style: str) -> None:
+        """A filled rectangle; ``corner`` is its upper left one, ``size`` its width and height."""
+        (x, y), (width, height) = corner, size
+        box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
         self._elements.append(f"<rect class={quoteattr('dot ' + style)} {box}/>")
 
     def render(self) -> str:

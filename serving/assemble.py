@@ -26,15 +26,16 @@ from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint, pbtxt
 from hstu_trt.serving.deployment import (
     DEPLOYMENT_KIND,
+    ENGINES_LINK,
     MODEL_LINK,
     REPOSITORY_FOLDER,
     Deployment,
     read_deployment,
 )
-from hstu_trt.serving.signature import ATTENTION_NORM, MODELS, signatures
+from hstu_trt.serving.engine_steps import place_plans, read_engines, use_engines
+from hstu_trt.serving.signature import ATTENTION_NORM, FLAVOURS, MODELS, signatures
 from hstu_trt.tables.ids import POLICIES
 
-FLAVOURS = ("cpu",)
 REPOSITORY = Path(__file__).resolve().parents[1] / "triton_repo"
 _HEADER = "# Made by hstu-trt assemble from triton_repo/{name}/{file}; edit that one.\n"
 
@@ -44,6 +45,8 @@ class Options:
     """What a deployment fixes beside the model."""
 
     flavour: str = "cpu"
+    engines: Path | None = None
+    """Flavour ``tensorrt``: the folder that ``hstu-trt engines`` wrote."""
     attention_norm: str | None = None
     """``fixed:N``; None means the model's ``max_seq_len``."""
     id_policy: str = "reject"
@@ -51,6 +54,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.flavour not in FLAVOURS:
             raise ConfigError(f"unknown flavour {self.flavour!r}: choose from {', '.join(FLAVOURS)}")
+        if (self.flavour == "tensorrt") != (self.engines is not None):
+            raise ConfigError("--engines goes with --flavour tensorrt, and that flavour needs it")
         if self.id_policy not in POLICIES:
             raise ConfigError(f"unknown id policy {self.id_policy!r}: choose from {', '.join(POLICIES)}")
         if self.attention_norm is not None:
@@ -63,12 +68,15 @@ class Options:
 
 def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.ModelConfig]:
     """The repository's configs with the model's widths, dtypes, inputs and parameters. Raises ArtefactError."""
+    engines = None if options.engines is None else read_engines(options.engines, model)
     configs = pbtxt.read_repository(REPOSITORY)
     missing = set(MODELS) - set(configs)
     if missing:
         raise ArtefactError(f"{REPOSITORY} lacks the models {', '.join(sorted(missing))}")
     configs = {name: configs[name] for name in MODELS}
-    wanted = signatures(model.ranking_config, model.limits, model.precision)
+    wanted = signatures(model.ranking_config, model.limits, model.precision, options.flavour)
+    if engines is not None:
+        use_engines(configs, wanted, engines)
     parameters = {
         "id_policy": options.id_policy,
         ATTENTION_NORM: options.norm_text(model),
@@ -92,7 +100,10 @@ def assemble(model: ModelFolder, out: Path, options: Options) -> Deployment:
         (folder / MODEL_LINK).symlink_to(model.path.resolve(), target_is_directory=True)
         for name, config in configs.items():
             _write_model(REPOSITORY / name, folder / REPOSITORY_FOLDER / name, config)
-        lint.require_clean(folder / REPOSITORY_FOLDER, model)
+        if options.engines is not None:
+            (folder / ENGINES_LINK).symlink_to(options.engines.resolve(), target_is_directory=True)
+            place_plans(read_engines(options.engines, model), folder / REPOSITORY_FOLDER)
+        lint.require_clean(folder / REPOSITORY_FOLDER, model, options.flavour)
         _write_deployment_manifest(folder, out, model, options)
     return read_deployment(out, verify=False)
 
@@ -122,7 +133,7 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
         kind=DEPLOYMENT_KIND,
         made_by=(
             f"hstu-trt assemble --model {model.path} --flavour {options.flavour} --attention-norm {norm} "
-            f"--id-policy {options.id_policy} --out {out}"
+            f"--id-policy {options.id_policy} {f'--engines {options.engines} ' if options.engines else ''}--out {out}"
         ),
         files=[path.relative_to(folder).as_posix() for path in repository.rglob("*") if path.is_file()],
         facts={
@@ -140,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hstu-trt assemble", description="Put a Triton deployment together.")
     parser.add_argument("--model", type=Path, required=True, help="model folder, made by hstu-trt export")
     parser.add_argument("--flavour", choices=FLAVOURS, default="cpu", help="how the models run (default: cpu)")
+    parser.add_argument("--engines", type=Path, help="flavour tensorrt: folder made by hstu-trt engines")
     parser.add_argument("--attention-norm", metavar="fixed:N", help="N of the attention's 1/N (default: max_seq_len)")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table (default: reject)")
     parser.add_argument("--out", type=Path, required=True, help="deployment folder to write")
@@ -151,7 +163,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """The ``assemble`` verb."""
     args = _parser().parse_args(argv)
-    options = Options(flavour=args.flavour, attention_norm=args.attention_norm, id_policy=args.id_policy)
+    options = Options(
+        flavour=args.flavour, engines=args.engines, attention_norm=args.attention_norm, id_policy=args.id_policy
+    )
     model = read_model_folder(args.model)
     if args.dry_run:
         return _print_differences(model, options, as_json=args.json)

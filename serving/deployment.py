@@ -3,6 +3,7 @@
 DIR/
   manifest.json    kind "deployment": flavour, attention norm, id policy, digest of the model, sha256 of each file
   model            link to the exported model folder (``contract/model_folder.py``)
+  engines          flavour ``tensorrt``: link to the engines folder
   models/          the Triton model repository
   run/             written by ``serve``: Triton's backends folder and the server's log
 """
@@ -18,6 +19,7 @@ from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 
 DEPLOYMENT_KIND = "deployment"
 MODEL_LINK = "model"
+ENGINES_LINK = "engines"
 REPOSITORY_FOLDER = "models"
 RUN_FOLDER = "run"
 REGENERATE = "hstu-trt assemble --model DIR --flavour cpu --attention-norm fixed:N --out {folder}"

@@ -14,6 +14,7 @@ from typing import Any
 from hstu_trt.contract.errors import GateError
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving import pbtxt
+from hstu_trt.serving.engine_steps import PLAN_FILE
 from hstu_trt.serving.signature import Port, Signature, signatures
 
 
@@ -56,16 +57,16 @@ def _rule(identity: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def lint(path: Path, model: ModelFolder) -> list[Finding]:
-    """Every finding in the repository at ``path`` that serves ``model``."""
-    wanted = signatures(model.ranking_config, model.limits, model.precision)
+def lint(path: Path, model: ModelFolder, flavour: str = "cpu") -> list[Finding]:
+    """Every finding in the repository at ``path`` that serves ``model`` in a flavour."""
+    wanted = signatures(model.ranking_config, model.limits, model.precision, flavour)
     repository = Repository(path, pbtxt.read_repository(path), wanted)
     return [Finding(identity, message) for identity, rule in RULES.items() for message in rule(repository)]
 
 
-def require_clean(path: Path, model: ModelFolder) -> None:
+def require_clean(path: Path, model: ModelFolder, flavour: str = "cpu") -> None:
     """Raises GateError that lists every finding."""
-    findings = lint(path, model)
+    findings = lint(path, model, flavour)
     if findings:
         raise GateError("the model repository has faults:\n" + "\n".join(f"  {finding}" for finding in findings))
 
@@ -189,6 +190,17 @@ def implicit_state(repository: Repository) -> Iterator[str]:
     for name, config in repository.configs.items():
         if config.backend == "python" and config.sequence_batching.state:
             yield f"{name}: the Python backend does not keep sequence_batching.state; hold the state in model.py"
+
+
+@_rule("R11-plan")
+def engine_file(repository: Repository) -> Iterator[str]:
+    """Triton's TensorRT backend reads model.plan; a Python file beside it is never run."""
+    for name, config in repository.configs.items():
+        folder = repository.path / name / "1"
+        if _is_tensorrt(config) and not (folder / PLAN_FILE).is_file():
+            yield f"{name}: {folder / PLAN_FILE} is missing; assemble the deployment again with --engines"
+        if _is_tensorrt(config) and (folder / "model.py").exists():
+            yield f"{name}: {folder / 'model.py'} has no effect on a TensorRT plan; remove it"
 
 
 @_rule("R12-contract")

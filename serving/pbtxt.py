@@ -85,6 +85,14 @@ def _fit_ports(model: str, ports: Any, wanted: tuple[Port, ...]) -> None:
         ports[index].dims[:] = port.dims
 
 
+def add_ports(config: ModelConfig, signature: Signature) -> None:
+    """Adds the inputs and outputs that a config lacks, in place."""
+    for ports, wanted in ((config.input, signature.inputs), (config.output, signature.outputs)):
+        known = {port.name for port in ports}
+        for port in (port for port in wanted if port.name not in known):
+            ports.add(name=port.name, data_type=model_config_pb2.DataType.Value(port.data_type), dims=port.dims)
+
+
 def fit_steps(config: ModelConfig, steps: dict[str, Signature]) -> None:
     """Removes from an ensemble's maps the tensors that a step does not have."""
     for step in config.ensemble_scheduling.step:

@@ -40,6 +40,7 @@ from hstu_trt.serving.server import (
     Tritonserver,
     find_tritonserver,
     plan_launch,
+    tensorrt_flags,
 )
 from hstu_trt.serving.signature import MODELS
 
@@ -75,7 +76,7 @@ def check(deployment: Deployment, *, hash_tables: bool = False) -> None:
     """
     model = deployment.model
     read_tables(model.tables, regenerate=REGENERATE.format(folder=model.path), verify=hash_tables)
-    lint.require_clean(deployment.repository, model)
+    lint.require_clean(deployment.repository, model, deployment.flavour)
 
 
 def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIMEOUT_S) -> tuple[ServerProcess, Ready]:
@@ -164,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print the server's command line only")
     parser.add_argument("--json", action="store_true", help="print what is served as one JSON line")
     parser.add_argument("--tritonserver", type=Path, help="binary (default: NGC install, else nvidia-pytriton wheel)")
+    parser.add_argument("--plugins", type=Path, help="flavour tensorrt: the plugins' autoload library (build/lib)")
     parser.add_argument("--address", default=LOOPBACK, help=f"address to listen on (default: {LOOPBACK})")
     parser.add_argument("--grpc-port", type=int, help="gRPC port (default: 8001 if free; 0: any free one)")
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port (default: closed)")
@@ -182,7 +184,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     server = find_tritonserver(args.tritonserver)
     listen = Listen(address=args.address, grpc_port=args.grpc_port, metrics_port=args.metrics_port)
-    plan = plan_launch(server, deployment.repository, deployment.run, listen)
+    flags = tensorrt_flags(server, args.plugins) if deployment.flavour == "tensorrt" else ()
+    plan = plan_launch(server, deployment.repository, deployment.run, listen, flags)
     if args.dry_run:
         _print_plan(plan, as_json=args.json)
         return 0

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
+PLUGINS = Path(__file__).resolve().parents[1] / "build" / "lib" / "libhstu_trt_plugins_autoload.so"
 LOOPBACK = "127.0.0.1"
 DEFAULT_GRPC_PORT = 8001
 EXIT_TIMEOUT_S = 30
@@ -96,7 +98,9 @@ class Listen:
     metrics_port: int | None = None
 
 
-def plan_launch(server: Tritonserver, repository: Path, run_folder: Path, listen: Listen) -> LaunchPlan:
+def plan_launch(
+    server: Tritonserver, repository: Path, run_folder: Path, listen: Listen, backend_flags: Sequence[str] = ()
+) -> LaunchPlan:
     """Chooses the ports and prepares the backends folder in ``run_folder``. Raises ArtefactError or ConfigError."""
     port = choose_port(listen.address, listen.grpc_port)
     _make_run_folder(run_folder)
@@ -112,6 +116,7 @@ def plan_launch(server: Tritonserver, repository: Path, run_folder: Path, listen
         f"--grpc-restricted-protocol={_CLOSED_PROTOCOLS}:admin-key={secrets.token_hex(16)}",
         "--allow-http=false",
         *_metrics_flags(listen),
+        *backend_flags,
     ]
     environment: dict[str, str] = {}
     if server.wheel is not None:
@@ -123,6 +128,24 @@ def plan_launch(server: Tritonserver, repository: Path, run_folder: Path, listen
     return LaunchPlan(
         command=(str(server.binary), *flags), environment=environment, log=log, address=listen.address, grpc_port=port
     )
+
+
+def tensorrt_flags(server: Tritonserver, plugins: Path | None = None) -> tuple[str, ...]:
+    """Flags of Triton's TensorRT backend: the library that registers our plugins, which it loads before any plan.
+
+    The backend only logs a library that it cannot load and fails later at a plan, so it is looked for here.
+    Raises ArtefactError.
+    """
+    backend = server.binary.parents[1] / "backends" / "tensorrt" / "libtriton_tensorrt.so"
+    if not backend.is_file():
+        raise ArtefactError(
+            f"this tritonserver ({server.origin}) has no TensorRT backend ({backend} is missing): "
+            "run inside NVIDIA's tritonserver container, see docker/Dockerfile"
+        )
+    library = plugins or PLUGINS
+    if not library.is_file():
+        raise ArtefactError(f"{library} is missing: `make plugins` builds it, or name one with --plugins")
+    return (f"--backend-config=tensorrt,plugins={library.resolve()}",)
 
 
 def _make_run_folder(folder: Path) -> None:

@@ -20,6 +20,12 @@ from hstu_trt.contract.tensors import (
 MODELS = (*STAGES, ENSEMBLE, FUSED)
 """Every model of a repository, steps before the ensemble."""
 
+FLAVOURS = ("cpu", "tensorrt")
+"""How the models run: ONNX Runtime in Python models, or TensorRT plans in Triton's own TensorRT backend."""
+
+ENGINE_STEPS = ("hstu", "mlp_head")
+"""The steps that are TensorRT plans in the flavour ``tensorrt``."""
+
 ATTENTION_NORM = "attention_norm"
 OFFSETS = ("uih_offsets", "candidate_offsets")
 
@@ -45,10 +51,18 @@ class Signature:
     max_batch_size: int = 0
 
 
-def signatures(config: HstuConfig, limits: Limits, precision: Precision) -> dict[str, Signature]:
-    """The signature of every model of a repository, by name."""
+def signatures(config: HstuConfig, limits: Limits, precision: Precision, flavour: str = "cpu") -> dict[str, Signature]:
+    """The signature of every model of a repository, by name.
+
+    A Python model adds the attention norm itself. A TensorRT plan takes it as an input and checks nothing, so in that
+    flavour ``embedding_lookup`` sees the whole request, checks it, and hands the norm on.
+    """
     specs = stage_specs(config, limits, precision)
     packed = {name: _packed(specs[name].without(ATTENTION_NORM)) for name in (*STAGES, ENSEMBLE)}
+    if flavour == "tensorrt":
+        lookup, norm = specs["embedding_lookup"], specs["hstu"].tensor(ATTENTION_NORM)
+        guarded = StageSpec(lookup.name, specs[ENSEMBLE].inputs, (*lookup.outputs, norm))
+        packed |= {"embedding_lookup": _packed(guarded), "hstu": _packed(specs["hstu"])}
     return packed | {FUSED: _one_user(specs[FUSED].without(ATTENTION_NORM, *OFFSETS), limits)}
 
 

@@ -36,6 +36,22 @@ class RunnerStage:
         return self._runner.infer({**tensors, **self._constants})
 
 
+class GuardedLookup:
+    """``embedding_lookup`` in front of TensorRT plans, which check nothing: it sees, and checks, the whole request.
+
+    Hands the deployment's attention norm on, since a plan takes it as an input.
+    """
+
+    def __init__(self, model: ModelFolder, lookup: Runner, attention_norm: float) -> None:
+        self._spec, self._limits, self._lookup = model.specs[ENSEMBLE], model.limits, lookup
+        self._norm = np.asarray([attention_norm], dtype=np.float32)
+
+    def infer(self, tensors: Mapping[str, NDArray]) -> Tensors:
+        check_request(tensors, self._spec, self._limits)
+        rows = self._lookup.infer({spec.name: tensors[spec.name] for spec in self._lookup.spec.inputs})
+        return {**rows, ATTENTION_NORM: self._norm}
+
+
 class FusedStage:
     """``ranking_fused``: joins the users of several requests into batches within the limits, and splits the scores.
 

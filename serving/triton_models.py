@@ -1,7 +1,8 @@
-"""The Python models of the ``cpu`` flavour: Triton's requests in and out of ``stages``.
+"""The Python models of a deployment: Triton's requests in and out of ``stages``.
 
-Runs inside tritonserver only, which provides ``triton_python_backend_utils``. A bad request answers INVALID_ARGUMENT
-and leaves its batch mates alone; anything unexpected answers INTERNAL and is logged with its traceback.
+In the flavour ``tensorrt``, ``hstu`` and ``mlp_head`` are plans and not among them. Runs inside tritonserver only,
+which provides ``triton_python_backend_utils``. A bad request answers INVALID_ARGUMENT and leaves its batch mates alone;
+anything unexpected answers INTERNAL and is logged with its traceback.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.runner import Runner
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
+from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
 from hstu_trt.serving.signature import ATTENTION_NORM
-from hstu_trt.serving.stages import FusedStage, RunnerStage, Stage
+from hstu_trt.serving.stages import FusedStage, GuardedLookup, RunnerStage, Stage
 from hstu_trt.tables.ids import POLICIES, Policy
 from hstu_trt.tables.lookup_stage import HostLookup
 
@@ -53,7 +55,12 @@ class _TritonModel:
         self._opened.close()
 
     def _runner(self, model: ModelFolder) -> Runner:
-        """The runner of the stage that bears this model's name in Triton."""
+        """The runner of the stage that bears this model's name in Triton: the engine's, where the config names one."""
+        if ENGINES_PARAMETER in self._parameters:
+            from hstu_trt.engines.tensorrt_runner import TensorRtRunner
+
+            engines = (self._folder / self._parameters[ENGINES_PARAMETER]).resolve()
+            return self._opened.enter_context(TensorRtRunner(engines, self._name, model))
         return self._opened.enter_context(OnnxRuntimeRunner(model, self._name))
 
     def _parameter(self, key: str) -> str:
@@ -101,10 +108,12 @@ class _StageModel(_TritonModel):
 
 
 class EmbeddingLookupModel(_StageModel):
-    """``embedding_lookup``."""
+    """``embedding_lookup``; with an attention norm to hand on, it checks the whole request (``GuardedLookup``)."""
 
     def _load(self, model: ModelFolder) -> None:
-        self._stage = HostLookup(model, self._id_policy())
+        lookup = HostLookup(model, self._id_policy())
+        norm = self._parameters.get(ATTENTION_NORM)
+        self._stage = lookup if norm is None else GuardedLookup(model, lookup, parse_fixed_norm(norm))
 
 
 class StepModel(_StageModel):

@@ -1,0 +1,92 @@
+"""The flavour ``tensorrt``: which steps of the repository become TensorRT plans, and what that changes around them.
+
+``hstu`` and ``mlp_head`` run in Triton's TensorRT backend. ``embedding_lookup`` stays a Python model over the host
+tables; it sees the whole request, since plans check nothing, and hands the attention norm on. ``ranking_fused`` stays a
+Python model too, which batches users and runs the fused engine: Triton cannot cut a ragged [candidates, tasks] output.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.manifest import read_manifest
+from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED
+from hstu_trt.serving import pbtxt
+from hstu_trt.serving.deployment import ENGINES_LINK
+from hstu_trt.serving.signature import ATTENTION_NORM, ENGINE_STEPS, Signature
+
+PLAN_FILE = "model.plan"
+ENGINES_PARAMETER = "engines"
+_KIND = "engines"
+_BUILDER = "tensorrt"
+_REGENERATE = "hstu-trt engines --model DIR --gpu NAME --precision P --builder tensorrt --out {folder}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedEngines:
+    """An engines folder whose files have been checked."""
+
+    path: Path
+    plans: Mapping[str, Path]
+    """Stage -> its plan."""
+    profiles: Mapping[str, int]
+    """Stage -> number of its optimisation profiles."""
+
+
+def read_engines(folder: Path, model: ModelFolder) -> ServedEngines:
+    """The plans of a folder that were built from ``model``. Raises ArtefactError."""
+    regenerate = _REGENERATE.format(folder=folder)
+    document = read_manifest(folder, kind=_KIND, regenerate=regenerate)
+    try:
+        builder, digest = document["builder"], document["model"]["digest"]
+        stages = {entry["stage"]: entry for entry in document["stages"]}
+        plans = {stage: folder / entry["file"] for stage, entry in stages.items()}
+        profiles = {stage: len(entry.get("details", {}).get("profiles", ())) or 1 for stage, entry in stages.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtefactError(f"{folder}: its manifest is malformed ({error!r}); make it with: {regenerate}") from None
+    if builder != _BUILDER:
+        raise ArtefactError(
+            f"{folder} holds engines of builder {builder!r}; Triton's backend runs those of {_BUILDER!r}; "
+            f"make them with: {regenerate}"
+        )
+    if digest != model.digest:
+        raise ArtefactError(f"{folder} was built from another export than {model.path}; make it with: {regenerate}")
+    missing = [stage for stage in (*ENGINE_STEPS, FUSED) if stage not in plans]
+    if missing:
+        raise ArtefactError(f"{folder} has no engine of {', '.join(missing)}; make them with: {regenerate}")
+    return ServedEngines(path=folder, plans=plans, profiles=profiles)
+
+
+def use_engines(
+    configs: Mapping[str, pbtxt.ModelConfig], wanted: Mapping[str, Signature], engines: ServedEngines
+) -> None:
+    """Turns the steps of the repository into plans, in place."""
+    for step in ENGINE_STEPS:
+        config = configs[step]
+        config.backend, config.platform = "", "tensorrt_plan"
+        config.default_model_filename = PLAN_FILE
+        config.parameters.clear()
+        del config.instance_group[:]
+        numbers = [str(number) for number in range(engines.profiles[step])]
+        config.instance_group.add(kind="KIND_GPU", count=1, gpus=[0], profile=numbers)
+        pbtxt.add_ports(config, wanted[step])
+    pbtxt.add_ports(configs["embedding_lookup"], wanted["embedding_lookup"])
+    pbtxt.set_parameter(configs["embedding_lookup"], ATTENTION_NORM, "")
+    pbtxt.set_parameter(configs[FUSED], ENGINES_PARAMETER, f"../../{ENGINES_LINK}")
+    lookup, hstu, _ = configs[ENSEMBLE].ensemble_scheduling.step
+    for port in configs[ENSEMBLE].input:
+        lookup.input_map[port.name] = port.name
+    lookup.output_map[ATTENTION_NORM] = hstu.input_map[ATTENTION_NORM] = ATTENTION_NORM
+
+
+def place_plans(engines: ServedEngines, repository: Path) -> None:
+    """Copies the plans to where Triton reads them, in place of the Python models."""
+    for step in ENGINE_STEPS:
+        version = repository / step / "1"
+        (version / "model.py").unlink(missing_ok=True)
+        shutil.copyfile(engines.plans[step], version / PLAN_FILE)

@@ -1,0 +1,156 @@
+"""``verify-tensorrt`` without a GPU: its steps, what it misses here, and the rows and table that it writes."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from hstu_trt.bench import verify, verify_steps
+from hstu_trt.bench.support_rows import StepResult, SupportRow, append_row, markdown, read_support
+from hstu_trt.bench.verify_steps import Gpu, Step, command_text, count_tests, diff_figure, engine_counts, steps
+from hstu_trt.contract.cli import main
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", driver="580.1")
+NAMES = dict.fromkeys(("cpu", "a10", "a100", "l4", "l40s", "h100", "rtx4090", "rtxpro6000"))
+
+
+@pytest.mark.parametrize(
+    ("device", "target"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtxpro6000"),
+        ("NVIDIA GeForce RTX 3060", None),
+    ],
+)
+def test_the_target_of_a_gpu(monkeypatch, device, target):
+    monkeypatch.setattr(verify_steps, "TARGETS", NAMES)
+    gpu = Gpu(name=device, compute_capability="8.9", driver="1")
+    if target is None:
+        with pytest.raises(ConfigError, match="none of the GPUs"):
+            _ = gpu.target
+    else:
+        assert gpu.target == target
+
+
+def test_kernels_for_the_gpu():
+    assert H100.arch == "90a"
+    assert Gpu(name="x", compute_capability="8.6", driver="1").arch == "80"
+    assert Gpu(name="x", compute_capability="13.0", driver="1").arch == "all"
+
+
+def test_steps_name_their_needs_in_order(tmp_path):
+    plan = steps(H100, "h100", ["fp16", "fp8"], tmp_path)
+    assert [step.name for step in plan] == [
+        *("plugins", "export fp32", "export fp16", "export fp8", "engines fp16", "engines fp8"),
+        *("tests", "diff fp16", "diff fp8"),
+    ]
+    for number, step in enumerate(plan):
+        assert set(step.needs) <= {earlier.name for earlier in plan[:number]}
+
+
+def test_commands_are_shown_as_a_user_types_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.executable", str(verify_steps.ROOT / ".venv" / "bin" / "python"))
+    plan = {step.name: step for step in steps(None, "h100", ["fp16"], tmp_path)}
+    assert command_text(plan["plugins"]) == "make plugins ARCHS=all"
+    assert command_text(plan["engines fp16"]).startswith("hstu-trt engines --model ")
+    assert command_text(plan["tests"]).startswith("python -m pytest -m 'gpu or tensorrt'")
+    from hstu_trt.bench.diff_runners import parser
+
+    assert parser().parse_args(list(plan["diff fp16"].command[4:])).b == "tensorrt"
+
+
+def test_a_dry_run_prints_steps_and_what_is_missing(capsys):
+    assert main(["bench", "verify-tensorrt", "--dry-run", "--gpu", "h100"]) == 0
+    shown = capsys.readouterr().out
+    assert "engines fp16: hstu-trt engines" in shown and "--gpu h100" in shown
+    assert "missing here" in shown
+
+
+def test_a_machine_without_tensorrt_is_told_so(monkeypatch, capsys):
+    monkeypatch.setattr(verify, "find_gpu", lambda: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["bench", "verify-tensorrt"]) == 2
+    said = capsys.readouterr().err
+    assert "no CUDA GPU" in said and "no TensorRT" in said and "docker/Dockerfile" in said
+
+
+def plan_of(tmp_path: Path) -> list[Step]:
+    stale = tmp_path / "stale.json"
+    stale.write_text("{}")
+    return [
+        Step(name="plugins", command=("make",)),
+        Step(name="engines", command=("build",), needs=("plugins",), figure=lambda: "5 engines"),
+        Step(name="tests", command=("test",), needs=("plugins",), figure=stale.read_text, result=stale),
+        Step(name="diff", command=("diff",), needs=("engines",)),
+    ]
+
+
+def test_a_failure_skips_what_needs_it(tmp_path):
+    results = verify.run_steps(plan_of(tmp_path), tmp_path, lambda command, log: command[0] == "build")
+    assert [(r.name, r.status) for r in results] == [
+        ("plugins", "passed"),
+        ("engines", "failed"),
+        ("tests", "passed"),
+        ("diff", "skipped"),
+    ]
+    assert [r.figure for r in results] == ["", "5 engines", "left no figure: FileNotFoundError", "after engines"]
+
+
+def test_a_command_leaves_its_log(tmp_path, capsys):
+    assert verify.run_command(["bash", "-c", "echo planted; exit 3"], tmp_path / "log") == 3
+    assert (tmp_path / "log").read_text() == "planted\n" and "planted" in capsys.readouterr().err
+
+
+def test_figures(tmp_path):
+    junit = tmp_path / "tests.xml"
+    junit.write_text('<testsuites><testsuite tests="9" failures="1" errors="1" skipped="2"/></testsuites>')
+    assert count_tests(junit) == "5 passed, 2 failed, 2 skipped"
+    stages = [{"details": {"plugin_layers": 3}}, {"details": {"plugin_layers": 1}}, {}]
+    (tmp_path / "manifest.json").write_text(json.dumps({"stages": stages}))
+    assert engine_counts(tmp_path) == "3 engines, 4 plugin layers"
+    outputs = [{"name": "preds", "max_abs": 3.3e-4, "tolerance": 4e-3}, {"name": "user_embeddings"}]
+    (tmp_path / "diff.json").write_text(json.dumps({"outputs": outputs}))
+    assert diff_figure(tmp_path / "diff.json") == "scores within 3.3e-04 of 0.004"
+
+
+def row(date: str = "2026-11-22T10:00:00Z", status: str = "passed", device: str = "NVIDIA L4") -> SupportRow:
+    return SupportRow(
+        device=device,
+        date=date,
+        commit="abc",
+        versions={"tensorrt": "11.4.0.106", "driver": "580.1"},
+        compute_capability="8.9",
+        steps=(StepResult(name="plugins", status="passed"), StepResult(name="diff", status=status, figure="a|b")),
+    )
+
+
+def test_rows_go_out_and_come_back(tmp_path):
+    path = tmp_path / "deep" / "support.jsonl"
+    assert read_support(path) == []
+    for one in (row(), row(status="failed")):
+        append_row(path, one)
+    assert read_support(path) == [row(), row(status="failed")]
+    path.write_text('{"suite": "support"}\n')
+    with pytest.raises(ArtefactError, match=r"support.jsonl:1 is no row"):
+        read_support(path)
+
+
+def test_the_table_shows_the_newest_row_of_each_gpu():
+    table = markdown([row("2026-11-23T10:00:00Z", "failed"), row(), row(device="NVIDIA H100")]).splitlines()
+    assert len(table) == 4
+    assert "**failed** (a/b)" in table[2] + table[3] and all(line.count("|") == table[0].count("|") for line in table)
+    assert "make verify-tensorrt" in markdown([])
+    assert row().passed and not row(status="skipped").passed
+
+
+def test_the_table_verb(tmp_path, capsys):
+    append_row(tmp_path / "rows.jsonl", row())
+    assert main(["bench", "table-support", "--rows", str(tmp_path / "rows.jsonl")]) == 0
+    assert "| NVIDIA L4 (8.9) | 11.4.0.106 | 580.1 | 2026-11-22, `abc` | yes | yes (a/b) |" in capsys.readouterr().out

@@ -1,0 +1,80 @@
+"""What the tests on TensorRT share: op nodes of a graph, one call of an engine captured in a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DOMAIN = "hstu.trt"
+
+
+def op_nodes(onnx_file: Path) -> int:
+    """Nodes of our ops in the main graph of a file: each must become a plugin layer."""
+    import onnx
+
+    graph = onnx.load(onnx_file, load_external_data=False).graph
+    return sum(node.domain == DOMAIN for node in graph.node)
+
+
+def other_lengths(feed: Mapping[str, NDArray]) -> dict[str, NDArray]:
+    """The same tokens dealt to the users in the opposite order: other offsets, ids and rows, equal shapes."""
+    changed = dict(feed)
+    for group in ("uih", "candidate"):
+        lengths = np.diff(feed[f"{group}_offsets"])[::-1]
+        changed[f"{group}_offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        tokens = len(feed[f"{group}_timestamps"])
+        for name in (f"{group}_ids", f"{group}_embeddings"):
+            if name in feed and tokens:
+                rows = feed[name].reshape(tokens, -1)[::-1]
+                changed[name] = np.ascontiguousarray(rows).reshape(feed[name].shape)
+    return changed
+
+
+class CapturedCall:
+    """A call of an execution context on fixed addresses and shapes, captured in a CUDA graph.
+
+    ``replay`` puts other values of the same shapes into the inputs, and returns the outputs.
+    """
+
+    def __init__(self, context: Any, feed: Mapping[str, NDArray], outputs: Mapping[str, str]) -> None:
+        """outputs: name -> numpy dtype."""
+        import torch
+
+        self._inputs = {name: torch.from_numpy(np.ascontiguousarray(array)).cuda() for name, array in feed.items()}
+        for name, tensor in self._inputs.items():
+            assert context.set_input_shape(name, tuple(tensor.shape)), name
+            assert context.set_tensor_address(name, tensor.data_ptr()), name
+        shapes = {name: tuple(context.get_tensor_shape(name)) for name in outputs}
+        assert all(size >= 0 for shape in shapes.values() for size in shape), (
+            f"shapes not known before the run: {shapes}"
+        )
+        self._outputs = {
+            name: torch.empty(shape, dtype=getattr(torch, outputs[name]), device="cuda")
+            for name, shape in shapes.items()
+        }
+        for name, tensor in self._outputs.items():
+            assert context.set_tensor_address(name, tensor.data_ptr()), name
+        stream = torch.cuda.Stream()
+        # TensorRT allocates and tunes in the first call with new shapes, which a capture must not see.
+        assert context.execute_async_v3(stream.cuda_stream)
+        stream.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            assert context.execute_async_v3(stream.cuda_stream)
+
+    def replay(self, feed: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """The outputs for another feed of the same shapes."""
+        import torch
+
+        for name, array in feed.items():
+            self._inputs[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+        for tensor in self._outputs.values():
+            tensor.fill_(float("nan"))
+        torch.cuda.synchronize()
+        self._graph.replay()
+        torch.cuda.synchronize()
+        return {name: tensor.cpu().numpy() for name, tensor in self._outputs.items()}
