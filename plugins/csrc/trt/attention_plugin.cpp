@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attention_plugin.h"
 
-#include <algorithm>
-
 #include "../kernels/attention/attention.h"
 #include "device.h"
 #include "types.h"
