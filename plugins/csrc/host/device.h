@@ -38,11 +38,16 @@ class Buffer {
   }
 
   void* data() const { return data_; }
-  void clear() { must(cudaMemset(data_, 0, bytes_)); }
+  // Both are done when they return: streams of the host do not wait for the default stream.
+  void clear() {
+    must(cudaMemset(data_, 0, bytes_));
+    must(cudaStreamSynchronize(nullptr));
+  }
 
   template <class T>
   void write(std::vector<T> const& values) {
     must(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
+    must(cudaStreamSynchronize(nullptr));
   }
   template <class T>
   std::vector<T> read() const {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attention_plugin.h"
 
-#include <algorithm>
-
 #include "../kernels/attention/attention.h"
 #include "device.h"
 #include "types.h"
@@ -80,15 +78,26 @@ int32_t HstuAttention::getOutputShapes(DimsExprs const* inputs, int32_t input_co
 
 bool HstuAttention::supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors,
                                               int32_t input_count, int32_t output_count) noexcept {
-  if (output_count != 1 || input_count < kRequiredInputs || input_count > kAllInputs) return false;
-  if (position < 0 || position > input_count || tensors[position].desc.format != TensorFormat::kLINEAR) return false;
+  if (output_count != 1) return supports("there is one output");
+  return supports(format_fault(position, tensors, input_count));
+}
+
+// Looks at no tensor behind `position`: the builder has not chosen those yet.
+char const* HstuAttention::format_fault(int32_t position, DynamicPluginTensorDesc const* tensors,
+                                        int32_t input_count) const noexcept {
+  if (input_count < kRequiredInputs || input_count > kAllInputs) return "there must be 7 to 15 inputs";
+  if (position < 0 || position > input_count) return "there is no tensor at this position";
   nvinfer1::DataType const type = tensors[position].desc.type;
-  if (position == input_count) return type == onnx_type(attributes_.output_type);
+  if (tensors[position].desc.format != TensorFormat::kLINEAR) return "tensors must be linear";
+  if (position == input_count) {
+    return type == onnx_type(attributes_.output_type) ? nullptr : "the output's type is not output_type";
+  }
   PluginTensorDesc inputs[kAllInputs];
   for (int32_t i = 0; i <= position; ++i) inputs[i] = tensors[i].desc;
-  if (position >= kRequiredInputs && inputs[position].dims.nbDims < 1) return true;
+  if (position >= kRequiredInputs && inputs[position].dims.nbDims < 1) return nullptr;
   AttentionInput input;
-  return input_at(inputs, position, input_count, input) && type_fits(input, type, inputs[0].type);
+  if (!input_at(inputs, position, input_count, input)) return "the number of inputs fits no choice of optional ones";
+  return type_fits(input, type, inputs[0].type) ? nullptr : type_fault(input);
 }
 
 int32_t HstuAttention::configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t input_count,

@@ -34,6 +34,9 @@ class HstuAttention final : public Plugin<HstuAttention, AttentionAttributes> {
                   cudaStream_t stream) noexcept override;
 
  private:
+  char const* format_fault(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors,
+                           int32_t input_count) const noexcept;
+
   int32_t input_count_ = kRequiredInputs;
 };
 

@@ -68,11 +68,16 @@ int32_t EmbeddingLookup::getOutputShapes(DimsExprs const* inputs, int32_t input_
 
 bool EmbeddingLookup::supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors,
                                                 int32_t input_count, int32_t output_count) noexcept {
-  if (!counts_fit(input_count, output_count) || position < 0 || position > input_count) return false;
+  if (!counts_fit(input_count, output_count)) return supports(kWrongCount);
+  if (position < 0 || position > input_count) return supports("there is no tensor at this position");
   PluginTensorDesc const& tensor = tensors[position].desc;
-  if (tensor.format != TensorFormat::kLINEAR) return false;
-  if (position == input_count) return tensor.type == onnx_type(attributes_.output_type);
-  return position == 0 ? is_index(tensor.type) : is_table(tensor.type);
+  if (tensor.format != TensorFormat::kLINEAR) return supports("tensors must be linear");
+  if (position == input_count) {
+    bool const fits = tensor.type == onnx_type(attributes_.output_type);
+    return supports(fits ? nullptr : "the output's type is not output_type");
+  }
+  if (position == 0) return supports(is_index(tensor.type) ? nullptr : "ids must be INT32 or INT64");
+  return supports(is_table(tensor.type) ? nullptr : "the table must be FP32, FP16 or BF16");
 }
 
 int32_t EmbeddingLookup::configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t input_count,

@@ -99,6 +99,12 @@ class Plugin : public nvinfer1::IPluginV3,
     return kRefused;
   }
 
+  // For supportsFormatCombination: a builder may ask about many combinations, of which one has to fit.
+  static bool supports(char const* sentence) noexcept {
+    if (sentence) log_verbose("%s: supportsFormatCombination: %s", Derived::kName, sentence);
+    return !sentence;
+  }
+
   Attributes attributes_;
 
  private:

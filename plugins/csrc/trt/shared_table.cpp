@@ -79,6 +79,8 @@ class TableResource final : public nvinfer1::IPluginResource {
     for (StoredShard const& shard : stored_.shards) load(shard, rows, what);
     EmbeddingTable const table{rows, stored_.rows};
     check(cudaMemcpy(memory_, &table, sizeof(table), cudaMemcpyHostToDevice), what);
+    // A copy from pageable memory may still be under way, and lookups run on streams that do not wait for it.
+    check(cudaStreamSynchronize(nullptr), what);
     log_info("EmbeddingLookup: %s, version %s: loaded", what.c_str(), stored_.version.c_str());
   }
 
