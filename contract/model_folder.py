@@ -52,6 +52,8 @@ class ModelFolder:
     config: AnyConfig
     limits: Limits
     precision: Precision
+    fp8_sites: tuple[str, ...] = ()
+    """In an fp8 model, the parts that compute in fp8 (``contract/fp8_plan.py``); the others compute in fp16."""
     digest: str
     """sha256 over the manifest: changes whenever any file of the folder does."""
 
@@ -131,6 +133,7 @@ def read_model_folder(folder: Path, *, verify: bool = True) -> ModelFolder:
             config=config_from_json(document["config"]),
             limits=Limits(**document["limits"]),
             precision=document["precision"],
+            fp8_sites=tuple(document.get("fp8_sites", ())),
             digest=json_digest(document),
         )
         contract = document["contract"]
