@@ -62,8 +62,15 @@ def _preset_limits(source: str) -> tuple[HstuConfig, Limits]:
 
 
 def accuracy(argv: Sequence[str]) -> int:
-    """PyTorch fp32 against ONNX Runtime fp32 and fp16."""
+    """PyTorch fp32 against ONNX Runtime fp32, fp16 and fp8."""
     from hstu_trt.bench.accuracy import main as run
+
+    return run(argv)
+
+
+def plan_precision(argv: Sequence[str]) -> int:
+    """Which parts of a model may compute in fp8 under an accuracy budget."""
+    from hstu_trt.bench.plan_precision import main as run
 
     return run(argv)
 
@@ -99,6 +106,7 @@ def plot_kernels(argv: Sequence[str]) -> int:
 SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "workload": workload,
     "accuracy": accuracy,
+    "plan-precision": plan_precision,
     "demo": demo,
     "kernels": kernels,
     "table-kernels": table_kernels,
@@ -111,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in SUITES:
         return SUITES[argv[0]](argv[1:])
     asked = bool(argv) and argv[0] in ("-h", "--help")
-    lines = [f"  {name:<14} {suite.__doc__}" for name, suite in SUITES.items()]
+    lines = [f"  {name:<15} {suite.__doc__}" for name, suite in SUITES.items()]
     text = "usage: hstu-trt bench <suite> [options]     (hstu-trt bench <suite> --help tells more)\n\n" + "\n".join(
         lines
     )

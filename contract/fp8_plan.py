@@ -25,6 +25,8 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.contract.model import HstuConfig
 
+LAYERS, ALL = "layers", "all"
+"""Plans that need no file: the attention layers, or everything."""
 PLAN_KIND = "fp8-plan"
 PLAN_SCHEMA = 1
 
@@ -37,6 +39,20 @@ def fp8_sites(config: HstuConfig) -> tuple[str, ...]:
     layers = (f"stu.{n}.{part}" for n in range(config.layers) for part in ("uvqk", "attention", "output"))
     post = ["postprocessor"] if config.postprocessor == "timestamp" else []
     return (*(f"preprocessor.{name}" for name in preprocessor), *layers, *post, "item_tower", "head")
+
+
+def layer_sites(config: HstuConfig) -> tuple[str, ...]:
+    """The parts of the attention layers: nearly all the work on long histories, and little of the error.
+
+    The MLPs around them feed the residual stream and the logits directly.
+    """
+    return tuple(site for site in fp8_sites(config) if site.startswith("stu."))
+
+
+def planned_sites(plan: str, config: HstuConfig) -> tuple[str, ...]:
+    """The parts of ``layers``, ``all``, or a plan's file. Raises ArtefactError or ConfigError."""
+    named = {LAYERS: layer_sites, ALL: fp8_sites}
+    return named[plan](config) if plan in named else read_plan(Path(plan), config).fp8
 
 
 def check_sites(sites: Sequence[str], config: HstuConfig, source: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.config_json import load_config
 from hstu_trt.contract.errors import ConfigError
-from hstu_trt.contract.fp8_plan import fp8_sites, read_plan
+from hstu_trt.contract.fp8_plan import LAYERS, planned_sites
 from hstu_trt.contract.model import AnyConfig, HstuConfig
 from hstu_trt.contract.model_folder import ModelFolder, onnx_stages, read_model_folder
 from hstu_trt.contract.tensors import PRECISIONS, Limits, default_limits
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     fp8 = p.add_argument_group("fp8")
     fp8.add_argument("--calibration", help="FILE as score takes it, or synthetic:N requests (default: synthetic:32)")
-    fp8.add_argument("--plan", type=Path, help="what computes in fp8, from bench plan-precision (default: all)")
+    fp8.add_argument("--plan", help="what computes in fp8: layers (default), all, or plan.json of bench plan-precision")
     fp8.add_argument("--attention-norm", help="of the calibration: fixed:<N> (default: max_seq_len) or batch_max")
     limits = p.add_argument_group("limits (upper bounds of requests and optimisation profiles)")
     limits.add_argument("--max-users", type=int, help="users per request")
@@ -124,7 +124,7 @@ def _quantisation(config: AnyConfig, limits: Limits, args: argparse.Namespace): 
         return None
     if not isinstance(config, HstuConfig):
         raise ConfigError("fp8 is there for ranking models only; export a sequence encoder in fp32")
-    sites = read_plan(args.plan, config).fp8 if args.plan else fp8_sites(config)
+    sites = planned_sites(args.plan or LAYERS, config)
     source = args.calibration or f"{SYNTHETIC}:{DEFAULT_REQUESTS}"
     requests = calibration_requests(config, limits, source)
     norm = parse_attention_norm(args.attention_norm, config)

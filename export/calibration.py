@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.features import Jagged, Tensors, batch_max_norm, jagged_features, pack_request, request_features
 from hstu_trt.contract.model import HstuConfig
-from hstu_trt.contract.split_users import one_user_feeds
 from hstu_trt.contract.tensors import Limits
 from hstu_trt.export.model import DlrmHstu
 from hstu_trt.export.quantise import Largest, calibrate
@@ -90,18 +89,18 @@ def requests_with_norm(config: HstuConfig, packed: Mapping[str, NDArray], norm: 
     return {**packed, "attention_norm": np.array([value], dtype=np.float32)}
 
 
-def scores(model: DlrmHstu, lookup: EmbeddingStage, request: Mapping[str, NDArray]) -> Iterator[Tensor]:
-    """Runs an fp32 model on each user of a request with its norm: scores fp32 [candidates, tasks]."""
-    for feed in one_user_feeds(request):
+def scores(model: DlrmHstu, lookup: EmbeddingStage, feeds: Iterable[Mapping[str, NDArray]]) -> Iterator[Tensor]:
+    """Runs an fp32 model on packed requests with their norm: scores fp32 [candidates, tasks] of each."""
+    for feed in feeds:
         inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feed.items()}
         rows = lookup.look_up(inputs)
         vectors = model.hstu_stage({**inputs, **rows})
         yield model.head_stage({**rows, "user_embeddings": vectors})
 
 
-def largest_values(model: DlrmHstu, lookup: EmbeddingStage, request: Mapping[str, NDArray]) -> Largest:
-    """``calibrate`` on each user of a request. Raises InputError where a value is not finite."""
-    largest = calibrate(model, lambda: [None for _ in scores(model, lookup, request)])
+def largest_values(model: DlrmHstu, lookup: EmbeddingStage, feeds: Iterable[Mapping[str, NDArray]]) -> Largest:
+    """``calibrate`` on packed requests. Raises InputError where a value is not finite."""
+    largest = calibrate(model, lambda: [None for _ in scores(model, lookup, feeds)])
     for name, value in largest.items():
         if not value.isfinite().all():
             raise InputError(f"calibration: the input of {name} is not finite; check the weights and the requests")

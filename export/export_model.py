@@ -27,7 +27,7 @@ from hstu_trt.contract.model_folder import (
     read_model_folder,
     write_model_folder,
 )
-from hstu_trt.contract.split_users import user_count
+from hstu_trt.contract.split_users import one_user_feeds, user_count
 from hstu_trt.contract.staging import staged_folder
 from hstu_trt.contract.table_format import PAYLOAD_ALIGNMENT, write_table, write_tables_manifest
 from hstu_trt.contract.tensors import (
@@ -255,7 +255,7 @@ def _quantised_model(job: ExportJob, tables: Path, progress: Progress) -> DlrmHs
     lookup = EmbeddingStage(
         stage_specs(job.config, job.limits, "fp32")["embedding_lookup"], job.config, table_rows(tables), "float32"
     )
-    modules = fp8_modules(model, largest_values(model, lookup, requests))
+    modules = fp8_modules(model, largest_values(model, lookup, one_user_feeds(requests)))
     half = build_ranking_model(job.config, job.checkpoint.dense, job.checkpoint.source, "fp16")
     return put_fp8(half, sites, modules)
 
