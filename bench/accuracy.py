@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read_models(folders: Mapping[Precision, Path | None]) -> list[ModelFolder]:
     """The models of one checkpoint, by precision; the first is the reference."""
-    models = []
+    models: list[ModelFolder] = []
     for precision, folder in folders.items():
         if folder is None:
             continue

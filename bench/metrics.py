@@ -1,8 +1,8 @@
 """Ranking metrics in float64: how well scores predict labels, and how alike two sets of scores rank.
 
 Labels come from the teacher: Bernoulli draws of the reference's own scores, or these probabilities themselves, which
-gives the metrics' expectations without the noise of the draw. The metrics then measure how faithful another runner is to
-the reference; they say nothing about the quality of the model.
+gives the metrics' expectations without the noise of the draw. The metrics then measure how faithful another runner is
+to the reference; they say nothing about the quality of the model.
 """
 
 from __future__ import annotations

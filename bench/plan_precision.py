@@ -13,7 +13,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -234,13 +234,13 @@ def _workloads(args: argparse.Namespace, model: ModelFolder) -> tuple[Workload, 
 
 
 def _gates(args: argparse.Namespace) -> RankingGates:
-    given: Mapping[str, float | None] = {
-        "entropy_change": args.max_entropy_change,
-        "request_entropy": args.max_entropy_change,
-        "accuracy_ratio": args.min_accuracy_ratio,
-        "gauc_ratio": args.min_gauc_ratio,
-    }
-    return dataclasses.replace(RANKING_GATES, **{name: value for name, value in given.items() if value is not None})
+    return dataclasses.replace(
+        RANKING_GATES,
+        entropy_change=args.max_entropy_change,
+        request_entropy=args.max_entropy_change,
+        accuracy_ratio=args.min_accuracy_ratio,
+        gauc_ratio=args.min_gauc_ratio,
+    )
 
 
 def _counter(most: int) -> Progress:
@@ -276,10 +276,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calibration-requests", type=int, default=64, help="to calibrate with (%(default)s)")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     parser.add_argument("--attention-norm", help="fixed:<N> (default: the config's max_seq_len)")
-    budget = parser.add_argument_group("budget (default: the gates of bench accuracy)")
-    budget.add_argument("--max-entropy-change", type=float, help="|relative change| of the normalised entropy")
-    budget.add_argument("--min-accuracy-ratio", type=float, help="accuracy at 0.5 as a share of fp32's")
-    budget.add_argument("--min-gauc-ratio", type=float, help="mean AUC per request as a share of fp32's")
+    budget, gates = parser.add_argument_group("budget (default: the gates of bench accuracy)"), RANKING_GATES
+    for name, default, text in (
+        ("--max-entropy-change", gates.entropy_change, "|relative change| of the normalised entropy"),
+        ("--min-accuracy-ratio", gates.accuracy_ratio, "accuracy at 0.5 as a share of fp32's"),
+        ("--min-gauc-ratio", gates.gauc_ratio, "mean AUC per request as a share of fp32's"),
+    ):
+        budget.add_argument(name, type=float, default=default, help=f"{text} (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help=f"for {PLAN_FILE} and {CALIBRATION_FILE}")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

