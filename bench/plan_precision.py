@@ -158,8 +158,7 @@ def choose(study: Study, gates: RankingGates, progress: Progress) -> tuple[list[
     for site in study.sites:
         progress(f"{site} in fp8")
         alone.append(study.trial(site, (site,), gates))
-    # Dearest first: accuracy paid per multiplication saved.
-    dearest = sorted(alone, key=lambda t: t.value("entropy_change") / max(t.share, 1e-9), reverse=True)
+    dearest = sorted(alone, key=_price, reverse=True)
     kept, left_out = list(study.sites), []
     steps = [study.trial("all parts", kept, gates)]
     for trial in dearest:
@@ -177,6 +176,12 @@ def choose(study: Study, gates: RankingGates, progress: Progress) -> tuple[list[
             kept = attempt
             steps.append(trial)
     return alone, steps
+
+
+def _price(trial: Trial) -> float:
+    """Entropy paid per multiplication saved; scores that are not finite cost everything."""
+    price = trial.value("entropy_change") / max(trial.share, 1e-9)
+    return price if np.isfinite(price) else float("inf")
 
 
 def table(trials: Sequence[Trial]) -> str:
