@@ -20,6 +20,8 @@ ARCHS ?= 90a
 # Options of `hstu-trt engines`, e.g. BUILD="--builder tensorrt --opt-level 5"
 BUILD ?=
 ONNX := build/onnx/$(MODEL)/$(PRECISION)
+ONNX32 := build/onnx/$(MODEL)/fp32
+PLAN := build/plans/$(MODEL)
 DEPLOYMENT ?= build/deployments/$(MODEL)
 
 # What the TensorRT plugins are compiled with where this machine has no headers of its own, and NVIDIA's runtimes (the
@@ -66,10 +68,10 @@ typecheck: install  ## types of every room
 	@mkdir -p build/links/hstu_trt && for room in $(ROOMS); do ln -sfn ../../../$$room build/links/hstu_trt/$$room; done
 	MYPYPATH=build/links $(BIN)/mypy --namespace-packages --explicit-package-bases $(ROOMS:%=-p hstu_trt.%)
 
-PAIR := $(foreach p,fp32 fp16,build/onnx/$(MODEL)/$(p)/manifest.json)
+MODELS := $(foreach p,fp32 fp16 fp8,build/onnx/$(MODEL)/$(p)/manifest.json)
 
-accuracy: install $(PAIR)  ## hold ONNX Runtime fp32 and fp16 against PyTorch fp32, scores and ranking metrics: MODEL=
-	$(BIN)/hstu-trt bench accuracy $(foreach p,fp32 fp16,--model-$(p) build/onnx/$(MODEL)/$(p)) --out build/accuracy/$(MODEL)
+accuracy: install $(MODELS)  ## hold ONNX Runtime fp32, fp16, fp8 against PyTorch fp32, scores and ranking metrics: MODEL=
+	$(BIN)/hstu-trt bench accuracy $(foreach p,fp32 fp16 fp8,--model-$(p) build/onnx/$(MODEL)/$(p)) --out build/accuracy/$(MODEL)
 
 plugins: install $(HEADERS)  ## build the CUDA kernels and TensorRT plugins, no GPU needed: ARCHS=90a, 80,90a or all
 	@$(BIN)/python -m hstu_trt.plugins toolchain >/dev/null 2>&1 || \
@@ -117,8 +119,14 @@ DIFF := build/diff/$(MODEL)/$(subst :,-,$(A)_$(REFERENCE)_$(B)_$(PRECISION))
 diff: install $(sort $(REFERENCE:%=build/onnx/$(MODEL)/%/manifest.json) $(ONNX)/manifest.json)  ## hold runner B against A, layer by layer, as HTML: A= B= MODEL= PRECISION= REFERENCE= GPU=
 	$(BIN)/hstu-trt diff --model-a build/onnx/$(MODEL)/$(REFERENCE) --a $(A) --model-b $(ONNX) --b $(B) $(BUILT) --out $(DIFF)
 
-onnx: install  ## export a checkpoint: MODEL= CONFIG= WEIGHTS= PRECISION=fp32|fp16
+onnx: install  ## export a checkpoint: MODEL= CONFIG= WEIGHTS= PRECISION=fp32|fp16|fp8; fp8 plans and calibrates first
+ifeq ($(PRECISION),fp8)
+	@test -f $(ONNX32)/manifest.json || $(MAKE) --no-print-directory onnx PRECISION=fp32
+	$(BIN)/hstu-trt bench plan-precision --model $(ONNX32) --out $(PLAN)
+	$(BIN)/hstu-trt export --weights $(ONNX32) --precision fp8 --plan $(PLAN)/plan.json --calibration $(PLAN)/calibration.safetensors --out $(ONNX)
+else
 	$(BIN)/hstu-trt export --config $(CONFIG) --weights $(WEIGHTS) --precision $(PRECISION) --name $(MODEL) --out $(ONNX)
+endif
 
 engines: install $(ONNX)/manifest.json  ## build engines of an exported model: GPU=l40s PRECISION=fp16 MODEL=; hstu-trt engines --list has the GPUs
 	$(BIN)/hstu-trt engines --model $(ONNX) --gpu $(GPU) --precision $(PRECISION) --out build/engines/$(GPU)/$(MODEL)/$(PRECISION) $(BUILD)

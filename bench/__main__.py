@@ -62,8 +62,15 @@ def _preset_limits(source: str) -> tuple[HstuConfig, Limits]:
 
 
 def accuracy(argv: Sequence[str]) -> int:
-    """PyTorch fp32 against ONNX Runtime fp32 and fp16."""
+    """PyTorch fp32 against ONNX Runtime fp32, fp16 and fp8."""
     from hstu_trt.bench.accuracy import main as run
+
+    return run(argv)
+
+
+def plan_precision(argv: Sequence[str]) -> int:
+    """Which parts of a model may compute in fp8 under an accuracy budget."""
+    from hstu_trt.bench.plan_precision import main as run
 
     return run(argv)
 
@@ -120,6 +127,7 @@ def table_support(argv: Sequence[str]) -> int:
 SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "workload": workload,
     "accuracy": accuracy,
+    "plan-precision": plan_precision,
     "demo": demo,
     "polygraphy": polygraphy,
     "kernels": kernels,

@@ -1,4 +1,4 @@
-"""``hstu-trt bench accuracy``: do ONNX Runtime in fp32 and fp16 score as PyTorch in fp32 does?
+"""``hstu-trt bench accuracy``: do other runners and precisions score as PyTorch in fp32 does?
 
 Polygraphy's Comparator runs the three stages in a row and the fused stage with each of them on the requests of a
 profile, and holds every output to the contract's tolerance. Ranking metrics on labels drawn from the reference's
@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +59,10 @@ class Variant:
     def tolerances(self) -> dict[str, float]:
         """Output -> largest accepted |difference| from the reference."""
         if self.fused:
-            return {"preds": TOLERANCES[FUSED, self.precision].atol}
+            return {"preds": TOLERANCES[FUSED, self.model.tolerances].atol}
         return {
-            "preds": TOLERANCES[ENSEMBLE, self.precision].atol,
-            "user_embeddings": TOLERANCES["hstu", self.precision].atol,
+            "preds": TOLERANCES[ENSEMBLE, self.model.tolerances].atol,
+            "user_embeddings": TOLERANCES["hstu", self.model.tolerances].atol,
         }
 
     def open(self) -> Composed:
@@ -72,9 +72,9 @@ class Variant:
         return Chain(self.model, [open_runner(self.kind, self.model, stage) for stage in STAGES])
 
 
-def variants(fp32: ModelFolder, fp16: ModelFolder) -> list[Variant]:
-    """The reference, and what is held against it."""
-    kinds = (("torch", fp32), ("onnxruntime", fp32), ("onnxruntime", fp16))
+def variants(models: Sequence[ModelFolder]) -> list[Variant]:
+    """PyTorch on the first model, the reference, and ONNX Runtime on each."""
+    kinds = (("torch", models[0]), *(("onnxruntime", model) for model in models))
     return [Variant(kind=kind, model=model, fused=fused) for fused in (False, True) for kind, model in kinds]
 
 
@@ -142,7 +142,8 @@ def _report(candidates: Sequence[Variant], workload: Workload, comparison: Compa
 def main(argv: Sequence[str]) -> int:
     """Measures, writes ``accuracy.json``, prints the tables; exit code 1 beyond a gate."""
     args = _parser().parse_args(argv)
-    fp32, fp16 = _read_pair(args.model_fp32, args.model_fp16)
+    models = _read_models({"fp32": args.model_fp32, "fp16": args.model_fp16, "fp8": args.model_fp8})
+    fp32 = models[0]
     config = fp32.ranking_config
     norm = parse_attention_norm(args.attention_norm, config)
     if norm is None:
@@ -151,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
     if args.requests is not None:
         profile = dataclasses.replace(profile, requests=args.requests)
     workload = generate(profile, config, seed=args.seed, limits=fp32.limits)
-    report = measure(variants(fp32, fp16), workload, norm=norm, seed=args.seed, progress=True)
+    report = measure(variants(models), workload, norm=norm, seed=args.seed, progress=True)
     facts = {"model": fp32.name, "profile": args.profile, "seed": args.seed, "attention_norm": norm}
     text = json.dumps({**facts, **report.facts()}, indent=1)
     path = args.out / "accuracy.json"
@@ -167,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = Path("build/onnx/demo")
     parser.add_argument("--model-fp32", type=Path, default=demo / "fp32", help="the reference (%(default)s)")
     parser.add_argument("--model-fp16", type=Path, default=demo / "fp16", help="the same in fp16 (%(default)s)")
+    parser.add_argument("--model-fp8", type=Path, help="the same in fp8 (default: none)")
     parser.add_argument("--profile", choices=PROFILES, default="ci", help="workload (default ci)")
     parser.add_argument("--requests", type=int, help="at most this many requests (default: the profile's)")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
@@ -176,11 +178,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_pair(fp32_path: Path, fp16_path: Path) -> tuple[ModelFolder, ModelFolder]:
-    fp32, fp16 = read_model_folder(fp32_path), read_model_folder(fp16_path)
-    for model, expected in ((fp32, "fp32"), (fp16, "fp16")):
-        if model.precision != expected:
-            raise ArtefactError(f"{model.path} holds a model in {model.precision}; {expected} is needed here")
-    if fp32.config != fp16.config:
-        raise ArtefactError(f"{fp32.path} and {fp16.path} hold different models; export both from one checkpoint")
-    return fp32, fp16
+def _read_models(folders: Mapping[Precision, Path | None]) -> list[ModelFolder]:
+    """The models of one checkpoint, by precision; the first is the reference."""
+    models: list[ModelFolder] = []
+    for precision, folder in folders.items():
+        if folder is None:
+            continue
+        model = read_model_folder(folder)
+        if model.precision != precision:
+            raise ArtefactError(f"{folder} holds a model in {model.precision}; {precision} is needed here")
+        if models and model.config != models[0].config:
+            raise ArtefactError(f"{models[0].path} and {folder} hold different models; export both from one checkpoint")
+        models.append(model)
+    return models

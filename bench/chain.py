@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +13,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.features import Tensors, batch_max_norm
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import ModelFolder
@@ -24,8 +27,9 @@ NORM = "attention_norm"
 def open_runner(kind: str, model: ModelFolder, stage: str, device: str = "cpu", engines: Path | None = None) -> Runner:
     """A runner for one stage.
 
-    ``torch`` is the PyTorch model, ``onnxruntime`` executes the ONNX file on the CPU, ``tensorrt`` and ``tensorrt_rtx``
-    execute engines on the GPU: those in the folder ``engines``, else where `make engines` puts them for the GPU here.
+    ``torch`` is the PyTorch model, on a CUDA GPU on our kernels where their library is there. ``onnxruntime`` executes
+    the ONNX file on the CPU. ``tensorrt`` and ``tensorrt_rtx`` execute engines on the GPU: those in the folder
+    ``engines``, else where `make engines` puts them for the GPU here.
     """
     if kind in ("tensorrt", "tensorrt_rtx"):
         from hstu_trt.engines.tensorrt_runner import open_engine_runner
@@ -34,6 +38,8 @@ def open_runner(kind: str, model: ModelFolder, stage: str, device: str = "cpu", 
     if kind == "torch":
         from hstu_trt.export.torch_runner import TorchRunner
 
+        if device.startswith("cuda"):
+            use_kernels()
         return TorchRunner(model, stage, device=device)
     if device != "cpu":
         raise ConfigError(f"runner {kind!r} runs on the CPU only; device {device!r} goes with torch")
@@ -42,6 +48,23 @@ def open_runner(kind: str, model: ModelFolder, stage: str, device: str = "cpu", 
 
         return OnnxRuntimeRunner(model, stage)
     raise ConfigError(f"unknown runner {kind!r}: choose from {', '.join(RUNNERS)}")
+
+
+@functools.cache
+def use_kernels() -> bool:
+    """Registers our CUDA kernels behind the torch ops, once for the process; says so if they are not built.
+
+    Only bench knows both rooms: the model's (export) and the kernels' (plugins).
+    """
+    from hstu_trt.plugins.library import load_library
+
+    try:
+        load_library()
+    except ArtefactError as error:
+        print(f"note: attention runs in plain PyTorch, not on our kernels: {error}", file=sys.stderr)
+        return False
+    importlib.import_module("hstu_trt.plugins.torch_ops")
+    return True
 
 
 class Composed:

@@ -1,8 +1,8 @@
-"""Tensors in safetensors files, and jagged features among them."""
+"""Tensors in safetensors files; ``contract.features`` finds jagged features among them."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,31 +46,8 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray]) -> None:
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
 
 
-def jagged_features(tensors: Mapping[str, NDArray], side: str, used: Container[str] | None = None) -> dict[str, Jagged]:
-    """The features ``<side>.<feature>.values|lengths`` of a file; other tensors are ignored.
-
-    used: the features to read, so that a label or another unused one may be anything; None reads all.
-
-    Raises InputError if one of a pair is missing or the two disagree.
-    """
-    features = {}
-    for key in tensors:
-        parts = key.split(".")
-        if parts[0] != side or parts[-1] not in ("values", "lengths") or len(parts) < 3:
-            continue
-        name = ".".join(parts[1:-1])
-        if used is not None and name not in used:
-            continue
-        pair = [f"{side}.{name}.{part}" for part in ("values", "lengths")]
-        for other in pair:
-            if other not in tensors:
-                raise InputError(f"tensor {other!r} is missing beside {key!r}")
-        features[name] = Jagged.of(f"{side}.{name}", *(tensors[other] for other in pair))
-    return features
-
-
 def write_features(path: Path, uih: Mapping[str, Jagged], candidates: Mapping[str, Jagged]) -> None:
-    """Writes features as ``jagged_features`` reads them: the input file of ``hstu-trt score``."""
+    """Writes features as ``contract.features.jagged_features`` finds them: the input file of ``hstu-trt score``."""
     tensors = {}
     for side, features in (("uih", uih), ("cand", candidates)):
         for name, feature in features.items():

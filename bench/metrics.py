@@ -1,7 +1,8 @@
 """Ranking metrics in float64: how well scores predict labels, and how alike two sets of scores rank.
 
-Labels come from the teacher: Bernoulli draws of the reference's own scores. The metrics then measure how faithful
-another runner is to the reference; they say nothing about the quality of the model.
+Labels come from the teacher: Bernoulli draws of the reference's own scores, or these probabilities themselves, which
+gives the metrics' expectations without the noise of the draw. The metrics then measure how faithful another runner is
+to the reference; they say nothing about the quality of the model.
 """
 
 from __future__ import annotations
@@ -36,20 +37,25 @@ def _cross_entropy(p: NDArray, labels: NDArray) -> float:
 
 
 def accuracy(p: NDArray, labels: NDArray) -> float:
-    """Share of scores on the right side of 0.5 (0.5 counts as 1)."""
-    return float(np.mean((p >= 0.5) == (labels >= 0.5)))
+    """Share of scores on the right side of 0.5 (0.5 counts as 1); expected, for labels that are probabilities."""
+    return float(np.mean(np.where(p >= 0.5, labels, 1.0 - labels)))
 
 
 def auc(scores: NDArray, labels: NDArray) -> float:
-    """Chance that a positive outranks a negative, ties counting half. NaN without both, or if all scores are alike."""
-    from scipy.stats import rankdata
+    """Chance that a positive outranks a negative, ties counting half. NaN without both, or if all scores are alike.
 
-    positives = int(np.sum(labels == 1))
-    negatives = labels.size - positives
-    if not positives or not negatives or np.all(scores == scores[0]):
+    For labels that are probabilities: over all pairs of different items, weighted with the chance to be such a pair.
+    """
+    positive = labels.astype(np.float64)
+    negative = 1.0 - positive
+    pairs = positive.sum() * negative.sum() - positive @ negative
+    if not pairs > 0 or np.all(scores == scores[0]):
         return float("nan")
-    ranks = rankdata(scores.astype(np.float64))
-    return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    _, group = np.unique(scores, return_inverse=True)
+    in_group = np.bincount(group, weights=negative)
+    below = np.cumsum(in_group) - in_group
+    outranked = positive @ (below[group] + 0.5 * (in_group[group] - negative))
+    return float(outranked / pairs)
 
 
 def gauc(scores: NDArray, labels: NDArray, offsets: NDArray) -> float:

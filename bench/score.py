@@ -20,10 +20,10 @@ from hstu_trt.bench.chain import (
     open_runner,
     reference_token_order,
 )
-from hstu_trt.bench.files import jagged_features, read_tensors, write_tensors
+from hstu_trt.bench.files import read_tensors, write_tensors
 from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.errors import InputError
-from hstu_trt.contract.features import Tensors, offsets_of, pack_request, request_features
+from hstu_trt.contract.features import Tensors, jagged_features, offsets_of, pack_request, request_features
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, read_model_folder
 from hstu_trt.contract.tensors import PADDING_ID, Limits

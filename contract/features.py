@@ -7,7 +7,7 @@ make a stage answer wrongly, and names tensor, position and value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,29 @@ class Jagged:
         """Wraps one list of values per user."""
         values = [value for user in users for value in user]
         return cls.of(name, np.asarray(values, dtype=np.int64), [len(user) for user in users])
+
+
+def jagged_features(tensors: Mapping[str, NDArray], side: str, used: Container[str] | None = None) -> dict[str, Jagged]:
+    """The features ``<side>.<feature>.values|lengths`` of a file; other tensors are ignored.
+
+    used: the features to read, so that a label or another unused one may be anything; None reads all.
+
+    Raises InputError if one of a pair is missing or the two disagree.
+    """
+    features = {}
+    for key in tensors:
+        parts = key.split(".")
+        if parts[0] != side or parts[-1] not in ("values", "lengths") or len(parts) < 3:
+            continue
+        name = ".".join(parts[1:-1])
+        if used is not None and name not in used:
+            continue
+        pair = [f"{side}.{name}.{part}" for part in ("values", "lengths")]
+        for other in pair:
+            if other not in tensors:
+                raise InputError(f"tensor {other!r} is missing beside {key!r}")
+        features[name] = Jagged.of(f"{side}.{name}", *(tensors[other] for other in pair))
+    return features
 
 
 def offsets_of(lengths: NDArray) -> NDArray:

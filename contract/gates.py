@@ -25,7 +25,7 @@ class RankingGates:
     """Largest |relative change| of one request's normalised entropy."""
     request_entropy_candidates: int = 512
     """Requests with fewer candidates are held to ``max_logit`` instead: their entropy is too noisy."""
-    max_logit: dict[Precision, float] = field(default_factory=lambda: {"fp32": 1e-4, "fp16": 2e-2})
+    max_logit: dict[Precision, float] = field(default_factory=lambda: {"fp32": 1e-4, "fp16": 2e-2, "fp8": 0.3})
     """Largest |difference of a logit| in those requests."""
 
 

@@ -20,8 +20,10 @@ from typing import Any
 
 from hstu_trt.contract.config_json import config_from_json, config_to_json
 from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.fp8_plan import layer_sites
 from hstu_trt.contract.manifest import json_digest, read_manifest, write_manifest
 from hstu_trt.contract.model import AnyConfig, HstuConfig
+from hstu_trt.contract.numerics import FP8_BEYOND_LAYERS
 from hstu_trt.contract.ops import OPS
 from hstu_trt.contract.tensors import FUSED, STAGES, Limits, Precision, StageSpec, research_specs, stage_specs
 
@@ -52,8 +54,17 @@ class ModelFolder:
     config: AnyConfig
     limits: Limits
     precision: Precision
+    fp8_sites: tuple[str, ...] = ()
+    """In an fp8 model, the parts that compute in fp8 (``contract/fp8_plan.py``); the others compute in fp16."""
     digest: str
     """sha256 over the manifest: changes whenever any file of the folder does."""
+
+    @property
+    def tolerances(self) -> str:
+        """The row of ``numerics.TOLERANCES`` that its outputs are held to."""
+        if self.precision == "fp8" and not set(self.fp8_sites) <= set(layer_sites(self.ranking_config)):
+            return FP8_BEYOND_LAYERS
+        return self.precision
 
     @property
     def specs(self) -> dict[str, StageSpec]:
@@ -131,6 +142,7 @@ def read_model_folder(folder: Path, *, verify: bool = True) -> ModelFolder:
             config=config_from_json(document["config"]),
             limits=Limits(**document["limits"]),
             precision=document["precision"],
+            fp8_sites=tuple(document.get("fp8_sites", ())),
             digest=json_digest(document),
         )
         contract = document["contract"]

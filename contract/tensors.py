@@ -22,7 +22,7 @@ from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model import HstuConfig, ResearchHstuConfig
 
 Precision = Literal["fp32", "fp16", "fp8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "fp8")
 
 STAGES = ("embedding_lookup", "hstu", "mlp_head")
 ENSEMBLE = "ranking"
@@ -127,10 +127,10 @@ def default_limits(config: HstuConfig, **overrides: int | None) -> Limits:
 
 
 def float_dtype(precision: Precision) -> str:
-    """The dtype of activations at the seams of a precision."""
+    """The dtype of activations at the seams of a precision; fp8 stays inside the stages."""
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
-    return {"fp32": "float32", "fp16": "float16"}[precision]
+    return {"fp32": "float32", "fp16": "float16", "fp8": "float16"}[precision]
 
 
 def stage_specs(config: HstuConfig, limits: Limits, precision: Precision) -> dict[str, StageSpec]:

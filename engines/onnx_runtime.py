@@ -18,6 +18,9 @@ from hstu_trt.engines.stages import engine_spec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32"}
 _LOG_FATAL_ONLY = 4
+# ONNX Runtime's rewriting of QuantizeLinear and DequantizeLinear pairs is made for integers: with e4m3 it fails to find
+# kernels, or answers wrongly.
+_KEEP_QUANTISATION = ("session.disable_quant_qdq", "1")
 
 
 class OnnxRuntimeRunner:
@@ -79,6 +82,8 @@ def _open_session(model: ModelFolder, stage: str, threads: int | None) -> Any:
         raise ArtefactError(f"{path} is missing; {remedy}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _LOG_FATAL_ONLY
+    if model.precision == "fp8":
+        options.add_session_config_entry(*_KEEP_QUANTISATION)
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

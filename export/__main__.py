@@ -11,11 +11,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.config_json import load_config
 from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.fp8_plan import LAYERS, planned_sites
 from hstu_trt.contract.model import AnyConfig, HstuConfig
-from hstu_trt.contract.model_folder import ModelFolder, onnx_stages
+from hstu_trt.contract.model_folder import ModelFolder, onnx_stages, read_model_folder
 from hstu_trt.contract.tensors import PRECISIONS, Limits, default_limits
 
 
@@ -23,17 +25,25 @@ def parser() -> argparse.ArgumentParser:
     """The verb's options."""
     p = argparse.ArgumentParser(prog="hstu-trt export", description="checkpoint -> ONNX files and tables")
     p.add_argument(
-        "--config", required=True, help="CONFIG.json (the reference's own works) or a preset: debug, dlrm_v3"
+        "--config",
+        help="CONFIG.json (the reference's own works) or a preset: debug, dlrm_v3; an exported model brings its own",
     )
     p.add_argument(
-        "--weights", required=True, help="checkpoint directory, .safetensors, torch.save state dict, or random:SEED"
+        "--weights",
+        required=True,
+        help="checkpoint directory, .safetensors, torch.save state dict, exported model (fp32 or fp16), random:SEED, "
+        "or random-heavy:SEED (heavy-tailed)",
     )
-    p.add_argument("--precision", choices=[*PRECISIONS, "fp8"], default="fp32")
+    p.add_argument("--precision", choices=PRECISIONS, default="fp32")
     p.add_argument("--out", type=Path, required=True, help="model folder to write")
     p.add_argument("--name", help="the model's name; default: the config file's folder or the preset")
     p.add_argument(
         "--table-rows", action="append", default=[], metavar="TABLE=ROWS", help="with random weights: a smaller table"
     )
+    fp8 = p.add_argument_group("fp8")
+    fp8.add_argument("--calibration", help="FILE as score takes it, or synthetic:N requests (default: synthetic:32)")
+    fp8.add_argument("--plan", help="what computes in fp8: layers (default), all, or plan.json of bench plan-precision")
+    fp8.add_argument("--attention-norm", help="of the calibration: fixed:<N> (default: max_seq_len) or batch_max")
     limits = p.add_argument_group("limits (upper bounds of requests and optimisation profiles)")
     limits.add_argument("--max-users", type=int, help="users per request")
     limits.add_argument("--max-history", type=int, help="history events per user")
@@ -48,14 +58,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; returns its exit code."""
     args = parser().parse_args(argv)
-    if args.precision == "fp8":
-        raise ConfigError("fp8 needs a quantiser, which is not there yet; export fp16 or fp32")
     started = time.perf_counter()
 
     def progress(text: str) -> None:
         print(f"[{time.perf_counter() - started:6.1f} s] {text}", file=sys.stderr, flush=True)
 
-    progress(f"reading {args.config} and {args.weights}")
+    progress(f"reading {' and '.join(filter(None, (args.config, args.weights)))}")
     job = _job(args, argv)
     if args.dry_run:
         _print_plan(job.config, job.limits, args)
@@ -68,28 +76,66 @@ def main(argv: Sequence[str]) -> int:
 
 def _job(args: argparse.Namespace, argv: Sequence[str]):  # type: ignore[no-untyped-def]
     """Config and checkpoint, checked against each other. PyTorch is imported here, after the options are known good."""
-    from hstu_trt.export.export_model import ExportJob, read_weights, split_item_table, table_hints, with_tables
+    from hstu_trt.export.export_model import (
+        ExportJob,
+        is_exported,
+        read_weights,
+        split_item_table,
+        table_hints,
+        with_tables,
+    )
 
-    config = _with_table_rows(load_config(args.config), args)
+    source = read_model_folder(Path(args.weights), verify=False) if is_exported(args.weights) else None
+    config = _with_table_rows(_config(args, source), args)
     checkpoint = read_weights(config, args.weights)
     if not isinstance(config, HstuConfig):
         checkpoint = split_item_table(checkpoint)
-    config = with_tables(config, checkpoint, table_hints(Path(args.config)))
+    config = with_tables(config, checkpoint, table_hints(Path(args.config or "")))
+    limits = _limits(config, args, source.limits if source else None)
     return ExportJob(
-        name=args.name or _default_name(args.config),
+        name=args.name or (source.name if source else _default_name(args.config)),
         config=config,
         checkpoint=checkpoint,
-        limits=_limits(config, args),
+        limits=limits,
         precision=args.precision,
         made_by=shlex.join(["hstu-trt", "export", *argv]),
+        quantisation=_quantisation(config, limits, args),
     )
+
+
+def _config(args: argparse.Namespace, source: ModelFolder | None) -> AnyConfig:
+    """The config that is named, or that of an exported model."""
+    if args.config:
+        return load_config(args.config)
+    if source is None:
+        raise ConfigError("--config is missing: CONFIG.json or a preset; only an exported model as --weights has one")
+    return source.config
+
+
+def _quantisation(config: AnyConfig, limits: Limits, args: argparse.Namespace):  # type: ignore[no-untyped-def]
+    """What fp8 needs beside the weights; None for another precision."""
+    from hstu_trt.export.calibration import DEFAULT_REQUESTS, SYNTHETIC, calibration_requests, requests_with_norm
+    from hstu_trt.export.export_model import Quantisation
+
+    if args.precision != "fp8":
+        for option in ("calibration", "plan", "attention_norm"):
+            if getattr(args, option) is not None:
+                raise ConfigError(f"--{option.replace('_', '-')} goes with --precision fp8")
+        return None
+    if not isinstance(config, HstuConfig):
+        raise ConfigError("fp8 is there for ranking models only; export a sequence encoder in fp32")
+    sites = planned_sites(args.plan or LAYERS, config)
+    source = args.calibration or f"{SYNTHETIC}:{DEFAULT_REQUESTS}"
+    requests = calibration_requests(config, limits, source)
+    norm = parse_attention_norm(args.attention_norm, config)
+    return Quantisation(sites=sites, requests=requests_with_norm(config, requests, norm), source=source)
 
 
 def _with_table_rows(config: AnyConfig, args: argparse.Namespace) -> AnyConfig:
     """The config with ``--table-rows`` applied: a preset's tables may be larger than any disk at hand."""
     if not args.table_rows:
         return config
-    if not isinstance(config, HstuConfig) or not args.weights.startswith("random:"):
+    if not isinstance(config, HstuConfig) or not args.weights.startswith("random"):
         raise ConfigError("--table-rows goes with a ranking model and --weights random:SEED")
     rows: dict[str, int] = {}
     for option in args.table_rows:
@@ -107,16 +153,13 @@ def _default_name(config: str) -> str:
     return path.resolve().parent.name if path.suffix == ".json" else config
 
 
-def _limits(config: AnyConfig, args: argparse.Namespace) -> Limits:
+def _limits(config: AnyConfig, args: argparse.Namespace, of_source: Limits | None) -> Limits:
+    """Limits from the options; else an exported model's own, else the config's."""
+    options = {field.name: getattr(args, f"max_{field.name}") for field in dataclasses.fields(Limits)}
     if isinstance(config, HstuConfig):
-        return default_limits(
-            config,
-            users=args.max_users,
-            history=args.max_history,
-            candidates=args.max_candidates,
-            batch_history=args.max_batch_history,
-            batch_candidates=args.max_batch_candidates,
-        )
+        if of_source is not None and not any(options.values()):
+            return of_source
+        return default_limits(config, **options)
     users, history = args.max_users or 32, args.max_history or config.max_seq_len
     if history > config.max_seq_len:
         raise ConfigError(f"--max-history {history}: the position table ends at {config.max_seq_len} events")

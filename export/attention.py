@@ -78,11 +78,13 @@ def reference_attention(  # noqa: PLR0913 - the op, flat
     alpha: float,
     mask: MaskOptions,
     bias: RelativeBias | None = None,
+    weights_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """HSTU attention, one user at a time.
 
     offsets: (query_offsets, prefix_offsets, candidate_offsets), INT32 [B+1] each.
     scale: fp32, broadcastable to the query rows [Tq]: 1/N or the attn_scale.
+    weights_dtype: what the weights SiLU(...) are rounded to before they meet the values; default: the values' dtype.
     Returns fp32 [Tq, H, Dv]. Products are taken in the inputs' dtype; SiLU, bias and scale in fp32.
     """
     out = torch.zeros(q_THD.shape[0], q_THD.shape[1], v_THD.shape[2], device=q_THD.device)
@@ -94,6 +96,9 @@ def reference_attention(  # noqa: PLR0913 - the op, flat
         position_Q = torch.arange(rows.first_query, rows.prefix_length + rows.candidates, device=q_THD.device)
         valid_QK = valid_pairs(position_Q, rows.prefix_length, rows.candidates, mask)
         weights_HQK = torch.nn.functional.silu(weights_HQK) * valid_QK
+        if weights_dtype is not None:
+            largest = torch.finfo(weights_dtype).max
+            weights_HQK = weights_HQK.clamp(-largest, largest).to(weights_dtype)
         user_out = torch.einsum("hqk,khd->qhd", weights_HQK.to(v_THD.dtype), rows.keys(v_THD)).float()
         user_out = user_out * rows.queries(scale_T)[:, None, None]
         prefix_rows = rows.query_prefix.stop - rows.query_prefix.start

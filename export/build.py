@@ -9,15 +9,25 @@ from torch import Tensor
 from hstu_trt.contract.model import HstuConfig, ResearchHstuConfig
 from hstu_trt.contract.tensors import Precision, float_dtype
 from hstu_trt.export.model import DlrmHstu, cast_to
+from hstu_trt.export.quantise import put_empty_fp8
 from hstu_trt.export.research import ITEM_TABLE_KEY, MASK_BUFFER, ResearchHstu
 from hstu_trt.export.stages import TORCH_DTYPES
 from hstu_trt.export.weights import load_dense
 
 
-def build_ranking_model(config: HstuConfig, dense: Mapping[str, Tensor], source: str, precision: Precision) -> DlrmHstu:
-    """The PyTorch model with weights, in evaluation mode and in the compute dtype of a precision."""
+def build_ranking_model(
+    config: HstuConfig,
+    dense: Mapping[str, Tensor],
+    source: str,
+    precision: Precision,
+    fp8_sites: tuple[str, ...] = (),
+) -> DlrmHstu:
+    """The PyTorch model with weights, in evaluation mode and in the compute dtype of a precision.
+
+    fp8_sites: parts whose weights are in e4m3 in ``dense``, with their scales.
+    """
     model = DlrmHstu(config)
-    cast_to(model, TORCH_DTYPES[float_dtype(precision)])
+    put_empty_fp8(cast_to(model, TORCH_DTYPES[float_dtype(precision)]), fp8_sites)
     return load_dense(model, dense, source).eval()
 
 

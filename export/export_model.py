@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
-from hstu_trt.contract.manifest import read_document
+from hstu_trt.contract.features import Tensors
+from hstu_trt.contract.manifest import MANIFEST_NAME, read_document
 from hstu_trt.contract.model import AnyConfig, HstuConfig, ResearchHstuConfig, TableConfig
 from hstu_trt.contract.model_folder import (
     MODEL_KIND,
@@ -25,6 +27,7 @@ from hstu_trt.contract.model_folder import (
     read_model_folder,
     write_model_folder,
 )
+from hstu_trt.contract.split_users import one_user_feeds, user_count
 from hstu_trt.contract.staging import staged_folder
 from hstu_trt.contract.table_format import PAYLOAD_ALIGNMENT, write_table, write_tables_manifest
 from hstu_trt.contract.tensors import (
@@ -38,7 +41,9 @@ from hstu_trt.contract.tensors import (
 )
 from hstu_trt.contract.text import bytes_text
 from hstu_trt.export.build import build_ranking_model, build_research_model
+from hstu_trt.export.calibration import largest_values
 from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
+from hstu_trt.export.model import DlrmHstu
 from hstu_trt.export.onnx_export import (
     export_stage,
     is_external,
@@ -46,14 +51,30 @@ from hstu_trt.export.onnx_export import (
     save_checked,
     table_of_initializer,
 )
+from hstu_trt.export.quantise import fp8_modules, put_fp8
 from hstu_trt.export.research import ITEM_TABLE, ITEM_TABLE_KEY, SequenceEncoderStage
 from hstu_trt.export.stages import TORCH_DTYPES, EmbeddingStage, FusedStage, HeadStage, HstuStage, Stage
+from hstu_trt.export.tables import table_rows
 from hstu_trt.export.weights import random_checkpoint, resolve_tables
 
-RANDOM_SOURCE = "random:"
+HEAVY_TAILED = "random-heavy"
+RANDOM_SOURCES = ("random", HEAVY_TAILED)
+_COPY_BLOCK_ROWS = 1 << 16
 ONE_SHARD = 1 << 62
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """How to make an fp8 model."""
+
+    sites: tuple[str, ...]
+    """The parts that compute in fp8 (``contract/fp8_plan.py``)."""
+    requests: Tensors
+    """A packed request of several users with its ``attention_norm``, to calibrate with."""
+    source: str
+    """Where the requests come from, for the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +88,46 @@ class ExportJob:
     precision: Precision
     made_by: str
     """The command that makes the folder again, for its manifest."""
+    quantisation: Quantisation | None = None
+    """Of a job in fp8."""
 
 
 def read_weights(config: AnyConfig, source: str) -> Checkpoint:
-    """Weights from a file, a checkpoint directory, or ``random:SEED``."""
-    if not source.startswith(RANDOM_SOURCE):
-        return load_checkpoint(Path(source))
-    seed = source.removeprefix(RANDOM_SOURCE)
+    """Weights from a file, a checkpoint directory, an exported model, ``random:SEED`` or ``random-heavy:SEED``."""
+    kind, _, seed = source.partition(":")
+    if kind not in RANDOM_SOURCES:
+        return exported_checkpoint(Path(source)) if is_exported(source) else load_checkpoint(Path(source))
     if not seed.isdigit():
-        raise ConfigError(f"weights {source}: the seed after {RANDOM_SOURCE!r} must be a whole number")
+        raise ConfigError(f"weights {source}: the seed after '{kind}:' must be a whole number")
     if not isinstance(config, HstuConfig):
         raise ConfigError("random weights are there for ranking models only")
-    return random_checkpoint(config, int(seed))
+    return random_checkpoint(config, int(seed), heavy_tailed=kind == HEAVY_TAILED)
+
+
+def is_exported(source: str) -> bool:
+    """Whether weights come from a model folder."""
+    return (Path(source) / MANIFEST_NAME).is_file()
+
+
+def exported_checkpoint(folder: Path) -> Checkpoint:
+    """The weights and tables of an exported model, to make another precision of it. Raises ArtefactError."""
+    from safetensors.torch import load_file
+
+    model = read_model_folder(folder)
+    if model.precision == "fp8" or not isinstance(model.config, HstuConfig):
+        what = "weights in fp8" if model.precision == "fp8" else "a sequence encoder"
+        raise ArtefactError(f"{folder} holds {what}; export from the checkpoint, or from its fp32 or fp16 folder")
+    dense = {key: value for key, value in load_file(model.weights).items() if key.startswith("_")}
+    rows = table_rows(model.tables)
+    tables = {
+        t.name: TableSource(name=t.name, rows=t.rows, dim=t.dim, dtype=t.dtype, blocks=_blocks_of(rows[t.name]))
+        for t in model.config.tables
+    }
+    return Checkpoint(source=str(folder), dense=dense, tables=tables)
+
+
+def _blocks_of(rows: Tensor) -> Callable[[], Iterator[np.ndarray]]:
+    return lambda: (block.numpy() for block in rows.split(_COPY_BLOCK_ROWS))
 
 
 def with_tables(config: AnyConfig, checkpoint: Checkpoint, hints: Mapping[str, str]) -> AnyConfig:
@@ -102,7 +151,10 @@ def export_model(job: ExportJob, out: Path, progress: Progress = lambda _: None)
     _refuse_foreign(out)
     with staged_folder(out) as folder:
         tables = _write_tables(job, folder, progress)
-        dense, stages = _ranking_stages(job) if isinstance(job.config, HstuConfig) else _research_stages(job)
+        if isinstance(job.config, HstuConfig):
+            dense, stages = _ranking_stages(job, folder / TABLES_FOLDER, progress)
+        else:
+            dense, stages = _research_stages(job)
         models: dict[str, onnx.ModelProto] = {}
         for name, stage in stages.items():
             progress(f"tracing {name}")
@@ -118,6 +170,7 @@ def export_model(job: ExportJob, out: Path, progress: Progress = lambda _: None)
             made_by=job.made_by,
             facts={
                 "weights": job.checkpoint.source,
+                **_fp8_facts(job.quantisation),
                 "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
             },
         )
@@ -180,10 +233,40 @@ def _check_disk(folder: Path, tables: Iterable[TableConfig]) -> None:
         )
 
 
-def _ranking_stages(job: ExportJob) -> tuple[dict[str, Tensor], dict[str, Stage]]:
+def _fp8_facts(quantisation: Quantisation | None) -> dict[str, Any]:
+    if quantisation is None:
+        return {}
+    return {
+        "fp8_sites": list(quantisation.sites),
+        "calibration": {
+            "requests": quantisation.source,
+            "users": user_count(quantisation.requests),
+            "attention_norm": float(quantisation.requests["attention_norm"][0]),
+        },
+    }
+
+
+def _quantised_model(job: ExportJob, tables: Path, progress: Progress) -> DlrmHstu:
+    """The fp16 model with fp8 modules, calibrated on the fp32 one."""
+    assert isinstance(job.config, HstuConfig) and job.quantisation is not None
+    sites, requests = job.quantisation.sites, job.quantisation.requests
+    progress(f"calibrating on {user_count(requests)} users of {job.quantisation.source}")
+    model = build_ranking_model(job.config, job.checkpoint.dense, job.checkpoint.source, "fp32")
+    lookup = EmbeddingStage(
+        stage_specs(job.config, job.limits, "fp32")["embedding_lookup"], job.config, table_rows(tables), "float32"
+    )
+    modules = fp8_modules(model, largest_values(model, lookup, one_user_feeds(requests)))
+    half = build_ranking_model(job.config, job.checkpoint.dense, job.checkpoint.source, "fp16")
+    return put_fp8(half, sites, modules)
+
+
+def _ranking_stages(job: ExportJob, tables: Path, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Stage]]:
     """The dense weights as they are computed with, and the stages by name."""
     assert isinstance(job.config, HstuConfig)
-    model = build_ranking_model(job.config, job.checkpoint.dense, job.checkpoint.source, job.precision)
+    if job.precision == "fp8":
+        model = _quantised_model(job, tables, progress)
+    else:
+        model = build_ranking_model(job.config, job.checkpoint.dense, job.checkpoint.source, job.precision)
     specs = stage_specs(job.config, job.limits, job.precision)
     # One row stands for a table while tracing; its rows stay in the tables folder. The stand-ins differ, since the
     # exporter merges equal initialisers into one.
@@ -233,10 +316,10 @@ def _write_files(
     progress: Progress,
 ) -> None:
     """Writes one safetensors file of weights, lets every graph refer to it, and saves the graphs."""
-    weights = {key: value.contiguous().numpy() for key, value in dense.items()}
+    weights = {key: value.contiguous() for key, value in dense.items()}
     # What tracing itself made (folded constants) has names that mean nothing outside its graph.
     made = {
-        f"{stage}.{initializer.name}": onnx.numpy_helper.to_array(initializer)
+        f"{stage}.{initializer.name}": torch.from_numpy(onnx.numpy_helper.to_array(initializer).copy())
         for stage, model in models.items()
         for initializer in model.graph.initializer
         if initializer.name not in weights and is_external(initializer) and not table_of_initializer(initializer)
@@ -260,9 +343,9 @@ def _point_at_table(initializer: onnx.TensorProto, table: TableConfig) -> None:
     point_outside(initializer, f"{TABLES_FOLDER}/{table.name}/00000.safetensors", PAYLOAD_ALIGNMENT, size)
 
 
-def _write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
+def _write_weights(path: Path, weights: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     """Writes tensors and returns where each lies: name -> (offset in the file, bytes)."""
-    from safetensors.numpy import save_file
+    from safetensors.torch import save_file
 
     save_file(dict(weights), path)
     path.chmod(0o644)  # safetensors makes files that only their owner reads; a server is another user

@@ -33,7 +33,7 @@ def prefill(
     attend = stack.attend(layout.prefix_offsets, layout, norm)
     for layer in stack.layers:
         u, v, q, k = layer.project(x)
-        x = layer.output(x, u, attend(q, k, v))
+        x = layer.output(x, u, layer.attended(attend, q, k, v))
         keys.append(k[:kept])
         values.append(v[:kept])
     return x, KvCache(layout.prefix_offsets, tuple(keys), tuple(values))
@@ -54,7 +54,7 @@ def forward_cached(
         u, v, q, k = layer.project(x)
         k = _behind_cached(cached_k, k, cache.offsets, new_offsets)
         v = _behind_cached(cached_v, v, cache.offsets, new_offsets)
-        x = layer.output(x, u, attend(q, k, v))
+        x = layer.output(x, u, layer.attended(attend, q, k, v))
     return x
 
 

@@ -20,8 +20,11 @@ from hstu_trt.export import torch_ops  # noqa: F401 - registers the torch ops us
 MLP_EPS = 1e-5
 STU_EPS = 1e-6
 
-# Takes (q, k, v) of a layer, each [tokens, heads, width], and returns the attention output.
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Takes (q, k, v) of a layer, each [tokens, heads, width], and their scales if they are e4m3; returns the attention.
+Attend = Callable[..., Tensor]
+# Takes (q, k, v) and returns them in e4m3, with their scales.
+QuantiseTokens = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+Product = Callable[[Tensor], Tensor]
 
 
 class LayerNorm(nn.Module):
@@ -74,7 +77,16 @@ def users_of(offsets: Tensor, tokens: int) -> Tensor:
 
 
 class StuLayer(nn.Module):
-    """One HSTU layer of the ranking family (the reference's modules/stu.py and ops/pytorch/pt_hstu_linear.py)."""
+    """One HSTU layer of the ranking family (the reference's modules/stu.py and ops/pytorch/pt_hstu_linear.py).
+
+    In an fp8 model, modules of ``fp8.py`` may stand for the products and quantise the attention's tokens.
+    """
+
+    uvqk_product: Product | None
+    """Instead of ``_uvqk_weight`` and ``_uvqk_beta``."""
+    output_product: Product | None
+    """Instead of ``_output_weight``."""
+    quantise_tokens: QuantiseTokens | None
 
     def __init__(self, config: HstuConfig) -> None:
         super().__init__()
@@ -90,13 +102,18 @@ class StuLayer(nn.Module):
         self._output_norm_weight = nn.Parameter(torch.ones(norm_width))
         self._output_norm_bias = nn.Parameter(torch.zeros(norm_width))
         self.group_norm = config.group_norm
+        self.uvqk_product = self.output_product = self.quantise_tokens = None
 
     def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Norms the tokens and projects them to (SiLU(u) [T, H*Dv], v, q, k [T, H, D])."""
         normed = functional.layer_norm(
             x_TD.float(), x_TD.shape[-1:], self._input_norm_weight, self._input_norm_bias, STU_EPS
         )
-        uvqk = torch.addmm(self._uvqk_beta, normed.to(x_TD.dtype), self._uvqk_weight)
+        normed = normed.to(x_TD.dtype)
+        if self.uvqk_product is None:
+            uvqk = torch.addmm(self._uvqk_beta, normed, self._uvqk_weight)
+        else:
+            uvqk = self.uvqk_product(normed)
         u, v, q, k = uvqk.split(self.widths, dim=1)
         return functional.silu(u), self._heads(v, self.v_dim), self._heads(q, self.qk_dim), self._heads(k, self.qk_dim)
 
@@ -108,7 +125,9 @@ class StuLayer(nn.Module):
         attention = attention_THD.reshape(-1, self.heads * self.v_dim)
         gated = u.float() * self._output_norm(attention_THD.float())
         joined = torch.cat([u, attention.to(u.dtype), gated.to(u.dtype)], dim=1)
-        return torch.addmm(x_TD, joined, self._output_weight)
+        if self.output_product is None:
+            return torch.addmm(x_TD, joined, self._output_weight)
+        return x_TD + self.output_product(joined)
 
     def _output_norm(self, attention_THD: Tensor) -> Tensor:
         if not self.group_norm:
@@ -120,15 +139,19 @@ class StuLayer(nn.Module):
         scaled = normed * self._output_norm_weight[:, None] + self._output_norm_bias[:, None]
         return scaled.reshape(-1, self.heads * self.v_dim)
 
+    def attended(self, attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The attention output; q, k and v are quantised before where the layer does that."""
+        return attend(q, k, v) if self.quantise_tokens is None else attend(*self.quantise_tokens(q, k, v))
+
     def forward(self, x_TD: Tensor, attend: Attend) -> Tensor:
         """All tokens in, all tokens out."""
         u, v, q, k = self.project(x_TD)
-        return self.output(x_TD, u, attend(q, k, v))
+        return self.output(x_TD, u, self.attended(attend, q, k, v))
 
     def forward_tail(self, x_TD: Tensor, first: int | torch.SymInt, attend: Attend) -> Tensor:
         """The rows from ``first`` on alone; earlier rows serve as keys and values only."""
         u, v, q, k = self.project(x_TD)
-        return self.output(x_TD[first:], u[first:], attend(q[first:], k, v))
+        return self.output(x_TD[first:], u[first:], self.attended(attend, q[first:], k, v))
 
 
 class StuStack(nn.Module):
@@ -146,12 +169,15 @@ class StuStack(nn.Module):
         return [cast(StuLayer, layer) for layer in self._stu_layers]
 
     def attend(self, query_offsets: Tensor, layout: TokenLayout, norm: Tensor) -> Attend:
-        """The attention op with everything bound but (q, k, v). Its output is fp32: 1/N leaves too little for fp16."""
+        """The attention op with everything bound but (q, k, v) and their scales.
 
-        def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        Its output is fp32: 1/N leaves too little for fp16.
+        """
+
+        def call(q: Tensor, k: Tensor, v: Tensor, *scales: Tensor) -> Tensor:
             return torch.ops.hstu_trt.attention(
                 q, k, v, query_offsets, layout.prefix_offsets, layout.candidate_offsets, norm,
-                *[None] * 8,
+                *(scales or [None] * 3), *[None] * 5,
                 self.alpha, True,
                 self.options.max_attn_len, self.options.contextual_seq_len, self.options.min_full_attn_seq_len,
                 1, torch.float32,

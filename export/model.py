@@ -11,14 +11,17 @@ included. The goldens in tests/golden are its outputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from hstu_trt.contract.model import HstuConfig
+from hstu_trt.export.fp8 import Fp8Linear, Fp8Tokens
 from hstu_trt.export.layers import LayerNorm, StuStack, SwishLayerNorm, mlp
 from hstu_trt.export.preprocessor import PositionalEncoder, Preprocessor, full_layout
+
+Module = TypeVar("Module", bound=nn.Module)
 
 L2_NORM_EPS = 1e-6
 # The reference's circle: 2 * 3.14, not 2 * pi.
@@ -144,13 +147,18 @@ class DlrmHstu(nn.Module):
         return torch.cat([torch.sigmoid(logits[:, :binary]), logits[:, binary:]], dim=1)
 
 
-def cast_to(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Casts weights to the compute dtype; norms, position and time tables and time constants stay in fp32."""
+def cast_to(model: Module, dtype: torch.dtype) -> Module:
+    """Casts weights to the compute dtype.
+
+    Norms, position and time tables and time constants stay in fp32, fp8 modules as they are.
+    """
     keep = (
         "norm", "_position_embeddings", "_timestamp_embeddings", "_period_units", "_units_per_period",
     )  # fmt: skip
     for name, parameter in model.named_parameters():
         owner = model.get_submodule(name.rpartition(".")[0])
-        if not isinstance(owner, LayerNorm) and not any(word in name.rpartition(".")[2] for word in keep):
+        if not isinstance(owner, LayerNorm | Fp8Linear | Fp8Tokens) and not any(
+            word in name.rpartition(".")[2] for word in keep
+        ):
             parameter.data = parameter.data.to(dtype)
     return model

@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import torch
 from onnx.defs import OpSchema
+from onnxscript import opset20 as standard
 from onnxscript.values import Op, Opset
 from torch import Tensor
 from torch.export import Dim as TorchDim
@@ -20,7 +21,7 @@ from torch.export import Dim as TorchDim
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.ops import EMBEDDING_LOOKUP, HSTU_ATTENTION, OpSpec
 from hstu_trt.contract.tensors import Dim, StageSpec, TensorSpec
-from hstu_trt.export.onnx_functions import OPSET, add_functions
+from hstu_trt.export.onnx_functions import OPSET, add_functions, e4m3_zero
 from hstu_trt.export.stages import TORCH_DTYPES, Stage
 
 PRODUCER = "hstu-trt"
@@ -184,9 +185,17 @@ def _translations() -> dict[Any, Callable[..., Any]]:
             ids, table, table_name=table_name, output_type=int(output_type), **EMBEDDING_LOOKUP.plugin_attributes
         )
 
+    def place_quantise(x: Any, scale: Any) -> Any:
+        return standard.QuantizeLinear(x, scale, standard.Constant(value=e4m3_zero()))
+
+    def place_dequantise(stored: Any, scale: Any) -> Any:
+        return standard.DequantizeLinear(stored, scale, axis=0)
+
     return {
         torch.ops.hstu_trt.attention.default: place_attention,
         torch.ops.hstu_trt.embedding_lookup.default: place_lookup,
+        torch.ops.hstu_trt.quantise.default: place_quantise,
+        torch.ops.hstu_trt.dequantise.default: place_dequantise,
     }
 
 

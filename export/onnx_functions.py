@@ -12,6 +12,7 @@ optional input is present.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
@@ -26,6 +27,9 @@ from hstu_trt.contract.ops import (
 )
 
 OPSET = 20
+# Of the nodes on e4m3 tokens in a model whose other attention nodes take real ones: two bodies of one op.
+FP8_OVERLOAD = "fp8"
+_OVERLOADS_SINCE_IR = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class AttentionForm:
     grouped: bool = False
     scaled: bool = False
     biased: bool = False
+    quantised: bool = False
+    """Tokens are e4m3."""
 
     @classmethod
     def of_node(cls, node: onnx.NodeProto) -> AttentionForm:
@@ -53,15 +59,18 @@ class AttentionForm:
             grouped=values["candidate_group_size"] > 1,
             scaled="attn_scale" in given,
             biased="position_bias" in given,
+            quantised="q_scale" in given,
         )
 
 
 def attention_function(form: AttentionForm) -> onnx.FunctionProto:
     """The body of ``HstuAttention`` for a form."""
+    q, k = ("q_real", "k_real") if form.quantised else ("q", "k")
     lines = [
+        *(_real_tokens() if form.quantised else []),
         *_shapes(),
-        *_rows("query"),
-        *_rows("key"),
+        *_rows("query", q),
+        *_rows("key", k),
         *_mask(form),
         *_products(form),
     ]
@@ -71,7 +80,17 @@ def attention_function(form: AttentionForm) -> onnx.FunctionProto:
         inputs += optional
     elif form.scaled:
         inputs += optional[: optional.index("attn_scale") + 1]
-    return _function(HSTU_ATTENTION, inputs, lines)
+    elif form.quantised:
+        inputs += optional[: optional.index("v_scale") + 1]
+    function = _function(HSTU_ATTENTION, inputs, lines)
+    if form.quantised:
+        function.node.insert(0, onnx.helper.make_node("Constant", [], ["e4m3_zero"], value=e4m3_zero()))
+    return function
+
+
+def e4m3_zero() -> onnx.TensorProto:
+    """The zero point that tells QuantizeLinear to make e4m3; opset 20 has no other way."""
+    return onnx.helper.make_tensor("e4m3_zero", onnx.TensorProto.FLOAT8E4M3FN, [], b"\0", raw=True)
 
 
 def embedding_function() -> onnx.FunctionProto:
@@ -129,9 +148,23 @@ def _shapes() -> list[str]:
     ]
 
 
-def _rows(side: str) -> list[str]:
-    """For each query (or key) row: user, candidate or not, position in the user's prefix, and id for the mask."""
-    source = {"query": "q", "key": "k"}[side]
+def _real_tokens() -> list[str]:
+    """fp16 values of e4m3 tokens. Shapes are taken from them: ONNX Runtime has no Shape for e4m3."""
+    return [
+        line
+        for name in ("q", "k", "v")
+        for line in (
+            f"{name}_step = Cast <to: int = 10> ({name}_scale)",
+            f"{name}_real = DequantizeLinear <axis: int = 1> ({name}, {name}_step)",
+        )
+    ]
+
+
+def _rows(side: str, source: str) -> list[str]:
+    """For each query (or key) row: user, candidate or not, position in the user's prefix, and id for the mask.
+
+    source: the tokens, whose rows are counted.
+    """
     local = {
         # Queries are the last rows of a prefix, so their positions begin behind the rows that are not queried.
         "query": ["query_skip = Gather (unqueried, query_user)", "query_local = Add (query_in_run, query_skip)"],
@@ -268,19 +301,13 @@ def _products(form: AttentionForm) -> list[str]:
     """Scores, SiLU, mask, values, scale. Products in the inputs' type, everything between them in fp32."""
     return [
         "alpha_value = Constant <value_float: float = @alpha> ()",
-        "typed_alpha = CastLike (alpha_value, q)",
-        "scaled_q = Mul (q, typed_alpha)",
-        "q_by_head = Transpose <perm: ints = [1, 0, 2]> (scaled_q)",
-        "k_by_head = Transpose <perm: ints = [1, 2, 0]> (k)",
-        "v_by_head = Transpose <perm: ints = [1, 0, 2]> (v)",
-        "raw_scores = MatMul (q_by_head, k_by_head)",
-        "wide_scores = Cast <to: int = 1> (raw_scores)",
+        *(_quantised_scores() if form.quantised else _scores()),
         *(_bias() if form.biased else ["scores = Identity (wide_scores)"]),
         "gate = Sigmoid (scores)",
         "silu = Mul (scores, gate)",
         "no_weight = Constant <value_float: float = 0.0> ()",
         "masked = Where (valid, silu, no_weight)",
-        "weights = CastLike (masked, v)",
+        *(_quantised_weights() if form.quantised else ["weights = CastLike (masked, v)"]),
         "weighted = MatMul (weights, v_by_head)",
         "by_token = Transpose <perm: ints = [1, 0, 2]> (weighted)",
         "wide_out = Cast <to: int = 1> (by_token)",
@@ -289,6 +316,42 @@ def _products(form: AttentionForm) -> list[str]:
         "scale_column = Reshape (scale, scale_shape)",
         "scaled_out = Mul (wide_out, scale_column)",
         "out = Cast <to: int = @output_type> (scaled_out)",
+    ]
+
+
+def _scores() -> list[str]:
+    return [
+        "typed_alpha = CastLike (alpha_value, q)",
+        "scaled_q = Mul (q, typed_alpha)",
+        "q_by_head = Transpose <perm: ints = [1, 0, 2]> (scaled_q)",
+        "k_by_head = Transpose <perm: ints = [1, 2, 0]> (k)",
+        "v_by_head = Transpose <perm: ints = [1, 0, 2]> (v)",
+        "raw_scores = MatMul (q_by_head, k_by_head)",
+        "wide_scores = Cast <to: int = 1> (raw_scores)",
+    ]
+
+
+def _quantised_scores() -> list[str]:
+    """Of e4m3 tokens. Nothing but a transposition stands between DequantizeLinear and the products, so that a builder
+    can take the stored values to fp8 tensor cores; hence alpha comes after."""
+    return [
+        "q_by_head = Transpose <perm: ints = [1, 0, 2]> (q_real)",
+        "k_by_head = Transpose <perm: ints = [1, 2, 0]> (k_real)",
+        "v_by_head = Transpose <perm: ints = [1, 0, 2]> (v_real)",
+        "raw_scores = MatMul (q_by_head, k_by_head)",
+        "unscaled_scores = Cast <to: int = 1> (raw_scores)",
+        "wide_scores = Mul (unscaled_scores, alpha_value)",
+    ]
+
+
+def _quantised_weights() -> list[str]:
+    """The weights as the kernels take them to the values: rounded to e4m3, without a scale of their own."""
+    return [
+        "one_step_wide = Constant <value_float: float = 1.0> ()",
+        "one_step = Cast <to: int = 10> (one_step_wide)",
+        "half_masked = Cast <to: int = 10> (masked)",
+        "stored_weights = QuantizeLinear (half_masked, one_step, e4m3_zero)",
+        "weights = DequantizeLinear (stored_weights, one_step)",
     ]
 
 
@@ -336,11 +399,33 @@ def _bias() -> list[str]:
 
 
 def add_functions(model: onnx.ModelProto) -> None:
-    """Appends the bodies of the custom ops that a model uses. Raises ValueError when its nodes disagree on a form."""
+    """Appends the bodies of the custom ops that a model uses. Raises ValueError when its nodes disagree on a form.
+
+    Attention on e4m3 tokens and on real ones may stand in one model: then the former's nodes and body are an overload.
+    """
     nodes = [node for node in model.graph.node if node.domain == OP_DOMAIN]
-    forms = {AttentionForm.of_node(node) for node in nodes if node.op_type == HSTU_ATTENTION.name}
-    if len(forms) > 1:
+    attention = [(node, AttentionForm.of_node(node)) for node in nodes if node.op_type == HSTU_ATTENTION.name]
+    forms = {form for _, form in attention}
+    both = len({form.quantised for form in forms}) > 1
+    if len(forms) > 1 + both:
         raise ValueError(f"attention nodes of one model use different options: {sorted(map(str, forms))}")
-    model.functions.extend(attention_function(form) for form in forms)
+    for node, form in attention:
+        node.overload = _overload(form, both)
+    model.functions.extend(_attention_functions(forms, both))
+    if both:
+        model.ir_version = max(model.ir_version, _OVERLOADS_SINCE_IR)
     if any(node.op_type == EMBEDDING_LOOKUP.name for node in nodes):
         model.functions.append(embedding_function())
+
+
+def _attention_functions(forms: Iterable[AttentionForm], both: bool) -> list[onnx.FunctionProto]:
+    functions = []
+    for form in sorted(forms, key=lambda form: form.quantised):
+        function = attention_function(form)
+        function.overload = _overload(form, both)
+        functions.append(function)
+    return functions
+
+
+def _overload(form: AttentionForm, both: bool) -> str:
+    return FP8_OVERLOAD if both and form.quantised else ""

@@ -1,4 +1,4 @@
-"""The two custom ops as torch ops ``hstu_trt::*``, with fake implementations for tracing.
+"""The two custom ops as torch ops ``hstu_trt::*``, with fake implementations for tracing, and fp8 quantising.
 
 The kernels registered here are plain PyTorch and run on any device. On a CUDA GPU the plugins room's kernel takes the
 place of ``attention``'s where its ``torch_ops`` is imported as well, before or after this module.
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hstu_trt.contract.ops import TORCH_NAMESPACE
 from hstu_trt.export.attention import MaskOptions, RelativeBias, reference_attention
+from hstu_trt.export.fp8 import E4M3, from_e4m3, to_e4m3
 
 
 @torch.library.custom_op(f"{TORCH_NAMESPACE}::attention", mutates_args=())
@@ -52,12 +53,14 @@ def attention(  # noqa: PLR0913, PLR0917 - an op's schema is flat
         min_full_attn_seq_len=min_full_attn_seq_len,
         candidate_group_size=candidate_group_size,
     )
+    weights_dtype = None
     if q_scale is not None:
         assert k_scale is not None and v_scale is not None
+        weights_dtype = v.dtype
         q, k, v = (_real_values(*pair) for pair in ((q, q_scale), (k, k_scale), (v, v_scale)))
     offsets = (query_offsets, prefix_offsets, candidate_offsets)
     scale = attn_scale if attn_scale is not None else _per_query(1.0 / norm, query_offsets, candidate_offsets)
-    out = reference_attention(q, k, v, offsets, scale, alpha=alpha, mask=mask, bias=bias)
+    out = reference_attention(q, k, v, offsets, scale, alpha=alpha, mask=mask, bias=bias, weights_dtype=weights_dtype)
     return out.to(output_dtype)
 
 
@@ -92,3 +95,25 @@ def embedding_lookup(ids: Tensor, table: Tensor, table_name: str, output_dtype: 
 @embedding_lookup.register_fake
 def _(ids: Tensor, table: Tensor, table_name: str, output_dtype: torch.dtype) -> Tensor:
     return torch.empty(ids.shape[0], table.shape[1], dtype=output_dtype, device=ids.device)
+
+
+@torch.library.custom_op(f"{TORCH_NAMESPACE}::quantise", mutates_args=())
+def quantise(x: Tensor, scale: Tensor) -> Tensor:
+    """``fp8.to_e4m3``, as one op that becomes ONNX's QuantizeLinear."""
+    return to_e4m3(x, scale)
+
+
+@quantise.register_fake
+def _(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=E4M3, device=x.device)
+
+
+@torch.library.custom_op(f"{TORCH_NAMESPACE}::dequantise", mutates_args=())
+def dequantise(stored: Tensor, scale: Tensor) -> Tensor:
+    """``fp8.from_e4m3``, as one op that becomes ONNX's DequantizeLinear."""
+    return from_e4m3(stored, scale)
+
+
+@dequantise.register_fake
+def _(stored: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty(stored.shape, dtype=scale.dtype, device=stored.device)

@@ -8,17 +8,16 @@ from types import TracebackType
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder
 from hstu_trt.contract.split_users import ATTENTION_STAGES, infer_per_user
-from hstu_trt.contract.table_format import SHARD_TENSOR, read_tables
 from hstu_trt.contract.tensors import FUSED, RESEARCH_STAGE, float_dtype
 from hstu_trt.export.build import build_ranking_model, build_research_model
 from hstu_trt.export.research import ITEM_TABLE, SequenceEncoderStage
 from hstu_trt.export.stages import EmbeddingStage, FusedStage, HeadStage, HstuStage, Stage
+from hstu_trt.export.tables import table_rows
 
 
 class TorchRunner:
@@ -74,11 +73,11 @@ def _stage(model: ModelFolder, name: str) -> Stage:
     source = str(model.weights)
     if not isinstance(model.config, HstuConfig):
         encoder = build_research_model(model.config, dense, source)
-        return SequenceEncoderStage(model.specs[RESEARCH_STAGE], encoder, _table_rows(model)[ITEM_TABLE])
+        return SequenceEncoderStage(model.specs[RESEARCH_STAGE], encoder, table_rows(model.tables)[ITEM_TABLE])
     spec = model.specs["hstu" if name == TAPS else name]
     if name == "embedding_lookup":
         return _embedding_stage(model)
-    network = build_ranking_model(model.config, dense, source, model.precision)
+    network = build_ranking_model(model.config, dense, source, model.precision, model.fp8_sites)
     if name == FUSED:
         return FusedStage(spec, _embedding_stage(model), network)
     if name == "mlp_head":
@@ -88,16 +87,4 @@ def _stage(model: ModelFolder, name: str) -> Stage:
 
 def _embedding_stage(model: ModelFolder) -> EmbeddingStage:
     spec = model.specs["embedding_lookup"]
-    return EmbeddingStage(spec, model.ranking_config, _table_rows(model), float_dtype(model.precision))
-
-
-def _table_rows(model: ModelFolder) -> dict[str, Tensor]:
-    """The tables, mapped into memory rather than read."""
-    from safetensors import safe_open
-
-    tables = read_tables(model.tables, regenerate="hstu-trt export ...")
-    rows = {}
-    for name, table in tables.items():
-        with safe_open(model.tables / table.shards[0].file, framework="pt") as shard:
-            rows[name] = shard.get_tensor(SHARD_TENSOR)
-    return rows
+    return EmbeddingStage(spec, model.ranking_config, table_rows(model.tables), float_dtype(model.precision))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -45,7 +45,7 @@ def load_dense(model: Module, dense: Mapping[str, Tensor], source: str) -> Modul
     for key, value in buffers.items():
         _check_buffer(key, value, dense[key], source)
     weights = {key: value.to(expected[key].dtype) for key, value in dense.items()} | buffers
-    broken = [f"  {key} in {value.dtype}" for key, value in weights.items() if not value.isfinite().all()]
+    broken = [f"  {key} in {value.dtype}" for key, value in weights.items() if not value.float().isfinite().all()]
     if broken:
         raise ArtefactError(f"{source}: NaN or Inf in {len(broken)} tensors\n" + _listing(broken))
     model.load_state_dict(weights)
@@ -117,27 +117,43 @@ def _table_config(config: HstuConfig, table: TableSource, mapping: Mapping[str, 
     return TableConfig(name=table.name, rows=table.rows, dim=table.dim, dtype=table.dtype, features=features)  # type: ignore[arg-type]
 
 
-def random_checkpoint(config: HstuConfig, seed: int) -> Checkpoint:
-    """Seeded Gaussian weights for a config that lists its tables; for tests, demos and benchmarks.
+def random_checkpoint(config: HstuConfig, seed: int, *, heavy_tailed: bool = False) -> Checkpoint:
+    """Seeded weights for a config that lists its tables; for tests, demos and benchmarks.
 
-    Linear layers keep the variance of their input, norms are near one, so activations stay of order one.
+    Linear layers keep the variance of their input, norms are near one, so activations stay of order one. Gaussian, or
+    ``heavy_tailed``: Student's t with 3 degrees of freedom, whose outliers are what quantising finds hard.
     """
     if not config.tables:
         raise ConfigError("random weights need the tables' sizes: list embedding_tables in the config")
     generator = torch.Generator().manual_seed(seed)
     model = DlrmHstu(config)
-    dense = {key: _random_weight(key, value, generator) for key, value in model.state_dict().items()}
+    noise = _student_t if heavy_tailed else _gaussian
+    dense = {key: _random_weight(key, value, noise, generator) for key, value in model.state_dict().items()}
     tables = {
         t.name: TableSource(name=t.name, rows=t.rows, dim=t.dim, dtype=t.dtype, blocks=_random_rows(t, seed, number))
         for number, t in enumerate(config.tables)
     }
-    return Checkpoint(source=f"random:{seed}", dense=dense, tables=tables)
+    source = f"random{'-heavy' * heavy_tailed}:{seed}"
+    return Checkpoint(source=source, dense=dense, tables=tables)
 
 
-def _random_weight(key: str, value: Tensor, generator: torch.Generator) -> Tensor:
+_Noise = Callable[[torch.Size, torch.Generator], Tensor]
+
+
+def _gaussian(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator)
+
+
+def _student_t(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Student's t with 3 degrees of freedom, scaled to variance 1: a Gaussian over the root of a mean of 3 squares."""
+    squares = torch.randn((3, *shape), generator=generator).square().mean(dim=0)
+    return torch.randn(shape, generator=generator) / squares.sqrt() / 3**0.5
+
+
+def _random_weight(key: str, value: Tensor, draw: _Noise, generator: torch.Generator) -> Tensor:
     if not value.is_floating_point() or re.search(r"_period_units|_units_per_period", key):
         return value
-    noise = torch.randn(value.shape, generator=generator)
+    noise = draw(value.shape, generator)
     if value.ndim == 1:
         is_gain = re.search(r"norm_weight$|layer_norm\.weight$|\.[13]\.weight$", key)
         return 1 + 0.1 * noise if is_gain else 0.1 * noise

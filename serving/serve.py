@@ -132,7 +132,7 @@ def _canary(deployment: Deployment, url: str) -> float:
         with RankingClient(url, name) as client:
             scores.append(client.rank(request.user, request.history, request.candidates))
     difference = float(np.abs(scores[0] - scores[1]).max())
-    allowed = TOLERANCES[ENSEMBLE, model.precision].atol
+    allowed = TOLERANCES[ENSEMBLE, model.tolerances].atol
     if not difference <= allowed:
         raise GateError(
             f"{ENSEMBLE} and {FUSED} disagree by {difference:.2g} on a sample request; {allowed:g} is allowed"

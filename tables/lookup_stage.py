@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hstu_trt.contract.features import Tensors, check_request
 from hstu_trt.contract.model_folder import ModelFolder
-from hstu_trt.contract.tensors import PADDING_ID, feature_columns
+from hstu_trt.contract.tensors import PADDING_ID, feature_columns, float_dtype
 from hstu_trt.tables.host import HostTables, OutputDtype
 from hstu_trt.tables.ids import Policy
 
@@ -21,7 +21,7 @@ class HostLookup:
         self.spec = model.specs["embedding_lookup"]
         self._limits = model.limits
         self._columns = feature_columns(model.ranking_config)
-        self._dtype: OutputDtype = "float16" if model.precision == "fp16" else "float32"
+        self._dtype: OutputDtype = "float16" if float_dtype(model.precision) == "float16" else "float32"
         self._policy = policy
         self._tables = HostTables.open(model.tables)
 

@@ -119,14 +119,14 @@ def test_batches_keep_to_the_limits(fake_model: ModelFolder) -> None:
 
 
 def test_real_runners(exported: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    models = ["--model-fp32", str(exported("fp32")), "--model-fp16", str(exported("fp16"))]
+    models = [part for p in ("fp32", "fp16", "fp8") for part in (f"--model-{p}", str(exported(p)))]
     arguments = ["bench", "accuracy", *models, "--out", str(tmp_path), "--requests", "24", "--json"]
     capsys.readouterr()  # what the exports said
     code = main(arguments)
     report = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "accuracy.json").read_text()) == report
     # Two dozen requests are too few for the aggregate gates, so only those per output and request count here.
-    assert all(tensor["passed"] for tensor in report["tensors"]) and len(report["tensors"]) == 7
+    assert all(tensor["passed"] for tensor in report["tensors"]) and len(report["tensors"]) == 10
     assert all(m["passed"] for m in report["metrics"] if m["name"] == "request_max_logit")
     assert code == (0 if report["passed"] else 1)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hstu_trt.bench.files import jagged_features, read_tensors, write_features, write_tensors
+from hstu_trt.bench.files import read_tensors, write_features, write_tensors
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import InputError
-from hstu_trt.contract.features import Jagged
+from hstu_trt.contract.features import Jagged, jagged_features
 
 BASE = {"preds": np.array([[0.1, 0.2, 0.3]], dtype=np.float32), "empty": np.zeros((0, 4), dtype=np.float32)}
 # what B holds beside or instead of A's tensors -> exit code with --atol 1e-3, and what the line says

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from hstu_trt.bench.chain import Chain, reference_token_order
-from hstu_trt.bench.files import jagged_features, read_tensors, write_features, write_tensors
+from hstu_trt.bench.files import read_tensors, write_features, write_tensors
 from hstu_trt.bench.score import pack_file, score, with_stand_ins
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.config_json import load_config
-from hstu_trt.contract.features import Jagged, pack_request
+from hstu_trt.contract.features import Jagged, jagged_features, pack_request
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.presets import debug
 from hstu_trt.contract.runner import Runner

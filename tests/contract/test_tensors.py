@@ -78,7 +78,7 @@ def test_columns_have_the_widths_of_their_tensors(config):
     assert widths == {spec.name: spec.dims[1] for spec in ranking.inputs if spec.name.endswith("_ids")}
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("fp16", "float16")])
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("fp16", "float16"), ("fp8", "float16")])
 def test_activations_travel_in_the_precision_and_scores_in_fp32(precision, dtype):
     specs = stage_specs(debug(), LIMITS, precision)
     assert specs["hstu"].tensor("user_embeddings").dtype == dtype
