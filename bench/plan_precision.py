@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.bench.accuracy import user_batches
 from hstu_trt.bench.chain import NORM, norm_tensor
 from hstu_trt.bench.fidelity import Figure, Scores, task_figures
 from hstu_trt.bench.files import write_features
 from hstu_trt.bench.generate import DEFAULT_SEED, generate
 from hstu_trt.bench.profiles import PROFILES
+from hstu_trt.bench.requests_source import user_batches
 from hstu_trt.bench.workload import Workload
 from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.errors import ArtefactError, ConfigError
