@@ -75,7 +75,8 @@ class Fp8Linear(nn.Module):
         module = cls(weight.shape[1], weight.shape[0], bias=bias is not None)
         scale = scale_of(weight.detach().abs().amax(dim=1))
         module.weight_scale = _frozen(scale)
-        module.weight = _frozen(to_e4m3(weight.detach(), scale))
+        # Some checkpoints hold [inputs, outputs] and hand on a view; the tensor cores want a row's inputs side by side.
+        module.weight = _frozen(to_e4m3(weight.detach(), scale).contiguous())
         module.input_scale = _frozen(scale_of(largest_input * HEADROOM))
         if bias is not None:
             module.bias = _frozen(bias.detach().to(torch.float16))

@@ -70,7 +70,9 @@ def test_a_product_is_close_to_its_fp32_self(rows: int, inputs: int, outputs: in
     x, weight = torch.randn(rows, inputs, generator=generator), torch.randn(outputs, inputs, generator=generator)
     weight[0] *= 1000  # a scale per output column: one large column does not coarsen the others
     b = torch.randn(outputs, generator=generator) if bias else None
-    module = Fp8Linear.of(weight, b, x.abs().max() if rows else torch.tensor(1.0))
+    stored_by_inputs = weight.t().contiguous().t()
+    module = Fp8Linear.of(stored_by_inputs, b, x.abs().max() if rows else torch.tensor(1.0))
+    assert module.weight.is_contiguous()
     out, expected = module(x.half()).float(), functional.linear(x, weight, b)
     assert out.shape == expected.shape and module.weight.dtype == E4M3
     for column in range(outputs):
