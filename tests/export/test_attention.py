@@ -15,7 +15,7 @@ from torch import Tensor
 from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.contract.ops import HSTU_ATTENTION, OP_DOMAIN
 from hstu_trt.export import torch_ops  # noqa: F401
-from hstu_trt.export.attention import MaskOptions, valid_pairs
+from hstu_trt.export.attention import MaskOptions, reference_attention, valid_pairs
 from hstu_trt.export.onnx_functions import OPSET, add_functions
 
 
