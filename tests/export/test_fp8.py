@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import onnx
+import onnx.inliner
 import onnxruntime
 import pytest
 import torch

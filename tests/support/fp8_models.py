@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from golden_cases import GoldenCase
-from torch import Tensor
+from torch import Tensor, nn
 
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.split_users import one_user_feeds
@@ -23,13 +25,20 @@ def lookup_stage(config: HstuConfig, checkpoint: Checkpoint, dtype: str = "float
     return EmbeddingStage(None, config, tables, dtype)
 
 
+# Calibrations by config and weights: several tests look at one model.
+_MADE: dict[tuple[HstuConfig, str], dict[str, dict[str, nn.Module]]] = {}
+
+
 def fp8_model(config: HstuConfig, checkpoint: Checkpoint, sites: tuple[str, ...]) -> DlrmHstu:
     """The model with some parts in fp8 and the rest in fp16, calibrated on made-up requests."""
-    reference = build_ranking_model(config, checkpoint.dense, "test", "fp32")
-    requests = requests_with_norm(config, synthetic_requests(config, default_limits(config), 32), None)
-    largest = largest_values(reference, lookup_stage(config, checkpoint), one_user_feeds(requests))
+    key = (config, checkpoint.source)
+    if key not in _MADE:
+        reference = build_ranking_model(config, checkpoint.dense, "test", "fp32")
+        requests = requests_with_norm(config, synthetic_requests(config, default_limits(config), 32), None)
+        largest = largest_values(reference, lookup_stage(config, checkpoint), one_user_feeds(requests))
+        _MADE[key] = fp8_modules(reference, largest)
     half = build_ranking_model(config, checkpoint.dense, "test", "fp16")
-    return put_fp8(half, sites, fp8_modules(reference, largest))
+    return put_fp8(half, sites, copy.deepcopy(_MADE[key]))
 
 
 def golden_fp8(case: GoldenCase, sites: tuple[str, ...]) -> DlrmHstu:
