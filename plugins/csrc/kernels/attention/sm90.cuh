@@ -40,12 +40,14 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   extern __shared__ unsigned char raw_memory[];
   auto& memory = *reinterpret_cast<SharedMemory<T>*>(raw_memory);
   if (threadIdx.x == 0) init_barriers(memory);
+  if (threadIdx.x == 32) prefetch_tensor_maps(maps);
+  if (threadIdx.x == 64 && !params.reuse_plan) prefetch_first_keys<T>(params, maps);
   __syncthreads();
   wait_for_previous_kernel();
   int const warpgroup = uniform(threadIdx.x / 128);
   if (warpgroup == 0) {
     registers_shrink<T::kProducerRegisters>();
-    if (threadIdx.x == 0) load_items<T>(params, maps, memory);
+    if (threadIdx.x == 0) load_items<T>(params, maps, split, memory);
     if (threadIdx.x == 32) schedule_items<T>(params, memory);
   } else {
     registers_grow<T::kConsumerRegisters>();
@@ -60,7 +62,7 @@ size_t split_sums_bytes() {
 }
 template <class T>
 size_t split_counter_bytes() {
-  return sizeof(SplitCounters) * kMaxSplitWork * T::kConsumers;
+  return sizeof(SplitCounters) * kMaxSplitWork;
 }
 
 template <class T>

@@ -50,6 +50,7 @@ __device__ void transpose_bytes(uint32_t (&words)[4]) {
 
 __global__ void __launch_bounds__(kThreads) pack_values(AttentionParams const p, uint8_t* blocks) {
   __shared__ uint32_t tile[kColumns * kPitch];
+  allow_next_kernel();
   int const section_blocks = value_blocks(p.key_rows, p.users);
   bool const candidates = static_cast<int>(blockIdx.x) >= section_blocks;
   int const head = blockIdx.y, first_column = blockIdx.z * kColumns;
