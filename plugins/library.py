@@ -16,7 +16,7 @@ LIBRARY = "libhstu_trt_kernels.so"
 LIBRARY_VARIABLE = "HSTU_TRT_LIB"
 """Environment variable with the path of another library than the one in build/lib."""
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 KERNELS = {"auto": 0, "sm90": 1, "smxx": 2, "fp32": 3}
 """Kernels as ``AttentionKernel`` numbers them (kernels/attention/attention.h)."""
 DATA_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e4m3fn": 3}
@@ -53,7 +53,7 @@ def _fields() -> list[tuple[str, type]]:
     ]  # fmt: skip
     options = [
         "causal", "max_attn_len", "contextual_seq_len", "min_full_attn_seq_len", "candidate_group_size",
-        "packed_values", "reuse_plan",
+        "packed_values", "reuse_plan", "whole_items",
     ]  # fmt: skip
     return [
         *((name, TokenTensor) for name in tensors),

@@ -6,10 +6,6 @@
 #include "../kernels/attention/attention.h"
 #include "../kernels/attention/value_blocks.h"
 
-#ifndef HSTU_TRT_CUDA_ARCHS
-#error "the build names its compute capabilities: -DHSTU_TRT_CUDA_ARCHS=..."
-#endif
-
 namespace {
 
 using hstu_trt::AttentionKernel;
@@ -63,6 +59,7 @@ constexpr HstuTrtField kFields[] = {
     FIELD(candidate_group_size),
     FIELD(packed_values),
     FIELD(reuse_plan),
+    FIELD(whole_items),
 };
 
 #undef FIELD
@@ -80,9 +77,9 @@ static_assert(lists_every_field(), "kFields must list the fields of AttentionPar
 
 }  // namespace
 
-int32_t hstu_trt_abi_version(void) { return 1; }
+int32_t hstu_trt_abi_version(void) { return 2; }
 
-char const* hstu_trt_cuda_archs(void) { return HSTU_TRT_CUDA_ARCHS; }
+char const* hstu_trt_cuda_archs(void) { return hstu_trt::attention_archs(); }
 
 size_t hstu_trt_attention_params_size(void) { return sizeof(AttentionParams); }
 

@@ -67,7 +67,8 @@ size_t split_counter_bytes() {
 
 template <class T>
 size_t workspace_size(AttentionParams const& params) {
-  return plan_size(params, T::plan_shape()) + split_sums_bytes<T>() + split_counter_bytes<T>();
+  size_t const split = params.whole_items ? 0 : split_sums_bytes<T>() + split_counter_bytes<T>();
+  return plan_size(params, T::plan_shape()) + split;
 }
 
 template <class T>
@@ -117,9 +118,10 @@ SplitWorkspace split_workspace(AttentionParams const& params) {
 
 template <class T>
 cudaError_t plan(AttentionParams const& params, int multiprocessors, cudaStream_t stream) {
+  PlanShape shape = T::plan_shape();
+  shape.split = !params.whole_items;
   auto* const counters = reinterpret_cast<int32_t*>(split_workspace<T>(params).counters);
-  return launch_plan(params, T::plan_shape(), multiprocessors, counters, split_counter_bytes<T>() / sizeof(int32_t),
-                     stream);
+  return launch_plan(params, shape, multiprocessors, counters, split_counter_bytes<T>() / sizeof(int32_t), stream);
 }
 
 template <class T>

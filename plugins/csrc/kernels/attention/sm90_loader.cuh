@@ -181,9 +181,9 @@ inline __device__ void prefetch_tensor_maps(TensorMaps const& maps) {
   prefetch_tensor_map(&maps.cached_value);
 }
 
-// While the plan is being made, memory is idle: the CTAs bring the first keys of every user into L2, a box of rows each.
-// Values as well would hold up the plan, whose instructions come from memory, too. With many queries per user it is the
-// tensor cores that are waited for.
+// While the plan is being made, memory is idle: the CTAs bring the first keys of every user into L2, a box of rows
+// each. Values as well would hold up the plan, whose instructions come from memory, too. With many queries per user it
+// is the tensor cores that are waited for.
 template <class T>
 __device__ void prefetch_first_keys(AttentionParams const& params, TensorMaps const& maps) {
   constexpr int kFewQueries = 256;
