@@ -53,7 +53,7 @@ def _fields() -> list[tuple[str, type]]:
     ]  # fmt: skip
     options = [
         "causal", "max_attn_len", "contextual_seq_len", "min_full_attn_seq_len", "candidate_group_size",
-        "packed_values", "reuse_plan",
+        "packed_values", "reuse_plan", "whole_items",
     ]  # fmt: skip
     return [
         *((name, TokenTensor) for name in tensors),

@@ -92,6 +92,9 @@ class AttentionCall:
     cache: Cache | None = None
     scales: Scales | None = None
     bias: RelativeBias | None = None
+    whole_items: bool = False
+    """Never cut long rows of keys over multiprocessors. Small calls take longer, and a user's bits are the same in any
+    batch; else they depend on how many parts the whole batch makes it worth to cut."""
 
     @property
     def users(self) -> int:
@@ -122,7 +125,8 @@ class AttentionCall:
             candidate_offsets=self.offsets.candidate.data_ptr(),
             norm=self.norm.data_ptr(), norm_count=self.norm.numel(),
             users=self.users, heads=self.q.shape[1], qk_dim=self.q.shape[2], v_dim=self.v_dim,
-            query_rows=self.q.shape[0], key_rows=self.k.shape[0], packed_values=self.packed_values,
+            query_rows=self.q.shape[0], key_rows=self.k.shape[0],
+            packed_values=self.packed_values, whole_items=self.whole_items,
             type=_data_type(self.q.dtype), output_type=_data_type(out.dtype),
             **vars(self.options),
         )  # fmt: skip

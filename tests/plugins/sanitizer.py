@@ -83,13 +83,17 @@ def run_calls(kernels: Sequence[str]) -> int:
     from attention_cases import GpuBackend
     from attention_inputs import DTYPES, make_tokens
 
+    from hstu_trt.plugins.attention import AttentionPlan, attention
+
     backend, runs = GpuBackend(), dict.fromkeys(kernels, 0)
     for case in small_cases():
         call = assemble(case, make_tokens(case, "cuda"), range(len(case.users)), backend.pack)
         for kernel in kernels:
             output = DTYPES[case.output]
             if backend.unsupported(call, kernel, output) is None:
-                backend.run(call, kernel, call.empty_output(output))
+                plan = AttentionPlan()
+                for _ in range(2):
+                    attention(call, kernel=kernel, out=call.empty_output(output), plan=plan)
                 runs[kernel] += 1
     torch.cuda.synchronize()
     print("calls: " + ", ".join(f"{kernel} {count}" for kernel, count in runs.items()))
@@ -97,13 +101,14 @@ def run_calls(kernels: Sequence[str]) -> int:
 
 
 def small_cases() -> Iterator:
-    """Each type and head dim plainly and with a window, and behind a cache."""
+    """Each type and head dim plainly and with a window, behind a cache, and long enough to be cut into parts."""
     from attention_inputs import Case, User
 
     from hstu_trt.plugins.parameters import AttentionOptions
 
     plain = (User(0, 130, 130, 33), User(0, 5, 5, 70), User(0, 0, 0, 3))
     cached = (User(150, 20, 20, 65), User(64, 0, 0, 7))
+    long = (User(1300, 0, 0, 70),)
     windowed = AttentionOptions(0.1, max_attn_len=50, contextual_seq_len=3, min_full_attn_seq_len=9)
     for dtype in ("fp16", "bf16", "fp8"):
         for dim in (32, 64, 128, 256):
@@ -112,6 +117,9 @@ def small_cases() -> Iterator:
             yield Case(seed=dim, users=plain, options=windowed, **size)
             for cache in ("contiguous", "paged"):
                 yield Case(seed=dim, users=cached, options=AttentionOptions(0.1), cache=cache, slack=2, **size)
+            yield Case(seed=dim, users=long, options=AttentionOptions(0.1), cache="contiguous", heads=1, **size)
+        if dtype == "fp8":
+            yield Case(seed=1, users=plain, options=AttentionOptions(0.1), dtype=dtype, packed_values=True)
     yield Case(seed=1, users=plain, options=AttentionOptions(0.1, candidate_group_size=4), bias=True)
     yield Case(seed=1, users=plain, options=AttentionOptions(0.1), dtype="fp32", output="fp32")
 

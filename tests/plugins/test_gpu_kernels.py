@@ -133,6 +133,59 @@ def test_layers_share_a_plan(gpu: GpuBackend, kernel: str, dtype: str) -> None:
         attention(dataclasses.replace(call, options=AttentionOptions()), kernel=kernel, plan=plan)
 
 
+# Few and long: what makes the planner cut items along the keys.
+LONG_CASE = Case(
+    seed=7, users=(User(3000, 0, 0, 130), User(2000, 200, 200, 5), User(130, 0, 0, 64)), cache="contiguous",
+    options=AttentionOptions(0.125),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("dtype", ["fp16", "fp8"])
+def test_split_items_add_up(gpu: GpuBackend, dtype: str, dim: int) -> None:
+    call = make_call(dataclasses.replace(LONG_CASE, dtype=dtype, qk_dim=dim, v_dim=dim))
+    skip_unless_done(gpu, call, "sm90")
+    oracle = attention(call, kernel="fp32", output_dtype=torch.float32)
+    allowed = (1e-3 if dtype == "fp16" else 0.1) * oracle.norm()
+    first = attention(call, kernel="sm90")
+    assert (first.float() - oracle).norm() <= allowed
+    plan = AttentionPlan()
+    assert all(attention(call, kernel="sm90", plan=plan).equal(first) for _ in range(20))
+    whole = dataclasses.replace(call, whole_items=True)
+    assert (attention(whole, kernel="sm90").float() - oracle).norm() <= allowed
+
+
+@pytest.mark.parametrize("kernel", FAST_KERNELS)
+@pytest.mark.parametrize("dtype", ["fp16", "fp8"])
+def test_bits_of_whole_items_do_not_depend_on_company(gpu: GpuBackend, kernel: str, dtype: str) -> None:
+    users = (User(0, 2900, 2900, 130), *(User(0, 700 + n, 700 + n, 70) for n in range(40)))
+    case = dataclasses.replace(LONG_CASE, users=users, cache="none", dtype=dtype, qk_dim=128, v_dim=128)
+    tokens = make_tokens(case, "cuda")
+    skip_unless_done(gpu, make_call(case), kernel)
+
+    def rows_of_the_first(company: int) -> Tensor:
+        call = dataclasses.replace(assemble(case, tokens, range(company), pack_values), whole_items=True)
+        out, prefixes = attention(call, kernel=kernel), int(call.offsets.query[-1])
+        return torch.cat([out[:2900], out[prefixes : prefixes + 130]])
+
+    alone = rows_of_the_first(1)
+    assert all(rows_of_the_first(company).equal(alone) for company in (2, 5, 41))
+
+
+@pytest.mark.parametrize("kernel", FAST_KERNELS)
+@pytest.mark.parametrize("count", [129, 300, 1024, 1025, 3000])
+def test_many_users(gpu: GpuBackend, kernel: str, count: int) -> None:
+    """Beyond 1,024 users the planner keeps its numbers in memory, and every few hundred items are another round."""
+    users = tuple(User(0, n % 131, n % 131, n * 7 % 70) for n in range(count))
+    call = make_call(dataclasses.replace(GRAPH_CASE, users=users))
+    skip_unless_done(gpu, call, kernel)
+    out = torch.full_like(call.empty_output(torch.float16), float("nan"))
+    attention(call, kernel=kernel, out=out)
+    oracle = attention(call, kernel="fp32", output_dtype=torch.float32)
+    assert out.isfinite().all()
+    assert (out.float() - oracle).norm() <= 1e-3 * oracle.norm()
+
+
 @pytest.mark.parametrize("kernel", FAST_KERNELS)
 def test_calls_on_two_streams_do_not_meet(gpu: GpuBackend, kernel: str) -> None:
     calls = [make_call(dataclasses.replace(GRAPH_CASE, seed=seed)) for seed in range(2)]

@@ -181,7 +181,20 @@ def test_a_plain_call_can_be_done(library: KernelLibrary, kernel: str) -> None:
 @pytest.mark.parametrize("changes", [{}, FP8, CACHE, PAGES, BIAS, {"qk_dim": 48, "v_dim": 24}, {"causal": 0}])
 @pytest.mark.parametrize("capability", [80, 90])
 def test_some_kernel_takes_every_option(library: KernelLibrary, changes: dict[str, Any], capability: int) -> None:
+    if not {str(capability), f"{capability}a"} & set(library.archs):
+        pytest.skip(f"the library was built for {', '.join(library.archs)}")
     assert library.unsupported(valid_params(**changes), "auto", capability) is None
+
+
+@pytest.mark.parametrize("capability", [70, 75, 91, 130])
+def test_a_gpu_that_was_not_built_for_is_refused(library: KernelLibrary, capability: int) -> None:
+    assert "built for compute capability" in (library.unsupported(valid_params(), "fp32", capability) or "")
+
+
+def test_whole_items_need_no_room_for_sums(library: KernelLibrary) -> None:
+    whole, split = (library.workspace_size(valid_params(whole_items=whole), "sm90") for whole in (1, 0))
+    if "90a" in library.archs:
+        assert 0 < whole < split - 1_000_000
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -7,10 +7,6 @@
 #include "../kernels/attention/value_blocks.h"
 #include "../kernels/embedding/embedding.h"
 
-#ifndef HSTU_TRT_CUDA_ARCHS
-#error "the build names its compute capabilities: -DHSTU_TRT_CUDA_ARCHS=..."
-#endif
-
 namespace {
 
 using hstu_trt::AttentionKernel;
@@ -65,6 +61,7 @@ constexpr HstuTrtField kFields[] = {
     FIELD(candidate_group_size),
     FIELD(packed_values),
     FIELD(reuse_plan),
+    FIELD(whole_items),
 };
 
 #undef FIELD
@@ -94,7 +91,7 @@ static_assert(lists_every_field<EmbeddingParams>(kEmbeddingFields), "kEmbeddingF
 
 int32_t hstu_trt_abi_version(void) { return 2; }
 
-char const* hstu_trt_cuda_archs(void) { return HSTU_TRT_CUDA_ARCHS; }
+char const* hstu_trt_cuda_archs(void) { return hstu_trt::attention_archs(); }
 
 size_t hstu_trt_attention_params_size(void) { return sizeof(AttentionParams); }
 

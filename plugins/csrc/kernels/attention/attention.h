@@ -17,6 +17,9 @@ enum class AttentionKernel : int32_t {
   kFloat32 = 3,  // plain fp32 arithmetic, one thread per score: the on-device oracle
 };
 
+// Compute capabilities that the library is built for, as nvcc names them: "80,90a".
+char const* attention_archs() noexcept;
+
 // nullptr if `kernel` supports the call on a device of compute capability `capability` (90 for 9.0), else a sentence
 // that names what it does not support. Reads no device memory. kAuto answers for the whole list.
 char const* attention_unsupported(AttentionParams const& params, AttentionKernel kernel, int capability) noexcept;

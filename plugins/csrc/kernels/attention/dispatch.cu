@@ -7,12 +7,28 @@
 #include "launchers.h"
 #include "value_blocks.h"
 
+#ifndef HSTU_TRT_CUDA_ARCHS
+#error "the build names its compute capabilities: -DHSTU_TRT_CUDA_ARCHS=..."
+#endif
+
 namespace hstu_trt {
 namespace {
 
 constexpr size_t kAlignment = 256;
 
 size_t align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Whether the library holds machine code for a GPU. "90a" runs on 9.0 alone, "80" on all of 8.x.
+bool is_built_for(int capability) {
+  for (char const* at = HSTU_TRT_CUDA_ARCHS; *at;) {
+    int arch = 0;
+    for (; *at >= '0' && *at <= '9'; ++at) arch = 10 * arch + *at - '0';
+    bool const exact = *at == 'a';
+    if (exact ? arch == capability : arch / 10 == capability / 10 && arch <= capability) return true;
+    while (*at && (*at < '0' || *at > '9')) ++at;
+  }
+  return false;
+}
 
 // What no kernel accepts.
 char const* invalid(AttentionParams const& p) {
@@ -87,7 +103,7 @@ namespace {
 constexpr AttentionKernel kByPreference[] = {AttentionKernel::kSm90, AttentionKernel::kSmxx, AttentionKernel::kFloat32};
 
 // The sentence of the last kernel of the list answers for all.
-char const* choose(AttentionParams const& params, AttentionKernel& kernel, int capability) {
+char const* choose_for_any_build(AttentionParams const& params, AttentionKernel& kernel, int capability) {
   if (char const* sentence = invalid(params)) return sentence;
   if (kernel != AttentionKernel::kAuto) return kernel_unsupported(params, kernel, capability);
   char const* sentence = nullptr;
@@ -97,6 +113,12 @@ char const* choose(AttentionParams const& params, AttentionKernel& kernel, int c
     if (!sentence) return nullptr;
   }
   return sentence;
+}
+
+char const* choose(AttentionParams const& params, AttentionKernel& kernel, int capability) {
+  if (char const* sentence = choose_for_any_build(params, kernel, capability)) return sentence;
+  if (is_built_for(capability)) return nullptr;
+  return "built for compute capability " HSTU_TRT_CUDA_ARCHS " only: this GPU takes another `make plugins ARCHS=...`";
 }
 
 size_t kernel_workspace_size(AttentionParams const& params, AttentionKernel kernel) {
@@ -136,6 +158,8 @@ cudaError_t current_device(Device& device) {
 }
 
 }  // namespace
+
+char const* attention_archs() noexcept { return HSTU_TRT_CUDA_ARCHS; }
 
 char const* attention_unsupported(AttentionParams const& params, AttentionKernel kernel, int capability) noexcept {
   return choose(params, kernel, capability);

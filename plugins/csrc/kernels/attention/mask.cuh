@@ -24,6 +24,14 @@ inline __device__ UserShape user_shape(AttentionParams const& p, int user) {
   return s;
 }
 
+// Both at 16-byte aligned places. Left to the compiler, an item is copied word by word.
+inline __device__ void copy_item(WorkItem const* from, WorkItem* to) {
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(WorkItem) / sizeof(uint4)); ++i) {
+    reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<uint4 const*>(from)[i];
+  }
+}
+
 // Prefix positions [first, last] that a query sees; empty if first > last.
 struct KeyRange {
   int first;

@@ -83,6 +83,7 @@ struct AttentionParams {
   int32_t candidate_group_size;   // a candidate sees earlier candidates of its group; 1: itself only
   int32_t packed_values;          // kFloat8E4M3: v comes as value blocks
   int32_t reuse_plan;             // the workspace holds the plan of an earlier call with the same offsets and options
+  int32_t whole_items;            // never cut along the keys: a user's bits then do not depend on who shares the batch
 };
 
 }  // namespace hstu_trt

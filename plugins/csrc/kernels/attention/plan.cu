@@ -11,7 +11,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kClasses = 3;           // of item length: few, so that one user's items stay together
-constexpr int kUsersInShared = 1024;  // their item counts stand in shared memory, too
+constexpr int kUsersInShared = 1024;  // their rows and items stand in shared memory, too
 constexpr int kMinTilesPerPart = 4;   // a part pays for reading its queries and for adding its sums
 
 // Unsigned: divisors are constants, mostly powers of two.
@@ -114,15 +114,24 @@ __device__ TileRange item_tiles(AttentionParams const& params, UserShape const& 
   return tiles;
 }
 
+// Where each user's rows are and which of the items are theirs, for as many users as shared memory holds.
+struct UsersInShared {
+  UserShape rows[kUsersInShared];
+  int32_t first_items[kUsersInShared];
+};
+
 struct Workspace {
   PlanHeader* header;
   WorkItem* items;
-  int32_t* first_items;  // [users]: items before each user
+  int32_t* first_items;   // [users]: items before each user
+  UserShape const* rows;  // [users], or nullptr: to be read from the offsets
 
-  __device__ Workspace(AttentionParams const& params, int max_items, int32_t (&shared)[kUsersInShared])
-      : header(static_cast<PlanHeader*>(params.workspace)),
-        items(reinterpret_cast<WorkItem*>(header + 1)),
-        first_items(params.users <= kUsersInShared ? shared : reinterpret_cast<int32_t*>(items + max_items)) {}
+  __device__ Workspace(AttentionParams const& params, int max_items, UsersInShared& shared)
+      : header(static_cast<PlanHeader*>(params.workspace)), items(reinterpret_cast<WorkItem*>(header + 1)) {
+    bool const few = params.users <= kUsersInShared;
+    first_items = few ? shared.first_items : reinterpret_cast<int32_t*>(items + max_items);
+    rows = few ? shared.rows : nullptr;
+  }
 };
 
 // Sum over the threads before this one, and over all.
@@ -182,7 +191,7 @@ struct Planner {
   int longest;  // no item has more tiles
 
   struct Entry {
-    WorkItem item;
+    alignas(16) WorkItem item;
     int length_class;  // 0: longest; kClasses: no entry
   };
 
@@ -194,7 +203,7 @@ struct Planner {
     // Divisions by run-time numbers are long, and most lists have one part per item.
     int const item_index = parts == 1 ? index : index / parts, part = index - item_index * parts;
     int const user = user_of(item_index);
-    UserShape const rows = user_shape(params, user);
+    UserShape const rows = workspace.rows ? workspace.rows[user] : user_shape(params, user);
     UserItems<S> const items(rows);
     ItemBlocks const blocks = item_blocks<S>(items, item_index - workspace.first_items[user]);
     TileRange const tiles = item_tiles<S>(params, rows, blocks);
@@ -236,7 +245,7 @@ struct Planner {
 
 // Counts each user's items; returns the number of items and the length bound of the longest.
 template <class S>
-__device__ int2 count_items(AttentionParams const& params, Workspace const& workspace) {
+__device__ int2 count_items(AttentionParams const& params, Workspace const& workspace, UsersInShared& shared) {
   __shared__ int warp_sums[kWarps];
   __shared__ int longest;
   if (threadIdx.x == 0) longest = 0;
@@ -247,6 +256,7 @@ __device__ int2 count_items(AttentionParams const& params, Workspace const& work
     int items = 0;
     if (user < params.users) {
       UserShape const rows = user_shape(params, user);
+      if (workspace.rows) shared.rows[user] = rows;
       items = UserItems<S>(rows).count();
       int const fresh = rows.prefix - rows.cached;
       atomicMax(&longest, ceil_div(rows.cached, S::kTileKeys) + ceil_div(fresh, S::kTileKeys) + S::kSelfTiles);
@@ -259,55 +269,53 @@ __device__ int2 count_items(AttentionParams const& params, Workspace const& work
   return {total, longest};
 }
 
-// Stable counting sort by class of length: entries keep their order within a class.
+// Stable counting sort by class of length: entries keep their order within a class. Rounds of a thread per entry
+// count first and place then; a list of one round is looked at once. Each warp counts with ballots, and each thread
+// adds up the warps before its own.
 template <class S>
 __device__ int sort_items(Planner<S> const& planner, WorkItem* sorted) {
-  __shared__ int class_counts[kClasses + 1];
-  __shared__ int next[kClasses];            // where the next entry of a class goes
-  __shared__ int before[kClasses][kWarps];  // entries of a class in earlier warps of this round
+  __shared__ int class_counts[kClasses];
+  __shared__ int placed[kClasses];            // in earlier rounds
+  __shared__ int in_warps[kClasses][kWarps];  // in this round
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int const entries = planner.num_items * planner.parts;
-  if (threadIdx.x <= kClasses) class_counts[threadIdx.x] = 0;
+  int const rounds = ceil_div(entries, kThreads);
+  if (threadIdx.x < kClasses) class_counts[threadIdx.x] = placed[threadIdx.x] = 0;
   __syncthreads();
-  typename Planner<S>::Entry entry = planner.entry(threadIdx.x);
-  atomicAdd(&class_counts[entry.length_class], 1);
-  for (int index = threadIdx.x + kThreads; index < entries; index += kThreads) {
-    atomicAdd(&class_counts[planner.entry(index).length_class], 1);
-  }
-  __syncthreads();
-  if (threadIdx.x < kClasses) {
-    int first = 0;
-    for (int c = 0; c < threadIdx.x; ++c) first += class_counts[c];
-    next[threadIdx.x] = first;
-  }
-  for (int base = 0; base < entries; base += kThreads) {
-    if (base > 0) entry = planner.entry(base + threadIdx.x);
-    if (threadIdx.x < kClasses * kWarps) before[threadIdx.x / kWarps][threadIdx.x % kWarps] = 0;
-    __syncthreads();
-    unsigned const same = __match_any_sync(~0u, entry.length_class);
-    int const rank = __popc(same & ((1u << lane) - 1));
-    bool const real = entry.length_class < kClasses;
-    if (real && rank == 0) before[entry.length_class][warp] = __popc(same);
-    __syncthreads();
-    static_assert(kWarps >= kClasses, "a warp per class");
-    if (warp < kClasses) {
-      int const count = lane < kWarps ? before[warp][lane] : 0;
-      int sum = count;
+  typename Planner<S>::Entry entry;
 #pragma unroll 1
-      for (int step = 1; step < kWarps; step *= 2) {
-        int const other = __shfl_up_sync(~0u, sum, step);
-        if (lane >= step) sum += other;
-      }
-      if (lane < kWarps) before[warp][lane] = next[warp] + sum - count;
-      __syncwarp();
-      if (lane == kWarps - 1) next[warp] += sum;
+  for (int step = 0; step < 2 * rounds; ++step) {
+    bool const placing = step >= rounds;
+    if (!placing || rounds > 1) {
+      entry = planner.entry((placing ? step - rounds : step) * kThreads + threadIdx.x);
+    }
+    unsigned same = 0;
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) {
+      unsigned const lanes = __ballot_sync(~0u, entry.length_class == c);
+      if (entry.length_class == c) same = lanes;
+      if (lane == 0) in_warps[c][warp] = __popc(lanes);
     }
     __syncthreads();
-    if (real) sorted[before[entry.length_class][warp] + rank] = entry.item;
+    int const c = entry.length_class;
+    if (placing && c < kClasses) {
+      int at = placed[c] + __popc(same & ((1u << lane) - 1));
+#pragma unroll
+      for (int longer = 0; longer < kClasses; ++longer) at += longer < c ? class_counts[longer] : 0;
+#pragma unroll
+      for (int before = 0; before < kWarps; ++before) at += before < warp ? in_warps[c][before] : 0;
+      copy_item(&entry.item, &sorted[at]);
+    }
+    __syncthreads();
+    if (threadIdx.x < kClasses) {
+      int* const sum = placing ? placed : class_counts;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) sum[threadIdx.x] += in_warps[threadIdx.x][w];
+    }
     __syncthreads();
   }
   int total = 0;
-  for (int c = 0; c < kClasses; ++c) total += class_counts[c];
+  for (int count : class_counts) total += count;
   return total;
 }
 
@@ -315,15 +323,16 @@ template <class S>
 __global__ void __launch_bounds__(kThreads, 1)
     plan_kernel(__grid_constant__ AttentionParams const params, int const max_items, int const multiprocessors,
                 bool const split, int32_t* const counters, int const num_counters) {
-  __shared__ int32_t first_items[kUsersInShared];
+  __shared__ UsersInShared shared;
   allow_next_kernel();
-  for (int i = threadIdx.x; i < num_counters; i += kThreads) counters[i] = 0;
-  Workspace const workspace(params, max_items, first_items);
-  int2 const counted = count_items<S>(params, workspace);
+  Workspace const workspace(params, max_items, shared);
+  int2 const counted = count_items<S>(params, workspace, shared);
   int const parts = split ? choose_parts(counted.x, params.heads, multiprocessors) : 1;
   Planner<S> const planner{params, workspace, counted.x, parts, counted.y};
   int const total = sort_items(planner, workspace.items);
   if (threadIdx.x == 0) *workspace.header = PlanHeader{total, 0, 0, planner.longest <= kShortItem ? 4 : 2, {}};
+  if (parts == 1) return;
+  for (int i = threadIdx.x; i < num_counters; i += kThreads) counters[i] = 0;
 }
 
 }  // namespace

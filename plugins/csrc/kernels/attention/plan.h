@@ -45,7 +45,7 @@ struct WorkItem {
   UserShape rows;  // of the user
   int32_t reserved[3];
 };
-static_assert(sizeof(WorkItem) == 80, "items are read in 16-byte vectors");
+static_assert(sizeof(WorkItem) == 80, "items are copied in 16-byte vectors");
 
 // Head of the plan in the workspace; `items` follow it.
 struct PlanHeader {

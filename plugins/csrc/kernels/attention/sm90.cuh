@@ -40,12 +40,14 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   extern __shared__ unsigned char raw_memory[];
   auto& memory = *reinterpret_cast<SharedMemory<T>*>(raw_memory);
   if (threadIdx.x == 0) init_barriers(memory);
+  if (threadIdx.x == 32) prefetch_tensor_maps(maps);
+  if (threadIdx.x == 64 && !params.reuse_plan) prefetch_first_keys<T>(params, maps);
   __syncthreads();
   wait_for_previous_kernel();
   int const warpgroup = uniform(threadIdx.x / 128);
   if (warpgroup == 0) {
     registers_shrink<T::kProducerRegisters>();
-    if (threadIdx.x == 0) load_items<T>(params, maps, memory);
+    if (threadIdx.x == 0) load_items<T>(params, maps, split, memory);
     if (threadIdx.x == 32) schedule_items<T>(params, memory);
   } else {
     registers_grow<T::kConsumerRegisters>();
@@ -60,12 +62,13 @@ size_t split_sums_bytes() {
 }
 template <class T>
 size_t split_counter_bytes() {
-  return sizeof(SplitCounters) * kMaxSplitWork * T::kConsumers;
+  return sizeof(SplitCounters) * kMaxSplitWork;
 }
 
 template <class T>
 size_t workspace_size(AttentionParams const& params) {
-  return plan_size(params, T::plan_shape()) + split_sums_bytes<T>() + split_counter_bytes<T>();
+  size_t const split = params.whole_items ? 0 : split_sums_bytes<T>() + split_counter_bytes<T>();
+  return plan_size(params, T::plan_shape()) + split;
 }
 
 template <class T>
@@ -115,9 +118,10 @@ SplitWorkspace split_workspace(AttentionParams const& params) {
 
 template <class T>
 cudaError_t plan(AttentionParams const& params, int multiprocessors, cudaStream_t stream) {
+  PlanShape shape = T::plan_shape();
+  shape.split = !params.whole_items;
   auto* const counters = reinterpret_cast<int32_t*>(split_workspace<T>(params).counters);
-  return launch_plan(params, T::plan_shape(), multiprocessors, counters, split_counter_bytes<T>() / sizeof(int32_t),
-                     stream);
+  return launch_plan(params, shape, multiprocessors, counters, split_counter_bytes<T>() / sizeof(int32_t), stream);
 }
 
 template <class T>

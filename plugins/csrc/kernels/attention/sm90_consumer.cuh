@@ -38,8 +38,7 @@ class Consumer {
       if (slot_->head < 0) return;
       begin_item(slot);
       multiply_tiles();
-      bool const whole = slot_->item.part >> 16 == 1;
-      if (rows_ > 0 && (whole || add_parts())) store_output(slot);
+      if (rows_ > 0) end_item(slot);
       release(&memory_.query_empty[slot]);
       release(&memory_.item_empty[items_.stage()]);
       ++queries_.count, ++items_.count;
@@ -74,6 +73,13 @@ class Consumer {
     if constexpr (T::kQueriesInRegisters) load_queries(query_slot);
 #pragma unroll
     for (int i = 0; i < T::kDim / 2; ++i) out_[i] = 0.f;
+  }
+
+  __device__ void end_item(int query_slot) {
+    // Read before the parts are waited for.
+    RowScales const scales = output_scales();
+    bool const whole = slot_->item.part >> 16 == 1;
+    if (whole || add_parts()) store_output(query_slot, scales);
   }
 
   // Prefix keys that a row of this block sees.
@@ -429,12 +435,16 @@ class Consumer {
   // ---- split items and output: sm90_output.cuh ----
 
   __device__ bool add_parts();
-  __device__ size_t split_index(int part) const {
-    return (static_cast<size_t>(slot_->item.group + part) * params_.heads + slot_->head) * T::kConsumers + warpgroup_;
+  __device__ float* split_sums(int part) const {
+    int const entry = (slot_->item.group + part) * params_.heads + slot_->head;
+    return split_.sums + static_cast<size_t>(entry * T::kConsumers + warpgroup_) * (kBlockRows * T::kDim);
   }
-  __device__ float* split_sums(int part) const { return split_.sums + split_index(part) * (kBlockRows * T::kDim); }
 
-  __device__ void store_output(int query_slot);
+  struct RowScales {
+    float row[2];
+  };
+  __device__ RowScales output_scales() const;
+  __device__ void store_output(int query_slot, RowScales scales);
   template <class Output>
   __device__ void store_halves(Output* out, unsigned char* staging);
   __device__ void store_floats(float* out);

@@ -10,8 +10,9 @@ namespace hstu_trt::sm90 {
 template <class T>
 class Loader {
  public:
-  __device__ Loader(AttentionParams const& params, TensorMaps const& maps, SharedMemory<T>& memory)
-      : params_(params), maps_(maps), memory_(memory) {}
+  __device__ Loader(AttentionParams const& params, TensorMaps const& maps, SplitWorkspace const& split,
+                    SharedMemory<T>& memory)
+      : params_(params), maps_(maps), split_(split), memory_(memory) {}
 
   __device__ void run() {
     for (;; ++items_.count, ++queries_.count) {
@@ -26,6 +27,7 @@ class Loader {
       load_queries(slot);
       int const end = item_->item.tile_end;
       for (int tile = item_->item.tile_begin; tile < end; ++tile) {
+        if (tile == end - 1 && item_->item.part >> 16 > 1) announce_part();
         load_keys(tile);
         load_values(tile);
       }
@@ -144,20 +146,60 @@ class Loader {
     return slot < T::kConsumers && block(slot) != kNoBlock && (block(slot) & 1);
   }
 
+  // The part that comes last adds up all of them. Asked here, a few tiles ahead of the consumers, who read the answer
+  // behind the last tile's barrier.
+  __device__ void announce_part() {
+    int* const arrived = &split_.counters[item_->item.group * params_.heads + item_->head].arrived;
+    bool const last = atomicAdd(arrived, 1) == (item_->item.part >> 16) - 1;
+    if (last) *arrived = 0;
+    item_->last_part = last;
+  }
+
   AttentionParams const& params_;
   TensorMaps const& maps_;
+  SplitWorkspace const& split_;
   SharedMemory<T>& memory_;
   Pipeline<kItemSlots> items_;
   Pipeline<T::kQuerySlots> queries_;
   Pipeline<T::kStages> keys_;
   Pipeline<T::kValueStages> values_;
-  ItemSlot const* item_;  // stays in shared memory: the loader has few registers
+  ItemSlot* item_;  // stays in shared memory: the loader has few registers
   int cached_tiles_, prefix_tiles_;
 };
 
 template <class T>
-__device__ void load_items(AttentionParams const& params, TensorMaps const& maps, SharedMemory<T>& memory) {
-  Loader<T>(params, maps, memory).run();
+__device__ void load_items(AttentionParams const& params, TensorMaps const& maps, SplitWorkspace const& split,
+                           SharedMemory<T>& memory) {
+  Loader<T>(params, maps, split, memory).run();
+}
+
+inline __device__ void prefetch_tensor_maps(TensorMaps const& maps) {
+  prefetch_tensor_map(&maps.query);
+  prefetch_tensor_map(&maps.key);
+  prefetch_tensor_map(&maps.value);
+  prefetch_tensor_map(&maps.cached_key);
+  prefetch_tensor_map(&maps.cached_value);
+}
+
+// While the plan is being made, memory is idle: the CTAs bring the first keys of every user into L2, a box of rows
+// each. Values as well would hold up the plan, whose instructions come from memory, too. With many queries per user it
+// is the tensor cores that are waited for.
+template <class T>
+__device__ void prefetch_first_keys(AttentionParams const& params, TensorMaps const& maps) {
+  constexpr int kFewQueries = 256;
+  if (params.query_rows > kFewQueries * params.users) return;
+  bool const cached = params.cached_k.data != nullptr, paged = params.page_table != nullptr;
+  int const user = blockIdx.x % params.users, position = blockIdx.x / params.users * T::kKeyBoxRows;
+  int32_t const* const offsets = cached ? params.cached_offsets : params.prefix_offsets;
+  int const first = offsets[user];
+  if (paged || position >= offsets[user + 1] - first) return;
+#pragma unroll 1
+  for (int head = 0; head < params.heads; ++head) {
+#pragma unroll 1
+    for (int panel = 0; panel < T::kPanels; ++panel) {
+      tma_prefetch(cached ? &maps.cached_key : &maps.key, panel * T::kPanelElements, first + position, head);
+    }
+  }
 }
 
 }  // namespace hstu_trt::sm90

@@ -6,30 +6,30 @@
 
 namespace hstu_trt::sm90 {
 
-// Adds up the parts of an item, in their order. Whoever comes last does so: it keeps its sums in registers and waits
-// for those who came before it to have written theirs. True for the last one, which holds the total.
+// Adds up the parts of an item, in their order. The last one to come does so: it keeps its sums in registers and waits
+// for the others to have written theirs. True for the last one, which holds the total.
 template <class T>
 __device__ bool Consumer<T>::add_parts() {
   int const parts = slot_->item.part >> 16, own = slot_->item.part & 0xFFFF;
-  SplitCounters* const counters = split_.counters + split_index(0);
-  if (thread_ == 0) memory_.last_part[warpgroup_] = atomicAdd(&counters->arrived, 1) == parts - 1;
-  sync_warpgroup();
-  if (!memory_.last_part[warpgroup_]) {
+  int32_t* const written = &split_.counters[slot_->item.group * params_.heads + slot_->head].written[warpgroup_];
+  if (!slot_->last_part) {
     float* const sums = split_sums(own);
 #pragma unroll
     for (int i = 0; i < T::kDim / 2; ++i) __stcg(sums + i * 128 + thread_, out_[i]);
-    __threadfence();
     sync_warpgroup();
-    if (thread_ == 0) atomicAdd(&counters->written, 1);
+    if (thread_ == 0) {
+      __threadfence();
+      atomicAdd(written, 1);
+    }
     return false;
   }
   if (thread_ == 0) {
-    while (atomicAdd(&counters->written, 0) != parts - 1) __nanosleep(40);
-    *counters = {0, 0};
+    while (load_acquire(written) != parts - 1) {
+    }
+    *written = 0;
   }
   sync_warpgroup();
-  __threadfence();
-  constexpr int kChunk = 8;  // as many registers as are free
+  constexpr int kChunk = T::kFp8 || T::kDim == 256 ? 16 : 32;  // loads in flight: as many as there are free registers
 #pragma unroll
   for (int first = 0; first < T::kDim / 2; first += kChunk) {
     float total[kChunk] = {};
@@ -46,24 +46,27 @@ __device__ bool Consumer<T>::add_parts() {
   return true;
 }
 
+// What the sums of this thread's two rows are multiplied with.
 template <class T>
-__device__ void Consumer<T>::store_output(int query_slot) {
+__device__ typename Consumer<T>::RowScales Consumer<T>::output_scales() const {
   int const row = first_row_ + (is_candidate_ ? slot_->item.rows.query_candidate_row : slot_->item.rows.query_row);
-  float factor = 1.f;
-  if constexpr (T::kFp8) factor = params_.v_scale[scale_index(slot_->head)];
+  float const factor = T::kFp8 ? params_.v_scale[scale_index(slot_->head)] : 1.f;
+  RowScales scales;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int const fragment = fragment_row(thread_) + 8 * half;
-    float const scale = factor * output_scale(params_, slot_->item.user, row + min(fragment, rows_ - 1));
-#pragma unroll
-    for (int j = 0; j < T::kDim / 8; ++j) {
-      out_[4 * j + 2 * half] *= scale;
-      out_[4 * j + 2 * half + 1] *= scale;
-    }
+    scales.row[half] = factor * output_scale(params_, slot_->item.user, row + min(fragment, rows_ - 1));
   }
+  return scales;
+}
+
+template <class T>
+__device__ void Consumer<T>::store_output(int query_slot, RowScales scales) {
+  int const row = first_row_ + (is_candidate_ ? slot_->item.rows.query_candidate_row : slot_->item.rows.query_row);
+#pragma unroll
+  for (int i = 0; i < T::kDim / 2; ++i) out_[i] *= scales.row[i / 2 % 2];
   int64_t const offset = row * params_.out.row_stride + slot_->head * params_.out.head_stride;
-  unsigned char* const staging =
-      T::kFp8 ? memory_.output + warpgroup_ * kBlockRows * T::kDim * 2 : query_block(query_slot);
+  unsigned char* const staging = query_block(query_slot);
   switch (params_.output_type) {
     case DataType::kFloat16: return store_halves(static_cast<__half*>(params_.out.data) + offset, staging);
     case DataType::kBFloat16: return store_halves(static_cast<__nv_bfloat16*>(params_.out.data) + offset, staging);
@@ -71,34 +74,39 @@ __device__ void Consumer<T>::store_output(int query_slot) {
   }
 }
 
-// Each warp passes its 16 rows through shared memory, [panel of 64 dims][row][128 bytes] with 16-byte chunks swizzled
-// by the row, so that rows reach memory in full.
+// Each warp passes its 16 rows through shared memory, [panel][row][128 bytes or fewer] with 16-byte chunks swizzled by
+// the row, so that rows reach memory in full.
 template <class T>
 template <class Output>
 __device__ void Consumer<T>::store_halves(Output* out, unsigned char* staging) {
+  constexpr int kChunks = T::kOutputColumns / 8, kRowChunks = kChunks < 8 ? kChunks : 8;
   int const lane = thread_ % 32, warp_row = thread_ / 32 * 16;
   uint32_t const base = shared_address(staging);
   auto chunk_at = [](int row, int chunk) {
-    return (chunk / 8 * kBlockRows + row) * kPanelBytes + (chunk % 8 ^ row % 8) * 16;
+    int const swizzle = kRowChunks == 8 ? row % 8 : row / 2 % 4;
+    return ((chunk / kRowChunks * kBlockRows + row) * kRowChunks + (chunk % kRowChunks ^ swizzle)) * 16;
   };
   // Products of the whole warpgroup read the queries that stood here.
   sync_warpgroup();
 #pragma unroll
-  for (int j = 0; j < T::kDim / 8; j += 2) {
-    int const row = warp_row + lane % 16, chunk = j + lane / 16;
-    store_matrices(base + chunk_at(row, chunk), pack_pair<Output>(out_[4 * j], out_[4 * j + 1]),
-                   pack_pair<Output>(out_[4 * j + 2], out_[4 * j + 3]),
-                   pack_pair<Output>(out_[4 * j + 4], out_[4 * j + 5]),
-                   pack_pair<Output>(out_[4 * j + 6], out_[4 * j + 7]));
-  }
-  __syncwarp();
-  constexpr int kChunks = T::kDim / 8;
+  for (int pass = 0; pass < T::kOutputPasses; ++pass) {
+    if (pass > 0) __syncwarp();
 #pragma unroll
-  for (int i = lane; i < 16 * kChunks; i += 32) {
-    int const row = warp_row + i / kChunks, chunk = i % kChunks;
-    if (row < rows_) {
-      uint4 const data = *reinterpret_cast<uint4 const*>(staging + chunk_at(row, chunk));
-      *reinterpret_cast<uint4*>(out + row * params_.out.row_stride + chunk * 8) = data;
+    for (int j = 0; j < kChunks; j += 2) {
+      int const row = warp_row + lane % 16, chunk = j + lane / 16;
+      float const* const sums = out_ + 4 * (pass * kChunks + j);
+      store_matrices(base + chunk_at(row, chunk), pack_pair<Output>(sums[0], sums[1]),
+                     pack_pair<Output>(sums[2], sums[3]), pack_pair<Output>(sums[4], sums[5]),
+                     pack_pair<Output>(sums[6], sums[7]));
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = lane; i < 16 * kChunks; i += 32) {
+      int const row = warp_row + i / kChunks, chunk = i % kChunks;
+      if (row < rows_) {
+        uint4 const data = *reinterpret_cast<uint4 const*>(staging + chunk_at(row, chunk));
+        *reinterpret_cast<uint4*>(out + row * params_.out.row_stride + (pass * kChunks + chunk) * 8) = data;
+      }
     }
   }
   // The copy engine writes here next.

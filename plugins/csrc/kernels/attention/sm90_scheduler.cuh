@@ -25,7 +25,9 @@ __device__ void schedule_items(AttentionParams const& params, SharedMemory<T>& m
       barrier_arrive(&memory.item_full[count % kItemSlots]);
       break;
     }
-    slot.item = items[index / params.heads];
+    alignas(16) WorkItem item;
+    copy_item(&items[index / params.heads], &item);
+    slot.item = item;
     slot.head = index % params.heads;
     barrier_arrive(&memory.item_full[count % kItemSlots]);
   }

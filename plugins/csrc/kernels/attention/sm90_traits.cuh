@@ -47,8 +47,9 @@ struct Traits {
   static constexpr int kKeyBytes = kTileKeys * kDim * sizeof(Element);
   // V: as K; fp8: the keys of a tile out of a value block, [kDim][kTileKeys].
   static constexpr int kValueBytes = kKeyBytes;
-  // Half-precision output goes through the query's memory; fp8 queries are too small for it.
-  static constexpr int kOutputBytes = kFp8 ? kConsumers * kBlockRows * kDim * 2 : 0;
+  // Half-precision output goes through the memory of the block's queries; fp8 ones have room for half of it.
+  static constexpr int kOutputPasses = kFp8 ? 2 : 1;
+  static constexpr int kOutputColumns = kDim / kOutputPasses;
 
   static constexpr int kValueRowBytes = kFp8 ? kTileKeys : kPanelBytes;
   static constexpr Swizzle kValueSwizzle = kValueRowBytes == 128 ? Swizzle::k128 : Swizzle::k64;
@@ -95,7 +96,8 @@ constexpr int kItemSlots = 4;
 // What the scheduler hands to the loader and the consumers.
 struct ItemSlot {
   WorkItem item;
-  int head;  // negative: no more items
+  int head;       // negative: no more items
+  int last_part;  // of a split item: whether all its other parts have come as far
 };
 
 template <class T>
@@ -103,9 +105,7 @@ struct SharedMemory {
   alignas(1024) unsigned char queries[T::kQuerySlots][T::kQueryBytes];
   alignas(1024) unsigned char keys[T::kStages][T::kKeyBytes];
   alignas(1024) unsigned char values[T::kValueStages][T::kValueBytes];
-  alignas(1024) unsigned char output[T::kOutputBytes > 0 ? T::kOutputBytes : 16];
   ItemSlot items[kItemSlots];
-  int last_part[T::kConsumers];  // whether this warpgroup finished its block's last part
   uint64_t item_full[kItemSlots], item_empty[kItemSlots];
   uint64_t query_full[T::kQuerySlots], query_empty[T::kQuerySlots];
   uint64_t key_full[T::kStages], key_empty[T::kStages];
@@ -116,15 +116,16 @@ struct TensorMaps {
   CUtensorMap query, key, value, cached_key, cached_value;
 };
 
-// Parts of a block that have come to add their sums, and that have written them. Zero between launches.
+// Of a split item and head: parts that have begun their last tile, and parts of each block whose sums are written.
+// Zero between launches.
 struct SplitCounters {
-  int32_t arrived, written;
+  int32_t arrived, written[kMaxSlots];
 };
 
 // Behind the plan in the workspace.
 struct SplitWorkspace {
   float* sums;              // of split items' fragments: [list entry][head][warpgroup][kDim / 2][128 threads]
-  SplitCounters* counters;  // [list entry][head][warpgroup]
+  SplitCounters* counters;  // [list entry][head]
 };
 
 // Where a position along the stages of a pipeline stands.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Transposes fp8 values into value blocks. One CTA packs 128 keys by up to 128 columns of one head through shared
-// memory; memory is read in 32-byte pieces of rows and written in whole lines.
+// Transposes fp8 values into value blocks. One CTA packs 128 keys of one head through shared memory, 128 columns at a
+// time; memory is read in 32-byte pieces of rows and written in whole lines.
 #include <cstdint>
 
 #include "../common/ptx.cuh"
@@ -48,17 +48,9 @@ __device__ void transpose_bytes(uint32_t (&words)[4]) {
   words[3] = __byte_perm(high01, high23, 0x7632);
 }
 
-__global__ void __launch_bounds__(kThreads) pack_values(AttentionParams const p, uint8_t* blocks) {
-  __shared__ uint32_t tile[kColumns * kPitch];
-  int const section_blocks = value_blocks(p.key_rows, p.users);
-  bool const candidates = static_cast<int>(blockIdx.x) >= section_blocks;
-  int const head = blockIdx.y, first_column = blockIdx.z * kColumns;
-  BlockRows const rows =
-      find_rows(candidates ? p.candidate_offsets : p.prefix_offsets, p.users,
-                candidates ? p.prefix_offsets[p.users] : 0, blockIdx.x - (candidates ? section_blocks : 0));
-  // Who waits for this kernel relies on the one before it as well.
-  if (rows.count == 0) return wait_for_previous_kernel();
-
+// Columns [first_column, + kColumns) of one value block of one head.
+__device__ void pack_columns(AttentionParams const& p, BlockRows rows, int head, int first_column, uint8_t* blocks,
+                             uint32_t (&tile)[kColumns * kPitch]) {
   // A warp reads four keys of a slot word for eight words of columns and four such slot words: 16 keys, 32 columns.
   int const warp = threadIdx.x / 32, column_lane = threadIdx.x % 8, slot_lane = threadIdx.x % 32 / 8;
   uint8_t const* const values =
@@ -76,6 +68,8 @@ __global__ void __launch_bounds__(kThreads) pack_values(AttentionParams const p,
       words[i][j] = exists ? __ldg(reinterpret_cast<uint32_t const*>(values + key * p.v.row_stride + column)) : 0u;
     }
   }
+  // Others may still read the columns before these.
+  __syncthreads();
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
     int const unit = warp + i * kWarps;
@@ -95,6 +89,22 @@ __global__ void __launch_bounds__(kThreads) pack_values(AttentionParams const p,
   for (int column = warp; column < columns; column += kWarps) {
     out[column * kSlotWords + threadIdx.x % 32] = tile[column * kPitch + threadIdx.x % 32];
   }
+}
+
+__global__ void __launch_bounds__(kThreads) pack_values(AttentionParams const p, uint8_t* blocks) {
+  __shared__ uint32_t tile[kColumns * kPitch];
+  allow_next_kernel();
+  int const section_blocks = value_blocks(p.key_rows, p.users);
+  bool const candidates = static_cast<int>(blockIdx.x) >= section_blocks;
+  BlockRows const rows =
+      find_rows(candidates ? p.candidate_offsets : p.prefix_offsets, p.users,
+                candidates ? p.prefix_offsets[p.users] : 0, blockIdx.x - (candidates ? section_blocks : 0));
+  if (rows.count > 0) {
+    for (int column = 0; column < p.v_dim; column += kColumns) {
+      pack_columns(p, rows, blockIdx.y, column, blocks, tile);
+    }
+  }
+  // Who waits for this kernel relies on the one before it as well.
   wait_for_previous_kernel();
 }
 
@@ -113,8 +123,7 @@ cudaError_t launch_pack_values(AttentionParams const& params, void* blocks, bool
   beside.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim =
-      dim3(static_cast<unsigned>(2 * value_blocks(params.key_rows, params.users)), static_cast<unsigned>(params.heads),
-           static_cast<unsigned>((params.v_dim + kColumns - 1) / kColumns));
+      dim3(static_cast<unsigned>(2 * value_blocks(params.key_rows, params.users)), static_cast<unsigned>(params.heads));
   config.blockDim = kThreads;
   config.stream = stream;
   config.attrs = &beside;

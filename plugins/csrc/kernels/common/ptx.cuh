@@ -59,6 +59,12 @@ __device__ __forceinline__ void tma_load(void* to, CUtensorMap const* map, uint6
       : "memory");
 }
 
+// Brings the box at `x, y, z` into L2.
+__device__ __forceinline__ void tma_prefetch(CUtensorMap const* map, int x, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map), "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
+
 // Orders ordinary writes to shared memory before reads by tensor cores and copy engine.
 __device__ __forceinline__ void fence_shared_for_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -98,6 +104,14 @@ __device__ __forceinline__ void allow_next_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// ---- other multiprocessors' writes ----
+
+__device__ __forceinline__ int load_acquire(int32_t const* from) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
 }
 
 // ---- arithmetic ----
