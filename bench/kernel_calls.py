@@ -41,10 +41,9 @@ class KernelCall:
         return unsupported(self.attention, self.kernel, capability=capability, output_dtype=self.out.dtype)
 
     def prepare(self, *, planned: bool) -> None:
-        """With ``planned``, runs the call once and keeps the plan that it makes."""
+        """With ``planned``, the next run makes a plan, and those behind it on the same stream find it there."""
         if planned:
             self.plan = AttentionPlan()
-            self()
 
 
 def kernel_call(case: KernelCase, variant: KernelVariant, tokens: Tokens) -> KernelCall:

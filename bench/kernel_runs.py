@@ -143,8 +143,6 @@ def _checked_variant(inputs: CaseInputs, variant: KernelVariant, result: CaseRes
         result.skipped.append(f"{case.name}, {variant.name}: {sentence}")
         return None
     try:
-        for call in calls:
-            call.prepare(planned=variant.planned)
         output = _poisoned_run(calls[0], calls[0])
     except KernelError as error:
         result.failures.append(f"{case.name}, {variant.name}: {error}")
@@ -153,6 +151,9 @@ def _checked_variant(inputs: CaseInputs, variant: KernelVariant, result: CaseRes
     if sentence := check_failure(checks, variant.dtype):
         result.failures.append(f"{case.name}, {variant.name}: {sentence}")
         return None
+    # Plans belong to the stream that they are made on: here the graph's, as it warms up.
+    for call in calls:
+        call.prepare(planned=variant.planned)
     graph = GraphedCalls(calls)
 
     def unchanged() -> bool:

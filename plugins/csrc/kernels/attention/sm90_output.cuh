@@ -29,7 +29,7 @@ __device__ bool Consumer<T>::add_parts() {
     *written = 0;
   }
   sync_warpgroup();
-  constexpr int kChunk = T::kFp8 || T::kDim == 256 ? 16 : 32;  // loads in flight: as many as there are free registers
+  constexpr int kChunk = 16;  // loads in flight: more take registers from the loop over tiles
 #pragma unroll
   for (int first = 0; first < T::kDim / 2; first += kChunk) {
     float total[kChunk] = {};
