@@ -2,7 +2,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help install demo serve test test-fast lint typecheck accuracy plugins plugins-report bench-kernels bench-tables onnx engines clean
+.PHONY: help install demo serve test test-fast lint typecheck accuracy plugins plugins-report bench-kernels bench-tables onnx engines remote-lib redis clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -64,6 +64,28 @@ plugins: install  ## build the CUDA kernels, no GPU needed: ARCHS=90a, 80,90a or
 	  $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[cuda]'
 	$(BIN)/python -m hstu_trt.plugins build --archs '$(ARCHS)'
 	$(BIN)/python -m hstu_trt.plugins check
+
+# The client of the remote tier: C++20 and nothing else; OpenSSL is loaded when TLS is asked for.
+CXX ?= g++
+REMOTE_FLAGS := -std=c++20 -O2 -fPIC -fvisibility=hidden -fno-semantic-interposition -Wall -Wextra -Werror -MMD -MP
+REMOTE_OBJECTS := $(patsubst tables/csrc/remote/%.cpp,build/remote/%.o,$(wildcard tables/csrc/remote/*.cpp))
+
+remote-lib: build/lib/libhstu_trt_remote.so  ## build the client of the remote tables
+
+build/lib/libhstu_trt_remote.so: $(REMOTE_OBJECTS)
+	@mkdir -p $(@D)
+	$(CXX) -shared -pthread -o $@.part $^ -ldl && mv $@.part $@
+
+build/remote/%.o: tables/csrc/remote/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(REMOTE_FLAGS) -c -o $@ $<
+
+-include $(REMOTE_OBJECTS:.o=.d)
+
+redis: build/redis/usr/bin/redis-server  ## unpack Debian's Redis server into build/, for tests and benchmarks
+
+build/redis/usr/bin/redis-server:
+	tests/support/fetch_redis.sh build/redis
 
 plugins-report: install  ## registers, spills and shared memory of each CUDA kernel
 	@$(BIN)/python -m hstu_trt.plugins report

@@ -18,6 +18,7 @@ from hstu_trt.contract.table_format import TABLES_KIND, StoredTable, read_tables
 from hstu_trt.contract.text import bytes_text, text_table
 from hstu_trt.tables.convert import PlannedTable, check_target, convert, plan
 from hstu_trt.tables.host import REGENERATE
+from hstu_trt.tables.remote_verbs import add_remote_verbs
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hstu-trt tables", description=(__doc__ or "").replace("``", ""))
-    verbs = parser.add_subparsers(required=True, metavar="show|verify|convert")
+    verbs = parser.add_subparsers(required=True, metavar="show|verify|convert|push|publish|retire|cluster-status")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--json", action="store_true", help="print JSON instead of text")
     for verb, run, text in (
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--force", action="store_true", help="replace a tables folder that stands there")
     one.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     one.set_defaults(run=_convert)
+    add_remote_verbs(verbs, shared, _Progress)
     return parser
 
 
