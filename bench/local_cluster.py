@@ -59,10 +59,12 @@ class LocalNode:
             "port": str(self.port), "bind": "127.0.0.1", "dir": str(self.folder), "daemonize": "no",
             "cluster-enabled": "yes", "cluster-node-timeout": str(NODE_TIMEOUT_MS), "save": '""',
             "appendonly": "no", "cluster-require-full-coverage": "no", "repl-diskless-sync-delay": "0",
+            # CLUSTER SLOTS leaves out a replica until it has heard something from its master.
+            "repl-ping-replica-period": "1",
             "unixsocket": str(self.folder / "s"), "logfile": str(self.folder / "log"), **self.settings,
         }  # fmt: skip
         if self.password is not None:
-            settings |= {"requirepass": self.password, "masterauth": self.password}
+            settings |= {name: f'"{self.password}"' for name in ("requirepass", "masterauth")}
         config = self.folder / "redis.conf"
         config.touch(mode=0o600)
         config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
@@ -131,8 +133,14 @@ class LocalCluster:
         except (OSError, RemoteError):
             return False
         ready = "cluster_state:ok" in info and f"cluster_slots_ok:{SLOTS}" in info
-        known = f"cluster_known_nodes:{len(self.nodes)}" in info
-        return ready and known and ("role:master" in replication or "master_link_status:up" in replication)
+        linked = "role:master" in replication or "master_link_status:up" in replication
+        return ready and linked and self._servers_seen_by(node) == len(self.nodes)
+
+    def _servers_seen_by(self, node: LocalNode) -> int:
+        """Masters and replicas in a node's map of slots; news of replicas travel slowly."""
+        ranges = node.command("CLUSTER", "SLOTS")
+        entries = [entry for entry in ranges if isinstance(entry, list)] if isinstance(ranges, list) else []
+        return len({server[1] for entry in entries for server in entry[2:] if isinstance(server, list)})
 
     def role(self, node: LocalNode) -> str:
         """``master`` or ``slave``."""
@@ -156,7 +164,7 @@ def start_cluster(
     if server is None:
         raise ArtefactError("there is no redis-server: unpack Debian's with `make redis`, or put one on PATH")
     settings = {name.replace("_", "-"): value for name, value in settings.items()}
-    ports = _free_ports(2 * (masters + replicas))
+    ports = free_ports(2 * (masters + replicas))
     nodes = [
         LocalNode(server, folder / str(number), port, {"cluster-port": str(ports.pop()), **settings}, password=password)
         for number, port in enumerate(ports[: masters + replicas])
@@ -180,9 +188,10 @@ def _join(cluster: LocalCluster) -> None:
             first, end = (SLOTS * at // masters for at in (number, number + 1))
             node.command("CLUSTER", "ADDSLOTSRANGE", str(first), str(end - 1))
     ids = [_text(node.command("CLUSTER", "MYID")) for node in nodes]
-    for node in nodes[1:]:
-        bus = node.settings["cluster-port"]
-        nodes[0].command("CLUSTER", "MEET", "127.0.0.1", str(node.port), bus)
+    # Each meets each: news by way of a third node would take seconds.
+    for number, node in enumerate(nodes):
+        for other in nodes[number + 1 :]:
+            node.command("CLUSTER", "MEET", "127.0.0.1", str(other.port), other.settings["cluster-port"])
     for replica, node in enumerate(nodes[masters:]):
         _patiently(node, "CLUSTER", "REPLICATE", ids[replica % masters])
 
@@ -200,7 +209,8 @@ def _patiently(node: LocalNode, *parts: str) -> None:
             time.sleep(0.02)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

@@ -36,10 +36,21 @@ def missing_tensorrt() -> str | None:
     return None if importlib.util.find_spec("tensorrt") else "the full TensorRT library is not installed"
 
 
-PROBES = {"triton": missing_triton, "gpu": missing_gpu, "tensorrt": missing_tensorrt}
+@functools.cache
+def missing_redis() -> str | None:
+    """Why the remote tier cannot be tested here, or None."""
+    from hstu_trt.bench.local_cluster import find_server
+    from hstu_trt.tables.remote_library import LIBRARY
 
-# What `make install` brings: in CI its absence is a failure of the set-up, not a reason to skip.
-NEEDED_IN_CI = {"triton"}
+    if not LIBRARY.is_file():
+        return "the client of the remote tier is not built: make remote-lib"
+    return None if find_server() else "no redis-server: make redis, or put one on PATH"
+
+
+PROBES = {"triton": missing_triton, "gpu": missing_gpu, "tensorrt": missing_tensorrt, "redis": missing_redis}
+
+# What `make install` and `make test` bring: in CI its absence is a failure of the set-up, not a reason to skip.
+NEEDED_IN_CI = {"triton", "redis"}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -48,7 +59,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if reason is None:
             continue
         if marker in NEEDED_IN_CI and os.environ.get("CI") == "true":
-            pytest.fail(f"{reason}; `make install` brings it, and with CI=true this test must run", pytrace=False)
+            pytest.fail(f"{reason}; `make test` brings it, and with CI=true this test must run", pytrace=False)
         pytest.skip(reason)
 
 
