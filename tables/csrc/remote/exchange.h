@@ -37,6 +37,7 @@ class Exchange {
   void take(Connection& connection, Token const& token);
   void complete(Connection& connection, Due& due);
   void command_error(Connection& connection, Command& command, std::string_view error);
+  Node* redirect_target(Connection const& connection, Command const& command, std::string_view error);
   void redirect(Connection& connection, Command& command, std::string_view error, bool asking);
 
   // What goes wrong.

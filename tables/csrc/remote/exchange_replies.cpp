@@ -98,23 +98,35 @@ void Exchange::command_error(Connection& connection, Command& command, std::stri
   --pending_;
 }
 
-void Exchange::redirect(Connection& connection, Command& command, std::string_view error, bool asking) {
-  // "MOVED <slot> <host>:<port>"; a node that knows no name leaves the host empty: it is the one that was asked.
+// "MOVED <slot> <host>:<port>"; a node that knows no name leaves the host empty: it is the one that was asked.
+Node* Exchange::redirect_target(Connection const& connection, Command const& command, std::string_view error) {
   int slot = -1;
   size_t const number = error.find(' ') + 1, endpoint = error.find(' ', number) + 1;
   std::from_chars(error.data() + number, error.data() + error.size(), slot);
-  if (endpoint == 0 || slot != command.slot) throw ProtocolError("it sent the request on to nowhere");
-  std::string_view text = error.substr(endpoint);
-  Node* target = nullptr;
+  if (endpoint == 0 || slot != command.slot) return nullptr;
+  std::string const text(error.substr(endpoint));
   try {
-    auto const [host, port] =
-        split_endpoint(text[0] == ':' ? connection.node.host + std::string(text) : std::string(text));
-    target = client_.topology.node(host, port);
+    auto const [host, port] = split_endpoint(text[0] == ':' ? connection.node.host + text : text);
+    return client_.topology.node(host, port);
   } catch (std::invalid_argument const&) {
-    throw ProtocolError("it sent the request on to nowhere");
+    return nullptr;
   }
-  if (!asking && target != &connection.node) client_.topology.move_slot(slot, target);
-  if (++command.redirects > kMostRedirects || command.is_exhausted() || !usable(*target)) return give_up(command);
+}
+
+void Exchange::redirect(Connection& connection, Command& command, std::string_view error, bool asking) {
+  Node* target = redirect_target(connection, command, error);
+  if (target == nullptr) {
+    ++counters_.protocol_errors;
+    connection.fail("it sent a command on to nowhere");
+    // With commands under way, closing the connection counts the failure.
+    if (connection.waiting == 0) node_failed(connection.node, connection.broken);
+    return route(command);
+  }
+  if (!asking && target != &connection.node) client_.topology.move_slot(command.slot, target);
+  if (++command.redirects > kMostRedirects || command.is_exhausted() || !usable(*target)) {
+    if (trouble_.empty()) trouble_ = "node " + connection.node.name() + " sent a command on: " + std::string(error);
+    return give_up(command);
+  }
   send(command, *target, asking);
 }
 
