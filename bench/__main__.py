@@ -96,6 +96,13 @@ def plot_kernels(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def remote(argv: Sequence[str]) -> int:
+    """Rows per second from a Redis Cluster on loopback, beside redis-py."""
+    from hstu_trt.bench.remote import main as run
+
+    return run(argv)
+
+
 SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "workload": workload,
     "accuracy": accuracy,
@@ -103,6 +110,7 @@ SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "kernels": kernels,
     "table-kernels": table_kernels,
     "plot-kernels": plot_kernels,
+    "remote": remote,
 }
 
 

@@ -80,7 +80,7 @@ def _range(entry: Reply, host: str) -> tuple[int, int, list[str]]:
     if not isinstance(entry, list) or len(entry) < 3:
         raise RemoteError(f"CLUSTER SLOTS answered {entry!r}")
     first, last, *servers = entry
-    names = [f"{text_of(server[0]) or host}:{server[1]}" for server in servers if isinstance(server, list)]
+    names = [f"{text_of(server[0]) or host}:{text_of(server[1])}" for server in servers if isinstance(server, list)]
     return int(text_of(first)), int(text_of(last)), names
 
 

@@ -92,16 +92,16 @@ def test_a_killed_master_costs_no_row(open_tables, unharmed, items):
         if lookups == 3:
             master.kill()
             killed_at = lookups
-        rows, status, took_ms = timed(tables, 500, ALL[lookups % 7 :: 7])
+        rows, status, took_ms = timed(tables, 1000, ALL[lookups % 7 :: 7])
         np.testing.assert_array_equal(rows, items[lookups % 7 :: 7])
         assert (status == RowStatus.REMOTE).all()
         slowest, lookups = max(slowest, took_ms), lookups + 1
         time.sleep(0.02)
     assert killed_at is not None
     assert lookups > 20
-    assert slowest < 500
+    assert slowest < 1000
     assert tables.counters()["node_failures"] > 0
-    rows, *_ = timed(tables, 500)
+    rows, *_ = timed(tables, 1000)
     np.testing.assert_array_equal(rows, items)
 
 
