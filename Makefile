@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 ROOMS := contract export plugins engines tables serving bench
-EXTRAS := export,engines,serving,bench,dev
+EXTRAS := export,engines,serving,bench,redis,dev
 
 # What onnx, engines and serve work on; the defaults are the trained checkpoint that the tests use.
 MODEL ?= demo
@@ -86,7 +86,7 @@ redis: build/redis/usr/bin/redis-server  ## unpack Debian's Redis server into bu
 
 # Without it the tests of the remote tier are skipped; in CI that is an error.
 redis-if-possible:
-	@command -v redis-server >/dev/null || $(MAKE) --no-print-directory redis || [ "$$CI" != true ]
+	@command -v redis-server >/dev/null || $(MAKE) -s redis >/dev/null || [ "$$CI" != true ]
 
 build/redis/usr/bin/redis-server:
 	tests/support/fetch_redis.sh build/redis

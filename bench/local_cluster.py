@@ -23,10 +23,10 @@ _START_S = 20.0
 
 
 def find_server() -> Path | None:
-    """redis-server on PATH, or the one that `make redis` unpacked."""
-    found = shutil.which("redis-server")
+    """The server that `make redis` unpacked, else Redis or Valkey, 7 or later, on PATH."""
     unpacked = UNPACKED / "usr/bin/redis-server"
-    return Path(found) if found else unpacked if unpacked.exists() else None
+    found = unpacked if unpacked.exists() else shutil.which("redis-server") or shutil.which("valkey-server")
+    return Path(found) if found else None
 
 
 def server_environment(server: Path) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.bench.local_cluster import local_cluster
+from hstu_trt.bench.local_cluster import LocalCluster, local_cluster
 from hstu_trt.bench.popularity import draw_items
 from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, package_versions
 from hstu_trt.bench.timing import Timing
@@ -31,7 +31,7 @@ from hstu_trt.contract.text import text_table
 from hstu_trt.tables.remote import LookupOptions, RemoteTables
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_layout import DEFAULT_PARTITIONS, RemoteVersion
-from hstu_trt.tables.remote_push import Push, publish
+from hstu_trt.tables.remote_push import Push
 
 Lookup = Callable[[NDArray], NDArray]
 """int64 ids [n] -> float16 rows [n, dim]."""
@@ -39,6 +39,7 @@ Lookup = Callable[[NDArray], NDArray]
 OURS = "hstu-trt"
 PIPELINE = "redis-py pipeline"
 GROUPED = "redis-py HMGET by partition"
+TABLE = "bench_items"
 DIM = 512
 
 
@@ -70,8 +71,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.rows < 1 or args.rounds < 1:
         raise ConfigError(f"--rows {args.rows} --rounds {args.rounds}: at least 1 of each")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), args.rows, args.rounds)
+    with tempfile.TemporaryDirectory() as folder, local_cluster(Path(folder) / "cluster") as servers:
+        rows = measure(servers, Path(folder), args.rows, args.rounds)
     append_rows(args.out, rows)
     print(_report(rows))
     print(f"wrote {len(rows)} rows to {args.out}")
@@ -81,17 +82,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def measure(folder: Path, table_rows: int, rounds: int) -> list[ResultRow]:
-    """Rows of all cases, on a cluster of three masters that is started for it. Raises GateError for a wrong row."""
+def measure(servers: LocalCluster, folder: Path, table_rows: int, rounds: int) -> list[ResultRow]:
+    """Rows of all cases, from a table that is made in ``folder`` and pushed. Raises GateError for a wrong row."""
     values = np.random.default_rng(0).normal(size=(table_rows, DIM)).astype(np.float16)
-    config = TableConfig(name="items", rows=table_rows, dim=DIM, dtype="float16", features=("item",))
+    config = TableConfig(name=TABLE, rows=table_rows, dim=DIM, dtype="float16", features=("item",))
     write_tables_manifest(folder / "tables", [write_table(folder / "tables", config, [values])], "bench", {})
-    with local_cluster(folder / "cluster") as servers, Cluster(ClusterOptions(nodes=servers.names)) as cluster:
-        Push(cluster, folder / "tables", "items", "v1", DEFAULT_PARTITIONS).run()
-        publish(cluster, "items", "v1")
-        tables = RemoteTables(cluster, ["items"], deadline_ms=10_000)
+    with Cluster(ClusterOptions(nodes=servers.names)) as cluster:
+        Push(cluster, folder / "tables", TABLE, "v1", DEFAULT_PARTITIONS).run()
+        tables = RemoteTables(cluster, [TABLE], versions={TABLE: "v1"}, deadline_ms=10_000)
         host, port = servers.names[0].split(":")
-        contenders = {OURS: _ours(tables), **_redis_py(host, int(port), tables.tables["items"])}
+        contenders = {OURS: _ours(tables), **_redis_py(host, int(port), tables.tables[TABLE])}
         server = str(servers.nodes[0].command("INFO", "server"))
         version = server.partition("redis_version:")[2].partition("\\r")[0]
         found = Provenance.here(_device(), {**package_versions(("redis", "hiredis", "numpy")), "redis-server": version})
@@ -100,7 +100,7 @@ def measure(folder: Path, table_rows: int, rounds: int) -> list[ResultRow]:
 
 def _ours(tables: RemoteTables) -> Lookup:
     options = LookupOptions(dtype="float16")
-    return lambda ids: tables.lookup("items", ids, options)[0]
+    return lambda ids: tables.lookup(TABLE, ids, options)[0]
 
 
 def _redis_py(host: str, port: int, version: RemoteVersion) -> dict[str, Lookup]:

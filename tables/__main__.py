@@ -30,7 +30,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hstu-trt tables", description=(__doc__ or "").replace("``", ""))
-    verbs = parser.add_subparsers(required=True, metavar="show|verify|convert|push|publish|retire|cluster-status")
+    verbs = parser.add_subparsers(
+        required=True, metavar="show|verify|convert|push|cluster-publish|cluster-retire|cluster-status"
+    )
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--json", action="store_true", help="print JSON instead of text")
     for verb, run, text in (

@@ -1,4 +1,4 @@
-"""``hstu-trt tables push|publish|retire|cluster-status``: tables in a Redis or Valkey Cluster."""
+"""``hstu-trt tables push|cluster-publish|cluster-retire|cluster-status``: tables in a Redis or Valkey Cluster."""
 
 from __future__ import annotations
 
@@ -40,9 +40,14 @@ def add_remote_verbs(verbs: Any, shared: argparse.ArgumentParser, progress: Call
     push.add_argument("folder", type=Path, help="the tables folder")
     push.add_argument("--partitions", type=int, default=DEFAULT_PARTITIONS, help="keys per version, a power of two")
     push.add_argument("--publish", action="store_true", help="make it the version in use")
-    verb("publish", _publish, "make a complete version the one in use; also the way back to an older one", versioned)
+    verb(
+        "cluster-publish",
+        _publish,
+        "make a complete version the one in use; also the way back to an older one",
+        versioned,
+    )
     text = "let a version that is not in use expire, after the last request that began with it"
-    one = verb("retire", _retire, text, versioned)
+    one = verb("cluster-retire", _retire, text, versioned)
     one.add_argument("--after", type=int, default=600, metavar="SECONDS", help="(default: 600)")
     text = "the nodes of a cluster and what would make rows unavailable; exit code 1 if some are"
     one = verb("cluster-status", _status, text)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from hstu_trt.contract.errors import ConfigError
-from hstu_trt.tables.remote_cluster import ClusterOptions, Credentials, RemoteRows, Tls
+from hstu_trt.bench import local_cluster
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.tables import remote_library as remote_library_module
+from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions, Credentials, RemoteRows, Tls
 from hstu_trt.tables.remote_layout import RemoteVersion
 from hstu_trt.tables.remote_library import remote_library
 from hstu_trt.tables.remote_resp import RemoteError, decode
@@ -143,3 +145,23 @@ def test_a_client_certificate_needs_its_key(tmp_path):
 
 def test_rows_are_numbered_little_endian():
     assert np.asarray([258], np.int64).tobytes() == b"\x02\x01" + bytes(6)
+
+
+def test_a_missing_library_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr(remote_library_module, "LIBRARY", tmp_path / "libhstu_trt_remote.so")
+    remote_library_module.remote_library.cache_clear()
+    try:
+        with pytest.raises(ArtefactError, match="make remote-lib"):
+            Cluster(ClusterOptions(nodes=("127.0.0.1:1",)))
+        (tmp_path / "libhstu_trt_remote.so").write_text("no library")
+        with pytest.raises(ArtefactError, match="cannot be loaded"):
+            Cluster(ClusterOptions(nodes=("127.0.0.1:1",)))
+    finally:
+        remote_library_module.remote_library.cache_clear()
+
+
+def test_a_missing_server_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.setattr(local_cluster, "UNPACKED", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ArtefactError, match="make redis"):
+        local_cluster.start_cluster(tmp_path / "cluster")

@@ -1,4 +1,4 @@
-"""``hstu-trt tables push|publish|retire|cluster-status`` against a real cluster: whole, resumed, and refused."""
+"""``hstu-trt tables push|cluster-publish|cluster-retire|cluster-status`` against a real cluster: whole, resumed, and refused."""
 
 import json
 import signal
@@ -61,11 +61,11 @@ def test_the_command_pushes_publishes_and_retires(pushed, client, folder, fresh,
     assert f"version {fresh}: 10007 rows, complete, in use" in out
     assert out.count(" master ") == out.count(" replica ") == 3
     assert "warning" not in out
-    assert tables(pushed, "retire", *versioned) == 2 - 1
+    assert tables(pushed, "cluster-retire", *versioned) == 1
     assert "is in use" in capsys.readouterr().err
-    assert tables(pushed, "publish", "--table", "items", "--version", "v1", "--json") == 0
+    assert tables(pushed, "cluster-publish", "--table", "items", "--version", "v1", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"current": "v1", "before": fresh}
-    assert tables(pushed, "retire", *versioned, "--after", 100) == 0
+    assert tables(pushed, "cluster-retire", *versioned, "--after", 100) == 0
     assert "(17 keys) expires in 100 s" in capsys.readouterr().out
     assert 0 < client.execute("TTL", f"e:{{items:{fresh}:3}}") <= 100
 
