@@ -1,4 +1,4 @@
-"""``hstu-trt tables push|cluster-publish|cluster-retire|cluster-status`` against a real cluster: whole, resumed, and refused."""
+"""``hstu-trt tables push`` and ``cluster-*`` against a real cluster: whole, resumed, and refused."""
 
 import json
 import signal
