@@ -35,7 +35,7 @@ from hstu_trt.contract.stored_table import IdRule, RowOrder, Shard, StoredTable,
 
 __all__ = [
     "PAYLOAD_ALIGNMENT", "SHARD_TENSOR", "TABLES_KIND", "IdRule", "QuantisedRows", "Shard", "StoredTable",
-    "TablesFolder", "is_table_name", "read_safetensors_header", "read_shard_header", "read_tables",
+    "TablesFolder", "is_table_name", "parse_tables", "read_safetensors_header", "read_shard_header", "read_tables",
     "read_tables_folder", "write_shard", "write_table", "write_tables_manifest",
 ]  # fmt: skip
 
@@ -141,15 +141,22 @@ def read_tables_folder(folder: Path, *, regenerate: str, verify: bool = False) -
     Raises ArtefactError.
     """
     document = read_manifest(folder, kind=TABLES_KIND, regenerate=regenerate, verify=verify)
+    found = parse_tables(document, folder, regenerate)
+    for table in found.tables.values():
+        _check_files(folder, table, set(found.files))
+    return found
+
+
+def parse_tables(document: Mapping[str, Any], folder: Path, regenerate: str) -> TablesFolder:
+    """What a manifest says, none of the folder's files being looked at. Raises ArtefactError."""
     try:
         tables = [_stored_table(name, entry) for name, entry in document["tables"].items()]
         version, pair_id = (_text_or_none(document, key) for key in ("version", "pair_id"))
+        files = {str(name): dict(entry) for name, entry in document["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise ArtefactError(f"{folder}: the manifest's tables are malformed ({error}); {regenerate}") from None
     _check_features(folder, tables)
-    for table in tables:
-        _check_files(folder, table, set(document["files"]))
-    return TablesFolder(folder, {table.name: table for table in tables}, document["files"], version, pair_id)
+    return TablesFolder(folder, {table.name: table for table in tables}, files, version, pair_id)
 
 
 def _text_or_none(document: Mapping[str, Any], key: str) -> str | None:
