@@ -2,7 +2,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help install demo serve test test-fast lint typecheck accuracy plugins plugins-report bench-kernels bench-tables onnx engines clean
+.PHONY: help install demo serve test test-fast lint typecheck accuracy plugins plugins-report tables-lib bench-kernels bench-tables onnx engines clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,10 +40,10 @@ demo: install  ## checkpoint -> ONNX -> Triton -> ranked candidates, checked on 
 serve: install $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION=
 	$(BIN)/hstu-trt serve --deployment $(DEPLOYMENT)
 
-test: install  ## every test that this machine can run
+test: install tables-lib  ## every test that this machine can run
 	$(BIN)/pytest
 
-test-fast: install  ## the tests that start no server
+test-fast: install tables-lib  ## the tests that start no server
 	$(BIN)/pytest -m "not triton"
 
 lint: install  ## style of the Python code
@@ -67,6 +67,15 @@ plugins: install  ## build the CUDA kernels, no GPU needed: ARCHS=90a, 80,90a or
 
 plugins-report: install  ## registers, spills and shared memory of each CUDA kernel
 	@$(BIN)/python -m hstu_trt.plugins report
+
+LIB ?= build/lib
+tables-lib: $(LIB)/libhstu_trt_tables.so  ## build the host tier of the tables, C++ alone; without a compiler numpy does its work
+
+$(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*)
+	@mkdir -p $(@D)
+	@if command -v $(CXX) >/dev/null; then \
+	  echo "$(CXX) -> $@" && $(CXX) -std=c++17 -O3 -Wall -Wextra -fPIC -shared -fvisibility=hidden -pthread -o $@.part tables/csrc/*.cpp && mv $@.part $@; \
+	else echo "no C++ compiler ($(CXX)): lookups in tables will run in numpy, at about half the speed"; fi
 
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels

@@ -39,6 +39,11 @@ def map_file(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -
     return np.asarray(np.memmap(path, dtype, "r", offset=offset, shape=shape))
 
 
+def read_file(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
+    """A part of a file, read."""
+    return np.fromfile(path, dtype, int(np.prod(shape)), offset=offset).reshape(shape)
+
+
 def open_arrays(folder: Path, table: StoredTable, read: ReadFile = map_file) -> TableArrays:
     """Opens the shards of a table. Raises ArtefactError."""
     shards = [shard for shard in table.shards if shard.rows]

@@ -1,25 +1,13 @@
 """From ids to rows: the vectors that every language must reproduce, policies, statuses."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from id_rules import IDS, RULES, VECTORS
 
 from hstu_trt.contract.stored_table import IdRule
 from hstu_trt.tables.ids import POLICIES, ZERO_ROW, RowStatus, fastrange, resolve_ids, splitmix64
-
-VECTORS = json.loads((Path(__file__).parent / "id_vectors.json").read_text())["vectors"]
-LOWEST, HIGHEST = -(2**63), 2**63 - 1
-IDS = [0, 1, 6, 7, -1, -2, 99, LOWEST, HIGHEST, 5]
-PERMUTATION = np.asarray([3, 1, 4, 0, 6, 5, 2], np.uint32)
-RULES = {
-    "none": (IdRule(default_row=2), None),
-    "splitmix64": (IdRule(hash="splitmix64", seed=9, default_row=2), None),
-    "permutation": (IdRule(hash="permutation", row_of_id="x", default_row=2), PERMUTATION),
-}
 
 
 def oracle(id_, rule, rows, row_of_id, policy, padding_id):
