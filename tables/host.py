@@ -73,12 +73,18 @@ class HostTables:
 
     @classmethod
     def open(
-        cls, folder: Path, *, verify: bool = False, resident: bool = False, native: bool | None = None
+        cls,
+        folder: Path,
+        *,
+        verify: bool = False,
+        resident: bool = False,
+        native: bool | None = None,
+        threads: int | None = None,
     ) -> HostTables:
         """Opens the tables of a folder, or of the version in use of a folder of versions.
 
         verify: also re-hashes every shard. resident: reads all rows now. native: whether lookups run in the C++
-        library; None: if it was built. Raises ArtefactError.
+        library; None: if it was built. threads: of one lookup there; None: one per CPU. Raises ArtefactError.
         """
         folder = current_tables(folder)
         found = read_tables_folder(folder, regenerate=REGENERATE.format(folder=folder), verify=verify)
@@ -87,7 +93,7 @@ class HostTables:
         arrays = {name: open_arrays(folder, table, read) for name, table in found.tables.items()}
         if library is None:
             return cls(found, {name: NumpyGather(array) for name, array in arrays.items()})
-        return cls(found, {name: NativeGather(array, library) for name, array in arrays.items()})
+        return cls(found, {name: NativeGather(array, library, threads=threads) for name, array in arrays.items()})
 
     def lookup(
         self,

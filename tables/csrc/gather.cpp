@@ -22,10 +22,11 @@ struct Source {
   float const* scale;
 };
 
+// Into the second-level cache: the first one has too few outstanding misses for whole rows (a fifth slower).
 void prefetch(Source const& source, int64_t row_bytes) {
   if (source.row == nullptr) return;
-  for (int64_t at = 0; at < row_bytes; at += kCacheLine) __builtin_prefetch(source.row + at, 0, 0);
-  if (source.scale != nullptr) __builtin_prefetch(source.scale, 0, 0);
+  for (int64_t at = 0; at < row_bytes; at += kCacheLine) __builtin_prefetch(source.row + at, 0, 2);
+  if (source.scale != nullptr) __builtin_prefetch(source.scale, 0, 2);
 }
 
 class Gather {
