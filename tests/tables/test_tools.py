@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hstu_trt.bench.popularity import zipf_ranks
 from hstu_trt.contract.cli import main as command_line
-from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError
 from hstu_trt.contract.manifest import write_manifest
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.shards import write_vector
@@ -306,6 +306,24 @@ def test_hostile_deltas_are_refused(folder, change, message):
     with pytest.raises(ArtefactError, match=message):
         apply_delta(read(folder / "v1"), folder / "delta", folder / "next", lambda *_: None)
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "items/00000.safetensors"])
+def test_mutated_deltas_lead_to_the_new_version_or_nowhere(folder, file):
+    version(folder, "new", ROWS + 1)
+    old, new = read(folder / "v1"), read(folder / "new")
+    make_delta(old, new, folder / "delta", lambda *_: None)
+    rng, original = np.random.default_rng(5), (folder / "delta" / file).read_bytes()
+    for turn in range(60):
+        content = bytearray(original)
+        for _ in range(1 + turn % 3):
+            content[int(rng.integers(len(content)))] = int(rng.integers(256))
+        (folder / "delta" / file).write_bytes(content)
+        try:
+            made = apply_delta(old, folder / "delta", folder / "made", lambda *_: None)
+        except HstuTrtError:
+            continue
+        np.testing.assert_array_equal(rows_of(made.path), rows_of(folder / "new"))
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.8, 1.0, 1.05])
