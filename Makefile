@@ -2,7 +2,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help install demo serve test test-fast lint typecheck accuracy plugins plugins-report bench-kernels bench-tables onnx engines remote-lib redis redis-if-possible clean
+.PHONY: help install demo serve test test-fast lint typecheck accuracy plugins plugins-report tables-lib bench-kernels bench-tables onnx engines remote-lib redis redis-if-possible clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,10 +40,10 @@ demo: install  ## checkpoint -> ONNX -> Triton -> ranked candidates, checked on 
 serve: install $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION=
 	$(BIN)/hstu-trt serve --deployment $(DEPLOYMENT)
 
-test: install remote-lib redis-if-possible  ## every test that this machine can run
+test: install tables-lib remote-lib redis-if-possible  ## every test that this machine can run
 	$(BIN)/pytest
 
-test-fast: install remote-lib  ## the tests that start no server
+test-fast: install tables-lib remote-lib  ## the tests that start no server
 	$(BIN)/pytest -m "not triton and not redis"
 
 lint: install  ## style of the Python code
@@ -66,7 +66,6 @@ plugins: install  ## build the CUDA kernels, no GPU needed: ARCHS=90a, 80,90a or
 	$(BIN)/python -m hstu_trt.plugins check
 
 # The client of the remote tier: C++20 and nothing else; OpenSSL is loaded when TLS is asked for.
-CXX ?= g++
 REMOTE_FLAGS := -std=c++20 -O2 -fPIC -fvisibility=hidden -fno-semantic-interposition -Wall -Wextra -Werror -MMD -MP
 REMOTE_OBJECTS := $(patsubst tables/csrc/remote/%.cpp,build/remote/%.o,$(wildcard tables/csrc/remote/*.cpp))
 
@@ -93,6 +92,15 @@ build/redis/usr/bin/redis-server:
 
 plugins-report: install  ## registers, spills and shared memory of each CUDA kernel
 	@$(BIN)/python -m hstu_trt.plugins report
+
+LIB ?= build/lib
+tables-lib: $(LIB)/libhstu_trt_tables.so  ## build the host tier of the tables, C++ alone; without a compiler numpy does its work
+
+$(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
+	@mkdir -p $(@D)
+	@if command -v $(CXX) >/dev/null; then \
+	  echo "$(CXX) -> $@" && $(CXX) -std=c++17 -O3 -Wall -Wextra -fPIC -shared -fvisibility=hidden -pthread -o $@.part tables/csrc/*.cpp && mv $@.part $@; \
+	else echo "no C++ compiler ($(CXX)): lookups in tables will run in numpy, at about half the speed"; fi
 
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels

@@ -103,6 +103,13 @@ def remote(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def tables(argv: Sequence[str]) -> int:
+    """Lookups of the host tier beside PyTorch's on a CPU."""
+    from hstu_trt.bench.tables import main as run
+
+    return run(argv)
+
+
 SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "workload": workload,
     "accuracy": accuracy,
@@ -110,6 +117,7 @@ SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "kernels": kernels,
     "table-kernels": table_kernels,
     "plot-kernels": plot_kernels,
+    "tables": tables,
     "remote": remote,
 }
 

@@ -28,7 +28,8 @@ from hstu_trt.contract.errors import ConfigError, GateError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.table_format import write_table, write_tables_manifest
 from hstu_trt.contract.text import text_table
-from hstu_trt.tables.remote import LookupOptions, RemoteTables
+from hstu_trt.tables.host import LookupOptions
+from hstu_trt.tables.remote import RemoteTables
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_layout import DEFAULT_PARTITIONS, RemoteVersion
 from hstu_trt.tables.remote_push import Push

@@ -54,6 +54,8 @@ class ModelFolder:
     precision: Precision
     digest: str
     """sha256 over the manifest: changes whenever any file of the folder does."""
+    pair_id: str | None = None
+    """Digest of the checkpoint's dense weights; its tables bear the same one. None: unknown."""
 
     @property
     def specs(self) -> dict[str, StageSpec]:
@@ -132,6 +134,7 @@ def read_model_folder(folder: Path, *, verify: bool = True) -> ModelFolder:
             limits=Limits(**document["limits"]),
             precision=document["precision"],
             digest=json_digest(document),
+            pair_id=document.get("pair_id"),
         )
         contract = document["contract"]
     except (KeyError, TypeError) as error:

@@ -17,35 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
-from hstu_trt.contract.manifest import read_manifest
-from hstu_trt.contract.table_format import TABLES_KIND
-from hstu_trt.tables.host import REGENERATE, HostTables, OutputDtype
-from hstu_trt.tables.ids import POLICIES, Policy, range_text
+from hstu_trt.tables.host import HostTables, LookupOptions
+from hstu_trt.tables.ids import RowStatus, range_text, resolve_ids
 from hstu_trt.tables.remote_cluster import FOUND, REFUSED, SKIPPED, UNAVAILABLE, Cluster, RemoteRows, RowsJob
-from hstu_trt.tables.remote_layout import COMPLETE, VERSION_FIELDS, RemoteVersion, rows_digest, table_key, version_key
+from hstu_trt.tables.remote_layout import (
+    COMPLETE,
+    VERSION_FIELDS,
+    RemoteVersion,
+    decode_values,
+    rows_digest,
+    table_key,
+    version_key,
+)
 from hstu_trt.tables.remote_resp import RemoteError, text_of
-from hstu_trt.tables.remote_status import RowStatus
 
 OnFailure = Literal["fail", "default"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LookupOptions:
-    """How a lookup treats ids, and what it answers."""
-
-    policy: Policy = "reject"
-    """An id outside its table: InputError, the nearest row, or a row of zeros."""
-    padding_id: int | None = None
-    """This id answers a row of zeros under every policy."""
-    dtype: OutputDtype = "float32"
-    what: str = "ids"
-    """Name of the ids in messages."""
-
-    def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ConfigError(f"unknown id policy {self.policy!r}: choose from {', '.join(POLICIES)}")
-        if self.dtype not in ("float32", "float16"):
-            raise ConfigError(f"lookups answer float32 or float16, not {self.dtype!r}")
 
 
 @dataclass(frozen=True)
@@ -73,8 +59,10 @@ class _Column:
     ids: NDArray
     out: NDArray
     status: NDArray
-    bad: NDArray
-    """Outside the table."""
+    resolved: NDArray
+    """Status of each id before any row is asked for."""
+    rejected: int | None
+    bad: int
     job: RowsJob
 
 
@@ -187,15 +175,14 @@ class RemoteTables:
     def _fill(
         self, versions: _Versions, columns: Sequence[_Column], options: LookupOptions, deadline_ms: float | None
     ) -> None:
-        self._count("bad_ids", sum(int(column.bad.sum()) for column in columns))
+        self._count("bad_ids", sum(column.bad for column in columns))
         for column in columns:
-            if column.bad.any() and (options.policy == "reject" or not column.version.rows):
+            if column.rejected is not None:
                 raise InputError(_bad_id(column, columns, options))
         trouble = self._cluster.read([c.job for c in columns], self.deadline_ms if deadline_ms is None else deadline_ms)
         for column in columns:
             if column.job.values is not column.out:
-                with np.errstate(over="ignore"):
-                    column.out[...] = column.job.values
+                decode_values(column.version, column.job.values, column.out)
             self._complete(versions, column, options, trouble)
 
     def _complete(self, versions: _Versions, column: _Column, options: LookupOptions, trouble: str) -> None:
@@ -203,8 +190,8 @@ class RemoteTables:
         status = column.status
         lacking = np.flatnonzero((status != FOUND) & (status != SKIPPED))
         if len(lacking) and versions.local is not None:
-            wanted = column.job.rows[lacking]
-            column.out[lacking] = versions.local.lookup(column.version.table, wanted, dtype=options.dtype)
+            wanted, table = column.ids[lacking], column.version.table
+            column.out[lacking] = versions.local.lookup_with_status(table, wanted, options)[0]
             status[lacking] = RowStatus.HOST
             self._count("rows_local", len(lacking))
         elif len(lacking):
@@ -213,8 +200,9 @@ class RemoteTables:
                 raise RemoteError(_lacking(column, lacking, trouble))
             status[status == REFUSED] = RowStatus.MISSING
             self._count("rows_default", len(lacking))
-        status[status == SKIPPED] = RowStatus.PADDING
-        status[column.bad & (status != RowStatus.UNAVAILABLE) & (status != RowStatus.MISSING)] = RowStatus.BAD_ID
+        # A row that is there tells of its id: padding, or a bad one.
+        told = (column.resolved != RowStatus.HOST) & (status != RowStatus.UNAVAILABLE) & (status != RowStatus.MISSING)
+        status[told] = column.resolved[told]
 
     def _count(self, name: str, more: int) -> None:
         if more:
@@ -224,13 +212,11 @@ class RemoteTables:
 
 def open_local(folder: Path, tables: Mapping[str, RemoteVersion]) -> HostTables:
     """Opens a local copy. Raises ArtefactError if it lacks a table, or holds other rows than its remote version."""
-    regenerate = REGENERATE.format(folder=folder)
     local = HostTables.open(folder)
-    files = read_manifest(folder, kind=TABLES_KIND, regenerate=regenerate, verify=False)["files"]
     for name, version in tables.items():
         if name not in local.tables:
             raise ArtefactError(f"{folder} lacks table {name!r}: it is no copy of version {version.version!r}")
-        if rows_digest(local.tables[name], files) != version.digest:
+        if rows_digest(local.tables[name], local.folder.files) != version.digest:
             raise ArtefactError(f"{folder} holds other rows of table {name!r} than version {version.version!r}")
     return local
 
@@ -261,17 +247,17 @@ def _column(
     options: LookupOptions,
 ) -> _Column:
     ids = ids.astype(np.int64, copy=False)
-    padding = np.zeros(len(ids), bool) if options.padding_id is None else ids == options.padding_id
-    bad = ((ids < 0) | (ids >= version.rows)) & ~padding
-    near = np.clip(ids, 0, version.rows - 1) if options.policy == "clamp" else np.where(bad, -1, ids)
-    rows = np.ascontiguousarray(np.where(padding, -1, near))
-    values = out if version.dtype == options.dtype else np.empty(out.shape, version.dtype)
+    found = resolve_ids(ids, version.ids, version.rows, None, options.policy, options.padding_id)
+    values = out if version.dtype == options.dtype else np.empty((len(ids), version.value_bytes), np.uint8)
+    rows = np.ascontiguousarray(found.rows, np.int64)
+    if options.policy == "row0" and version.row0:
+        rows = np.where(found.status == RowStatus.BAD_ID, version.row0, rows)
     job = RowsJob(table=versions.rows[version.table], rows=rows, values=values, status=status)
-    return _Column(version, feature, ids, out, status, bad, job)
+    return _Column(version, feature, ids, out, status, found.status, found.rejected, found.bad, job)
 
 
 def _bad_id(column: _Column, columns: Sequence[_Column], options: LookupOptions) -> str:
-    place = int(column.bad.argmax())
+    place = column.rejected or 0
     feature, at = "", f"{place}"
     if column.feature is not None:
         number = next(i for i, other in enumerate(columns) if other is column)

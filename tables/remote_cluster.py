@@ -175,11 +175,11 @@ class RemoteRows:
     def __init__(self, version: RemoteVersion) -> None:
         library = remote_library()
         prefix = version.key_prefix.encode()
-        self.row_bytes = version.row_bytes
-        self.handle = library.table(prefix, version.partitions, version.row_bytes)
+        self.row_bytes = version.value_bytes
+        self.handle = library.table(prefix, version.partitions, version.value_bytes)
         if not self.handle:
             raise ConfigError(
-                f"table {version.table!r}: {version.partitions} partitions of rows of {version.row_bytes} bytes; "
+                f"table {version.table!r}: {version.partitions} partitions of rows of {version.value_bytes} bytes; "
                 "partitions must be a power of two, rows 1 byte to 1 MiB"
             )
         weakref.finalize(self, library.table_free, self.handle)

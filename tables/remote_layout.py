@@ -2,31 +2,35 @@
 
     e:{item_id}          hash: current -> the version in use; version:<v> -> when its push began
     e:{item_id:v7}       hash: the description of version v7 (RemoteVersion), and how far its push has come
-    e:{item_id:v7:255}   hash: row number, 8 bytes little endian -> the row's bytes
+    e:{item_id:v7:255}   hash: row number, 8 bytes little endian -> the row's bytes, and its scale if it is quantised
 
-Row r lies in partition splitmix64(r) & (partitions - 1). A partition is one key, so that it is read by one HMGET, and
-moves from node to node as a whole. A version's rows never change once it is complete.
+Rows are numbered as in the folder they come from; those of a permuted table by their ids, so that readers need no
+permutation. Row r lies in partition splitmix64(r) & (partitions - 1). A partition is one key, so that it is read by one
+HMGET, and moves from node to node as a whole. A version's rows never change once it is complete.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import get_args
+from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.manifest import json_digest
-from hstu_trt.contract.table_format import StoredTable, is_table_name
-from hstu_trt.tables.host import OutputDtype
+from hstu_trt.contract.shards import STORED_DTYPES, QuantisedRows, quantiser_of, storage_dtype
+from hstu_trt.contract.stored_table import HashKind, IdRule, StoredTable, is_table_name
+from hstu_trt.tables.quantisers import dequantise_rows
 from hstu_trt.tables.remote_resp import RemoteError
 
 LAYOUT = 1
 DEFAULT_PARTITIONS = 256
 _NUMBERS = ("layout", "rows", "dim", "partitions")
-VERSION_FIELDS = (*_NUMBERS, "dtype", "digest", "features")
+VERSION_FIELDS = (*_NUMBERS, "dtype", "digest", "features", "hash", "seed", "default_row", "row0", "pair_id")
+_SCALE_BYTES = 4
 PUSHED = "pushed"
 """Rows that have arrived, from row 0 on."""
 COMPLETE = "complete"
@@ -41,11 +45,17 @@ class RemoteVersion:
     rows: int
     dim: int
     dtype: str
-    """Of a value: ``dim`` numbers of it, little endian."""
+    """Of the stored rows: ``float32``, ``float16``, ``int8`` or ``float8_e4m3fn``."""
     features: tuple[str, ...]
     partitions: int
     digest: str
     """Of the rows: sha256 over the shards' sha256; equal to a local copy's if both hold the same rows."""
+    ids: IdRule = field(default_factory=IdRule)
+    """How an id becomes a row: ``none`` or ``splitmix64``."""
+    row0: int = 0
+    """The row that the policy ``row0`` answers: the folder's first one."""
+    pair_id: str = ""
+    """Digest of the dense weights that the table was trained with; "": unknown."""
 
     def __post_init__(self) -> None:
         for what, name in (("table", self.table), ("version", self.version)):
@@ -55,8 +65,14 @@ class RemoteVersion:
             raise ConfigError(f"{self.partitions} partitions: use a power of two")
 
     @property
-    def row_bytes(self) -> int:
-        return self.dim * np.dtype(self.dtype).itemsize
+    def is_quantised(self) -> bool:
+        """Whether a float32 scale follows each row."""
+        return quantiser_of(self.dtype) is not None
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a row with its scale."""
+        return self.dim * storage_dtype(self.dtype).itemsize + _SCALE_BYTES * self.is_quantised
 
     @property
     def key_prefix(self) -> str:
@@ -79,6 +95,11 @@ class RemoteVersion:
             "dtype": self.dtype,
             "digest": self.digest,
             "features": json.dumps(self.features),
+            "hash": self.ids.hash,
+            "seed": str(self.ids.seed),
+            "default_row": "" if self.ids.default_row is None else str(self.ids.default_row),
+            "row0": str(self.row0),
+            "pair_id": self.pair_id,
         }
 
     @classmethod
@@ -87,19 +108,49 @@ class RemoteVersion:
         try:
             layout, rows, dim, partitions = (int(fields[name]) for name in _NUMBERS)
             features = json.loads(fields["features"])
-            if layout != LAYOUT or fields["dtype"] not in get_args(OutputDtype):
+            if layout != LAYOUT or fields["dtype"] not in STORED_DTYPES:
                 raise ValueError("another layout")
             if rows < 0 or dim < 1 or not isinstance(features, list):
                 raise ValueError("out of range")
             return cls(
                 table=table, version=version, rows=rows, dim=dim, dtype=fields["dtype"],
                 features=tuple(map(str, features)), partitions=partitions, digest=fields["digest"],
+                ids=_id_rule(fields, rows), row0=int(fields["row0"]), pair_id=fields["pair_id"],
             )  # fmt: skip
         except (KeyError, ValueError, ConfigError) as error:
             raise RemoteError(
                 f"table {table!r} has no version {version!r} in the cluster that can be read ({error!r}); "
                 "push it with: hstu-trt tables push"
             ) from None
+
+
+def _id_rule(fields: Mapping[str, str], rows: int) -> IdRule:
+    kind, default_row = fields["hash"], int(fields["default_row"]) if fields["default_row"] else None
+    if kind not in ("none", "splitmix64"):
+        raise ValueError(f"hash {kind!r}")
+    if default_row is not None and not 0 <= default_row < rows:
+        raise ValueError(f"default_row {default_row}")
+    return IdRule(hash=cast(HashKind, kind), seed=int(fields["seed"]), default_row=default_row)
+
+
+def decode_values(version: RemoteVersion, values: NDArray, out: NDArray) -> None:
+    """Values uint8 ``[n, value_bytes]`` -> rows ``[n, dim]``, with the bits that the host tier gives."""
+    codes = values[:, : version.value_bytes - _SCALE_BYTES * version.is_quantised]
+    rows = np.ascontiguousarray(codes).view(storage_dtype(version.dtype))
+    with np.errstate(over="ignore"):
+        if version.is_quantised:
+            scale = np.ascontiguousarray(values[:, -_SCALE_BYTES:]).view(np.float32)[:, 0]
+            out[...] = dequantise_rows(QuantisedRows(rows, scale), version.dtype)
+        else:
+            out[...] = rows
+
+
+def encode_values(rows: NDArray, scale: NDArray | None) -> NDArray:
+    """Stored rows ``[n, dim]`` and their scales ``[n]`` float32, if any -> values uint8 ``[n, value_bytes]``."""
+    codes = np.ascontiguousarray(rows).view(np.uint8)
+    if scale is None:
+        return codes
+    return np.concatenate([codes, np.ascontiguousarray(scale, np.float32)[:, None].view(np.uint8)], axis=1)
 
 
 def table_key(table: str) -> str:
@@ -115,4 +166,6 @@ def version_key(table: str, version: str) -> str:
 def rows_digest(table: StoredTable, files: Mapping[str, Mapping[str, object]]) -> str:
     """Digest of a stored table's rows, from its manifest's list of files."""
     shards: Sequence[object] = [files[shard.file]["sha256"] for shard in table.shards]
-    return json_digest([table.rows, table.dim, table.dtype, shards])
+    permutation = None if table.ids.row_of_id is None else files[table.ids.row_of_id]["sha256"]
+    rule = [table.ids.hash, table.ids.seed, table.ids.default_row, permutation]
+    return json_digest([table.rows, table.dim, table.dtype, shards, rule])

@@ -15,14 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.contract.errors import ConfigError, GateError
-from hstu_trt.contract.manifest import read_manifest
-from hstu_trt.contract.table_format import TABLES_KIND
-from hstu_trt.tables.host import REGENERATE, HostTables, OutputDtype
+from hstu_trt.contract.errors import GateError
 from hstu_trt.tables.remote import read_fields
 from hstu_trt.tables.remote_cluster import FOUND, UNAVAILABLE, Cluster, RemoteRows, RowsJob
-from hstu_trt.tables.remote_layout import COMPLETE, PUSHED, RemoteVersion, rows_digest, table_key
+from hstu_trt.tables.remote_layout import COMPLETE, PUSHED, RemoteVersion, table_key
 from hstu_trt.tables.remote_resp import RemoteError, text_of
+from hstu_trt.tables.remote_source import RemoteSource
 
 _BLOCK_BYTES = 4 << 20
 _BLOCK_DEADLINE_MS = 5000.0
@@ -47,19 +45,11 @@ class Push:
 
     def __init__(self, cluster: Cluster, folder: Path, table: str, version: str, partitions: int) -> None:
         """Hashes the folder's shards. Raises ArtefactError, or ConfigError for another table or version name."""
-        regenerate = REGENERATE.format(folder=folder)
         self._cluster = cluster
-        self._source = HostTables.open(folder, verify=True)
-        if table not in self._source.tables:
-            raise ConfigError(f"{folder} has no table {table!r}; tables: {', '.join(self._source.tables) or 'none'}")
-        stored = self._source.tables[table]
-        files = read_manifest(folder, kind=TABLES_KIND, regenerate=regenerate, verify=False)["files"]
-        self.version = RemoteVersion(
-            table=table, version=version, rows=stored.rows, dim=stored.dim, dtype=stored.dtype,
-            features=tuple(stored.features), partitions=partitions, digest=rows_digest(stored, files),
-        )  # fmt: skip
+        self._source = RemoteSource(folder, table, version, partitions)
+        self.version = self._source.version
         self._rows = RemoteRows(self.version)
-        self.block_rows = max(1, _BLOCK_BYTES // self.version.row_bytes)
+        self.block_rows = max(1, _BLOCK_BYTES // self.version.value_bytes)
 
     def run(self, progress: Progress = lambda what, size: None) -> Pushed:
         """Writes what is not there yet, then reads every row back.
@@ -72,7 +62,7 @@ class Push:
             rows = self._block(start)
             self._write(rows)
             self._note(PUSHED, str(int(rows[-1]) + 1))
-            progress("written", len(rows) * self.version.row_bytes)
+            progress("written", len(rows) * self.version.value_bytes)
         self._verify(progress)
         self._note(COMPLETE, "1")
         return Pushed(self.version, max(0, self.version.rows - first), self.version.rows)
@@ -96,12 +86,8 @@ class Push:
     def _block(self, start: int) -> NDArray:
         return np.arange(start, min(start + self.block_rows, self.version.rows), dtype=np.int64)
 
-    def _values(self, rows: NDArray) -> NDArray:
-        dtype: OutputDtype = "float16" if self.version.dtype == "float16" else "float32"
-        return self._source.lookup(self.version.table, rows, dtype=dtype)
-
     def _write(self, rows: NDArray) -> None:
-        values, give_up = self._values(rows), time.monotonic() + _RETRY_S
+        values, give_up = self._source.values(rows), time.monotonic() + _RETRY_S
         while len(rows):
             status = np.zeros(len(rows), np.uint8)
             job = RowsJob(table=self._rows, rows=rows, values=values, status=status)
@@ -120,9 +106,9 @@ class Push:
         """Reads every row back; the first wrong one is where the next push begins."""
         for start in range(0, self.version.rows, self.block_rows):
             rows = self._block(start)
-            expected = self._values(rows)
+            expected = self._source.values(rows)
             found, status, trouble = self._read(rows, np.empty_like(expected))
-            wrong = (status != FOUND) | (found.view(np.uint8) != expected.view(np.uint8)).any(axis=1)
+            wrong = (status != FOUND) | (found != expected).any(axis=1)
             if wrong.any():
                 self._note(PUSHED, str(int(rows[wrong.argmax()])))
                 raise GateError(
@@ -130,7 +116,7 @@ class Push:
                     f"{int(wrong.sum()) - 1} more of this block differ from the folder's"
                     f"{' (' + trouble + ')' if trouble else ''}; push again to write them again"
                 )
-            progress("verified", len(rows) * self.version.row_bytes)
+            progress("verified", len(rows) * self.version.value_bytes)
 
     def _read(self, rows: NDArray, values: NDArray) -> tuple[NDArray, NDArray, str]:
         give_up = time.monotonic() + _RETRY_S

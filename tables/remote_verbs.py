@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.text import bytes_text, text_table
@@ -14,18 +14,12 @@ from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions, Credentials,
 from hstu_trt.tables.remote_layout import DEFAULT_PARTITIONS
 from hstu_trt.tables.remote_push import Push, publish, retire
 from hstu_trt.tables.remote_state import SLOTS, cluster_state, table_versions
+from hstu_trt.tables.terminal import Progress, Verbs, json_option
 
 
-class Progress(Protocol):
-    """A line on stderr every few seconds."""
-
-    def add(self, what: str, size: int) -> None: ...
-    def end(self) -> None: ...
-
-
-def add_remote_verbs(verbs: Any, shared: argparse.ArgumentParser, progress: Callable[[int, str], Progress]) -> None:
-    """Adds the verbs to the parser of ``hstu-trt tables``. ``progress(bytes in all, verb)`` makes a progress line."""
-    reach = _reach()
+def add_parsers(verbs: Verbs) -> None:
+    """Adds the verbs' parsers."""
+    reach, shared = _reach(), json_option()
     versioned = argparse.ArgumentParser(add_help=False)
     versioned.add_argument("--table", required=True)
     versioned.add_argument("--version", required=True, help="name of the version; versions never change")
@@ -36,7 +30,7 @@ def add_remote_verbs(verbs: Any, shared: argparse.ArgumentParser, progress: Call
         return one
 
     text = "bring a table into a cluster as a new version and read every row back; called again, it goes on"
-    push = verb("push", lambda options: _push(options, progress), text, versioned)
+    push = verb("push", _push, text, versioned)
     push.add_argument("folder", type=Path, help="the tables folder")
     push.add_argument("--partitions", type=int, default=DEFAULT_PARTITIONS, help="keys per version, a power of two")
     push.add_argument("--publish", action="store_true", help="make it the version in use")
@@ -76,11 +70,11 @@ def _open(options: argparse.Namespace) -> Cluster:
     return Cluster(ClusterOptions(nodes=nodes, credentials=Credentials.read(options.password_file), tls=tls))
 
 
-def _push(options: argparse.Namespace, progress: Callable[[int, str], Progress]) -> int:
+def _push(options: argparse.Namespace) -> int:
     with _open(options) as cluster:
         push = Push(cluster, options.folder, options.table, options.version, options.partitions)
-        size = push.version.rows * push.version.row_bytes
-        line = progress(2 * size, "pushed and verified")
+        size = push.version.rows * push.version.value_bytes
+        line = Progress(2 * size, "pushed and verified")
         done = push.run(line.add)
         line.end()
         if options.publish:

@@ -4,10 +4,15 @@ import functools
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from hstu_trt.tables.native import NativeLibrary
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -83,3 +88,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folder
 
     return export
+
+
+@pytest.fixture(scope="session")
+def native_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator["NativeLibrary"]:
+    """The host tier's C++ library, built for this run where build/lib has none; skips without a compiler."""
+    from hstu_trt.tables import native
+
+    if not native.LIBRARY.is_file():
+        if shutil.which("make") is None or shutil.which(os.environ.get("CXX", "c++")) is None:
+            assert os.environ.get("CI") != "true", "no C++ compiler: with CI=true this test must run"
+            pytest.skip("no C++ compiler")
+        folder = tmp_path_factory.mktemp("lib")
+        command = ["make", "-s", "-C", str(GOLDEN.parents[1]), f"LIB={folder}", "tables-lib"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        os.environ[native.LIBRARY_VARIABLE] = str(folder / native.LIBRARY.name)
+    yield native.load_library()
+    os.environ.pop(native.LIBRARY_VARIABLE, None)

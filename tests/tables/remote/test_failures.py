@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from remote_tables import master_of, partition_key, table_values
 
-from hstu_trt.tables.remote import LookupOptions
+from hstu_trt.tables.host import LookupOptions
+from hstu_trt.tables.ids import RowStatus
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_resp import RemoteError
-from hstu_trt.tables.remote_status import RowStatus
 
 pytestmark = pytest.mark.redis
 

@@ -60,7 +60,7 @@ def test_partitions_are_splitmix64():
 def test_a_description_survives():
     assert RemoteVersion.from_fields("item_id", "v7", VERSION.fields()) == VERSION
     assert VERSION.partition_key(3) == "e:{item_id:v7:3}"
-    assert VERSION.row_bytes == 8
+    assert VERSION.value_bytes == 8
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ import pytest
 from remote_tables import SHAPES, partition_key, push, table_values, write_folder
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
-from hstu_trt.tables.host import HostTables
-from hstu_trt.tables.remote import LookupOptions
+from hstu_trt.tables.host import HostTables, LookupOptions
+from hstu_trt.tables.ids import RowStatus
 from hstu_trt.tables.remote_push import publish, retire
 from hstu_trt.tables.remote_resp import RemoteError
-from hstu_trt.tables.remote_status import RowStatus
 
 pytestmark = pytest.mark.redis
 

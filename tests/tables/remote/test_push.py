@@ -10,7 +10,8 @@ from remote_tables import SHAPES, master_of, partition_key, table_values, write_
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import GateError
 from hstu_trt.tables import remote_push
-from hstu_trt.tables.remote import LookupOptions, RemoteTables
+from hstu_trt.tables.host import LookupOptions
+from hstu_trt.tables.remote import RemoteTables
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_push import Push
 from hstu_trt.tables.remote_resp import RemoteError
