@@ -6,7 +6,8 @@ target=$(mkdir -p "$1" && cd "$1" && pwd)
 packages=(redis-server redis-tools libjemalloc2 liblzf1)
 
 command -v apt-get >/dev/null || { echo "no apt-get here: put a redis-server on PATH instead" >&2; exit 2; }
-known() { apt-cache show redis-tools 2>/dev/null | grep -q '^Filename:'; }
+# Only a package that can be fetched has a file name.
+known() { [[ $(apt-cache show redis-tools 2>/dev/null) == *Filename:* ]]; }
 known || apt-get -qq update || true
 known || { echo "apt knows no redis-tools: run apt-get update as root, or put a redis-server on PATH" >&2; exit 2; }
 

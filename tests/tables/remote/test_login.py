@@ -1,5 +1,7 @@
 """Passwords, permissions and TLS, on a server of its own; and no secret in a message."""
 
+import os
+import shutil
 import subprocess
 
 import numpy as np
@@ -18,6 +20,8 @@ PASSWORD = "correct horse"
 
 
 def openssl(*arguments):
+    if shutil.which("openssl") is None and os.environ.get("CI") != "true":
+        pytest.skip("no openssl to make certificates with")
     subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
 
 
