@@ -85,7 +85,7 @@ redis: build/redis/usr/bin/redis-server  ## unpack Debian's Redis server into bu
 
 # Where one of the two cannot be had, the tests of the remote tier are skipped; in CI that is an error.
 remote-if-possible:
-	@{ $(MAKE) -s remote-lib && { command -v redis-server || $(MAKE) -s redis; } >/dev/null; } || [ "$$CI" != true ]
+	@{ $(MAKE) -s -j2 remote-lib && { command -v redis-server || $(MAKE) -s redis; } >/dev/null; } || [ "$$CI" != true ]
 
 build/redis/usr/bin/redis-server:
 	tests/support/fetch_redis.sh build/redis

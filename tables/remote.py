@@ -24,12 +24,12 @@ from hstu_trt.tables.remote_layout import (
     COMPLETE,
     VERSION_FIELDS,
     RemoteVersion,
-    decode_values,
     rows_digest,
     table_key,
     version_key,
 )
 from hstu_trt.tables.remote_resp import RemoteError, text_of
+from hstu_trt.tables.remote_values import decode_values
 
 OnFailure = Literal["fail", "default"]
 

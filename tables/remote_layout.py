@@ -16,21 +16,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.manifest import json_digest
-from hstu_trt.contract.shards import STORED_DTYPES, QuantisedRows, quantiser_of, storage_dtype
+from hstu_trt.contract.shards import STORED_DTYPES, quantiser_of, storage_dtype
 from hstu_trt.contract.stored_table import HashKind, IdRule, StoredTable, is_table_name
-from hstu_trt.tables.quantisers import dequantise_rows
 from hstu_trt.tables.remote_resp import RemoteError
 
 LAYOUT = 1
 DEFAULT_PARTITIONS = 256
 _NUMBERS = ("layout", "rows", "dim", "partitions")
 VERSION_FIELDS = (*_NUMBERS, "dtype", "digest", "features", "hash", "seed", "default_row", "row0", "pair_id")
-_SCALE_BYTES = 4
+SCALE_BYTES = 4
 PUSHED = "pushed"
 """Rows that have arrived, from row 0 on."""
 COMPLETE = "complete"
@@ -72,7 +68,7 @@ class RemoteVersion:
     @property
     def value_bytes(self) -> int:
         """Bytes of a row with its scale."""
-        return self.dim * storage_dtype(self.dtype).itemsize + _SCALE_BYTES * self.is_quantised
+        return self.dim * storage_dtype(self.dtype).itemsize + SCALE_BYTES * self.is_quantised
 
     @property
     def key_prefix(self) -> str:
@@ -131,26 +127,6 @@ def _id_rule(fields: Mapping[str, str], rows: int) -> IdRule:
     if default_row is not None and not 0 <= default_row < rows:
         raise ValueError(f"default_row {default_row}")
     return IdRule(hash=cast(HashKind, kind), seed=int(fields["seed"]), default_row=default_row)
-
-
-def decode_values(version: RemoteVersion, values: NDArray, out: NDArray) -> None:
-    """Values uint8 ``[n, value_bytes]`` -> rows ``[n, dim]``, with the bits that the host tier gives."""
-    codes = values[:, : version.value_bytes - _SCALE_BYTES * version.is_quantised]
-    rows = np.ascontiguousarray(codes).view(storage_dtype(version.dtype))
-    with np.errstate(over="ignore"):
-        if version.is_quantised:
-            scale = np.ascontiguousarray(values[:, -_SCALE_BYTES:]).view(np.float32)[:, 0]
-            out[...] = dequantise_rows(QuantisedRows(rows, scale), version.dtype)
-        else:
-            out[...] = rows
-
-
-def encode_values(rows: NDArray, scale: NDArray | None) -> NDArray:
-    """Stored rows ``[n, dim]`` and their scales ``[n]`` float32, if any -> values uint8 ``[n, value_bytes]``."""
-    codes = np.ascontiguousarray(rows).view(np.uint8)
-    if scale is None:
-        return codes
-    return np.concatenate([codes, np.ascontiguousarray(scale, np.float32)[:, None].view(np.uint8)], axis=1)
 
 
 def table_key(table: str) -> str:

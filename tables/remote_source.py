@@ -14,7 +14,8 @@ from hstu_trt.contract.stored_table import IdRule
 from hstu_trt.contract.table_format import read_tables_folder
 from hstu_trt.contract.table_versions import current_tables
 from hstu_trt.tables.host import REGENERATE
-from hstu_trt.tables.remote_layout import RemoteVersion, encode_values, rows_digest
+from hstu_trt.tables.remote_layout import RemoteVersion, rows_digest
+from hstu_trt.tables.remote_values import encode_values
 from hstu_trt.tables.table_arrays import TableArrays, open_arrays
 
 
