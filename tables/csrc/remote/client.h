@@ -17,14 +17,27 @@
 
 namespace hstu_trt::remote {
 
-#define HSTU_TRT_REMOTE_COUNTERS(X)                                                                                 \
-  X(requests)                                                                                                       \
-  X(rows_asked)                                                                                                     \
-  X(rows_found)                                                                                                     \
-  X(rows_missing)                                                                                                   \
-  X(rows_refused) X(rows_unavailable) X(rows_written) X(commands) X(bytes_received) X(replica_commands) X(connects) \
-      X(node_failures) X(node_timeouts) X(breaker_opened) X(breaker_skips) X(moved) X(ask) X(map_refreshes)         \
-          X(auth_failures) X(protocol_errors)
+#define HSTU_TRT_REMOTE_COUNTERS(X) \
+  X(requests)                       \
+  X(rows_asked)                     \
+  X(rows_found)                     \
+  X(rows_missing)                   \
+  X(rows_refused)                   \
+  X(rows_unavailable)               \
+  X(rows_written)                   \
+  X(commands)                       \
+  X(bytes_received)                 \
+  X(replica_commands)               \
+  X(connects)                       \
+  X(node_failures)                  \
+  X(node_timeouts)                  \
+  X(breaker_opened)                 \
+  X(breaker_skips)                  \
+  X(moved)                          \
+  X(ask)                            \
+  X(map_refreshes)                  \
+  X(auth_failures)                  \
+  X(protocol_errors)
 
 struct Counters {
 #define HSTU_TRT_DECLARE(name) std::atomic<uint64_t> name{0};
