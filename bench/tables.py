@@ -8,6 +8,7 @@ that no call finds its rows in a cache; contenders are timed in turn.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import tempfile
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from hstu_trt.bench.popularity import draw_items
 from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, package_versions
-from hstu_trt.bench.timing import Contender, Timing, time_in_turn
+from hstu_trt.bench.timing import Timing, time_in_turn
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.shards import Block, QuantisedRows
@@ -38,6 +39,7 @@ REFERENCE = "torch index_select"
 OURS = "host tier"
 _BLOCK_ROWS = 1 << 15
 _ID_SETS = 16
+_QUIET = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +66,39 @@ class TableCase:
         return self.lookups * (stored + 8 + 2 * self.dim)
 
 
-class CpuCalls:
-    """A call per set of ids, timed one by one."""
+@dataclass(frozen=True, kw_only=True)
+class MeasuringPlan:
+    """How often and how long to measure."""
 
-    def __init__(self, call: Callable[[int], object]) -> None:
-        self._call, self._turn = call, 0
+    rounds: int
+    target_ms: float
+    wait_s: float = 0.0
+
+
+class CpuCalls:
+    """A call per set of ids, timed one by one.
+
+    wait_s: a measurement during which other processes had more than a tenth of the machine is made again, for so long.
+    """
+
+    def __init__(self, call: Callable[[int], object], wait_s: float) -> None:
+        self._call, self._wait_s, self._turn = call, wait_s, 0
+        self.others = 0.0
+        """Largest share of the machine that other processes had during a measurement."""
 
     def measure_us(self, target_ms: float) -> float:
         """Median time of a call in microseconds, of calls that last about ``target_ms`` together."""
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            began, others = time.monotonic(), others_cpu_s()
+            median = self._median_us(target_ms)
+            share = (others_cpu_s() - others) / (time.monotonic() - began) / (os.cpu_count() or 1)
+            if share <= _QUIET or time.monotonic() > deadline:
+                self.others = max(self.others, share)
+                return median
+            time.sleep(0.1)
+
+    def _median_us(self, target_ms: float) -> float:
         times: list[float] = []
         while sum(times) < target_ms * 1e3 or len(times) < 5:
             self._turn = (self._turn + 1) % _ID_SETS
@@ -79,6 +106,16 @@ class CpuCalls:
             self._call(self._turn)
             times.append((time.perf_counter() - began) * 1e6)
         return statistics.median(times)
+
+
+def others_cpu_s() -> float:
+    """CPU seconds that other processes and virtual machines have had so far; 0 where the kernel does not say."""
+    stat = Path("/proc/stat")
+    if not stat.is_file():
+        return 0.0
+    user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, stat.read_text().split()[1:9])
+    busy = user + nice + system + irq + softirq + steal
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def blocks(case: TableCase) -> Iterator[Block]:
@@ -126,7 +163,7 @@ def open_host(case: TableCase, folder: Path, *, native: bool, threads: int) -> H
     return HostTables.open(folder, resident=True, native=native, threads=threads)
 
 
-def measure(case: TableCase, provenance: Provenance, *, rounds: int, target_ms: float) -> list[ResultRow]:
+def measure(case: TableCase, provenance: Provenance, plan: MeasuringPlan) -> list[ResultRow]:
     """Checks our rows against PyTorch's, then times the contenders in turn."""
     threads, rng = torch.get_num_threads(), np.random.default_rng(1)
     ids = [draw_items(rng, case.lookups, rows=case.rows, exponent=case.exponent) for _ in range(_ID_SETS)]
@@ -134,16 +171,16 @@ def measure(case: TableCase, provenance: Provenance, *, rounds: int, target_ms: 
     reference = torch_lookup(case)
     with tempfile.TemporaryDirectory() as folder:
         ours, plain = (open_host(case, Path(folder), native=native, threads=threads) for native in (True, False))
-        contenders: dict[str, Contender] = {
-            REFERENCE: CpuCalls(lambda turn: reference(torch_ids[turn])),
-            OURS: CpuCalls(lambda turn: ours.lookup("t", ids[turn], dtype="float16")),
-            "numpy": CpuCalls(lambda turn: plain.lookup("t", ids[turn], dtype="float16")),
+        calls = {
+            REFERENCE: CpuCalls(lambda turn: reference(torch_ids[turn]), plan.wait_s),
+            OURS: CpuCalls(lambda turn: ours.lookup("t", ids[turn], dtype="float16"), plan.wait_s),
+            "numpy": CpuCalls(lambda turn: plain.lookup("t", ids[turn], dtype="float16"), plan.wait_s),
         }
         wrong = sum(
             _differing(reference(torch_ids[turn]).numpy(), ours.lookup("t", ids[turn], dtype="float16"))
             for turn in range(2)
         )
-        times = time_in_turn(contenders, rounds=rounds, target_ms=target_ms)
+        times = time_in_turn(calls, rounds=plan.rounds, target_ms=plan.target_ms)
     timings = {name: Timing.of(one) for name, one in times.items()}
     return [
         ResultRow(
@@ -156,7 +193,7 @@ def measure(case: TableCase, provenance: Provenance, *, rounds: int, target_ms: 
             gbps=case.moved_bytes / timing.median_us / 1e3,
             per_s=case.lookups / timing.median_us * 1e6,
             ratio_to={} if name == REFERENCE else {REFERENCE: timings[REFERENCE].median_us / timing.median_us},
-            checks={"rows_that_differ": float(wrong)} if name == OURS else {},
+            checks={"others_cpu": calls[name].others} | ({"rows_that_differ": float(wrong)} if name == OURS else {}),
         )
         for name, timing in timings.items()
     ]
@@ -185,15 +222,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--threads", type=int, default=default_threads(), help="of each lookup (default: all CPUs)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--target-ms", type=float, default=100.0, help="of each measurement (default: 100)")
+    parser.add_argument("--wait-s", type=float, default=0.0, help="for a quiet moment, per measurement (default: 0)")
     parser.add_argument("--out", type=Path, default=RESULTS_FILE, help="rows are added to this file")
     args = parser.parse_args(argv)
     if min(args.rows, args.dim, args.lookups, args.threads, args.rounds) < 1:
         raise ConfigError("--rows, --dim, --lookups, --threads and --rounds must be >= 1")
     torch.set_num_threads(args.threads)
     provenance = Provenance.here(f"{cpu_name()}, {args.threads} threads", package_versions(("torch", "numpy")))
+    plan = MeasuringPlan(rounds=args.rounds, target_ms=args.target_ms, wait_s=args.wait_s)
     for dtype in args.dtype or STORED:
         case = TableCase(dtype=dtype, rows=args.rows, dim=args.dim, lookups=args.lookups, exponent=args.zipf)
-        rows = measure(case, provenance, rounds=args.rounds, target_ms=args.target_ms)
+        rows = measure(case, provenance, plan)
         append_rows(args.out, rows)
         print(case.name)
         print(_listing(rows))
@@ -205,8 +244,9 @@ def _listing(rows: Sequence[ResultRow]) -> str:
     cells = [
         [
             row.variant, f"{row.median_us / 1e3:.3f}", f"{row.spread:.0%}", f"{row.gbps or 0:.1f}",
-            f"{(row.per_s or 0) / 1e6:.1f}", f"{row.ratio_to.get(REFERENCE, 1):.2f} x",
+            f"{(row.per_s or 0) / 1e6:.1f}", f"{row.checks['others_cpu']:.0%}",
+            f"{row.ratio_to.get(REFERENCE, 1):.2f} x",
         ]
         for row in rows
     ]  # fmt: skip
-    return text_table(["variant", "ms", "spread", "GB/s", "M rows/s", "to PyTorch"], cells)
+    return text_table(["variant", "ms", "spread", "GB/s", "M rows/s", "others", "to PyTorch"], cells)

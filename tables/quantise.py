@@ -20,7 +20,7 @@ from hstu_trt.tables.quantisers import dequantise_rows, quantise_rows
 from hstu_trt.tables.sources import FilePart
 
 Progress = Callable[[str, int], None]
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 2 << 20
 
 
 @dataclass

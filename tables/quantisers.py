@@ -16,7 +16,9 @@ from hstu_trt.contract.shards import QuantisedRows
 
 INT8_MAX = 127.0
 E4M3_MAX = 448.0
-_E4M3_SMALLEST_NORMAL = 2.0**-6
+_E4M3_SMALLEST_NORMAL = np.float32(2.0**-6)
+_BIAS = np.uint32((127 - 7) << 3)
+_ROUNDS_SUBNORMALS = np.float32(2.0**14)
 _E4M3_NAN = 0x7F
 
 
@@ -41,14 +43,15 @@ def dequantise_rows(rows: QuantisedRows, dtype: str) -> NDArray:
 
 def encode_e4m3(values: NDArray) -> NDArray:
     """float32 -> the bits of e4m3 in uint8, rounded to nearest even; beyond 448 it stays 448."""
-    magnitude = np.minimum(np.abs(values, dtype=np.float32), np.float32(E4M3_MAX))
+    values = values.astype(np.float32, copy=False)
+    magnitude = np.minimum(np.abs(values), np.float32(E4M3_MAX))
     bits = magnitude.view(np.uint32)
     # Rounds the mantissa from 23 to 3 bits, then moves the exponent's bias from 127 to 7.
-    rounded = (bits + np.uint32(0x7FFFF) + ((bits >> 20) & 1)) >> 20
-    normal = rounded.astype(np.int64) - ((127 - 7) << 3)
-    subnormal = np.rint(magnitude * np.float32(2.0**9)).astype(np.int64)
-    code = np.where(magnitude < _E4M3_SMALLEST_NORMAL, subnormal, normal)
-    return (code | (np.signbit(values).astype(np.int64) << 7)).astype(np.uint8)
+    normal = ((bits + np.uint32(0x7FFFF) + ((bits >> np.uint32(20)) & np.uint32(1))) >> np.uint32(20)) - _BIAS
+    # The sum's last place is 2^-9, that of subnormal codes: the addition rounds.
+    subnormal = (magnitude + _ROUNDS_SUBNORMALS).view(np.uint32) - _ROUNDS_SUBNORMALS.view(np.uint32)
+    code = np.where(magnitude < _E4M3_SMALLEST_NORMAL, subnormal, normal).astype(np.uint8)
+    return np.asarray(code | ((values.view(np.uint32) >> np.uint32(24)) & np.uint32(0x80)).astype(np.uint8))
 
 
 def _e4m3_values() -> NDArray:

@@ -29,7 +29,7 @@ from hstu_trt.tables.torch_files import TensorPlace, read_archive, read_index
 _BFLOAT16 = "bfloat16"
 _STORED_AS = {"float16": "float16", "float32": "float32", "float64": "float64", _BFLOAT16: "uint16"}
 _SAFETENSORS_NAMES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": _BFLOAT16}
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ def test_rows_of_every_dtype(tmp_path, capsys, law, native_library):
     rows = read_rows([tmp_path / "rows.jsonl"])
     assert [row.variant for row in rows] == ["torch index_select", "host tier", "numpy"] * 3
     for ours in rows[1::3]:
-        assert ours.checks == {"rows_that_differ": 0.0}
+        assert ours.checks["rows_that_differ"] == 0.0
         assert ours.ratio_to.keys() == {"torch index_select"}
         assert ours.median_us > 0
     assert "int8 70 of 300 x 16" in capsys.readouterr().out
@@ -33,7 +33,7 @@ def test_rows_that_differ_are_counted(native_library):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "torch_lookup", lambda _: right)
         patch.setattr(tables, "blocks", wrong)
-        rows = tables.measure(case, provenance, rounds=1, target_ms=0.1)
+        rows = tables.measure(case, provenance, tables.MeasuringPlan(rounds=1, target_ms=0.1))
     assert rows[1].checks["rows_that_differ"] == 140
 
 
@@ -47,3 +47,21 @@ def test_the_bytes_of_a_request():
 def test_nothing_to_measure_is_refused(tmp_path, capsys, option):
     assert command_line(["bench", "tables", option, "0", "--out", str(tmp_path / "rows.jsonl")]) == 2
     assert "must be >= 1" in capsys.readouterr().err
+
+
+def test_a_disturbed_measurement_is_made_again(monkeypatch):
+    """Others have had 0, then 50 seconds of the machine during the first measurement, and no more during the second."""
+    seconds, calls = iter([0.0, 50.0, 50.0, 50.0]), []
+    monkeypatch.setattr(tables, "others_cpu_s", lambda: next(seconds))
+    monkeypatch.setattr(tables.time, "sleep", lambda _: None)
+    measured = tables.CpuCalls(calls.append, wait_s=60.0)
+    assert measured.measure_us(0.0) > 0
+    assert (len(calls), measured.others) == (10, 0.0)
+
+
+def test_a_measurement_that_stays_disturbed_says_so(monkeypatch):
+    seconds = iter([0.0, 50.0])
+    monkeypatch.setattr(tables, "others_cpu_s", lambda: next(seconds))
+    measured = tables.CpuCalls(lambda turn: None, wait_s=0.0)
+    assert measured.measure_us(0.0) > 0
+    assert measured.others > 0.1

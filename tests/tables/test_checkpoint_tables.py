@@ -91,24 +91,31 @@ def test_a_data_parallel_table_stands_among_the_dense_weights(tmp_path):
 
 
 PEAK = """
-import resource, sys
+import sys
+from pathlib import Path
 from hstu_trt.contract.cli import main
 import hstu_trt.tables.__main__
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+
+before = peak()
 code = main(sys.argv[1:])
-print("peak KiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print("peak KiB", peak() - before)
 sys.exit(code)
 """
 
 
 def test_the_peak_memory_of_an_import_is_a_few_blocks(tmp_path):
-    """A table of 128 MiB in two shards grows the process by less than half of one shard."""
+    """A table of 128 MiB in two shards grows the process by less than one shard, and does not hold it twice."""
     table = torch.ones(1 << 17, 512, dtype=torch.float16)
     save_shards(tmp_path / "0/sparse", table, [1 << 16, 1 << 16])
     arguments = ["tables", "convert", f"--table=item_id={tmp_path}", "--dtype=int8", f"--out={tmp_path / 'out'}"]
     ran = subprocess.run([sys.executable, "-c", PEAK, *arguments], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert int(ran.stdout.split()[-1]) < (32 << 10)
+    # Some growth must be seen, else the measurement is none.
+    assert 4 << 10 < int(ran.stdout.split()[-1]) < 48 << 10
     assert HostTables.open(tmp_path / "out").lookup("item_id", np.asarray([(1 << 17) - 1])).tolist() == [[1.0] * 512]
 
 
