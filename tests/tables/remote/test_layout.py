@@ -1,5 +1,8 @@
 """Keys, partitions and slots agree between Python, C++ and the Redis Cluster specification; odd input is refused."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -165,3 +168,19 @@ def test_a_missing_server_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ArtefactError, match="make redis"):
         local_cluster.start_cluster(tmp_path / "cluster")
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("tls", [False, True])
+def test_openssl_is_loaded_for_tls_alone(tls):
+    code = f"""
+from pathlib import Path
+from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions, Tls
+from hstu_trt.tables.remote_resp import RemoteError
+try:
+    Cluster(ClusterOptions(nodes=("127.0.0.1:1",), tls=Tls() if {tls} else None))
+except RemoteError:
+    print("libssl" in Path("/proc/self/maps").read_text())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tls)
