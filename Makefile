@@ -2,13 +2,14 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help install demo serve test test-fast test-plugins lint typecheck accuracy diff plugins plugins-report bench-kernels bench-tables verify-tensorrt onnx engines clean
+.PHONY: help install demo serve test test-fast test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
+  bench-kernels bench-tables verify-tensorrt onnx engines remote-lib remote-if-possible redis clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 ROOMS := contract export plugins engines tables serving bench
-EXTRAS := export,engines,rtx,serving,bench,dev
+EXTRAS := export,engines,rtx,serving,bench,redis,dev
 
 # What onnx, engines and serve work on; the defaults are the trained checkpoint that the tests use.
 MODEL ?= demo
@@ -51,11 +52,11 @@ demo: install  ## checkpoint -> ONNX -> Triton -> ranked candidates, checked on 
 serve: install $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION=
 	$(BIN)/hstu-trt serve --deployment $(DEPLOYMENT)
 
-test: install $(LEAN)  ## every test that this machine can run
+test: install $(LEAN) tables-lib remote-if-possible  ## every test that this machine can run
 	$(BIN)/pytest
 
-test-fast: install  ## the tests that start no server
-	$(BIN)/pytest -m "not triton"
+test-fast: install tables-lib  ## the tests that start no server
+	$(BIN)/pytest -m "not triton and not redis"
 
 test-plugins: plugins $(LEAN)  ## the plugins in NVIDIA's lean runtimes, and all else about plugins/ that needs no GPU
 	$(BIN)/pytest tests/plugins -m "not gpu"
@@ -92,8 +93,42 @@ $(TENSORRT)/lean-%: | install
 	$(BIN)/pip install --quiet --no-deps --no-compile --target $@.part tensorrt-lean-cu13-libs==$* tensorrt-lean-cu13-bindings==$*
 	@mv $@.part $@
 
+# The client of the remote tier: C++20 and nothing else; OpenSSL is loaded when TLS is asked for.
+REMOTE_FLAGS := -std=c++20 -O2 -fPIC -fvisibility=hidden -fno-semantic-interposition -Wall -Wextra -Werror -MMD -MP
+REMOTE_OBJECTS := $(patsubst tables/csrc/remote/%.cpp,build/remote/%.o,$(wildcard tables/csrc/remote/*.cpp))
+
+remote-lib: build/lib/libhstu_trt_remote.so  ## build the client of the remote tables
+
+build/lib/libhstu_trt_remote.so: $(REMOTE_OBJECTS)
+	@mkdir -p $(@D)
+	$(CXX) -shared -pthread -o $@.part $^ -ldl && mv $@.part $@
+
+build/remote/%.o: tables/csrc/remote/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(REMOTE_FLAGS) -c -o $@ $<
+
+-include $(REMOTE_OBJECTS:.o=.d)
+
+redis: build/redis/usr/bin/redis-server  ## unpack Debian's Redis server into build/, for tests and benchmarks
+
+# Where one of the two cannot be had, the tests of the remote tier are skipped; in CI that is an error.
+remote-if-possible:
+	@{ $(MAKE) -s -j2 remote-lib && { command -v redis-server || $(MAKE) -s redis; } >/dev/null; } || [ "$$CI" != true ]
+
+build/redis/usr/bin/redis-server:
+	tests/support/fetch_redis.sh build/redis
+
 plugins-report: install  ## registers, spills and shared memory of each CUDA kernel
 	@$(BIN)/python -m hstu_trt.plugins report
+
+LIB ?= build/lib
+tables-lib: $(LIB)/libhstu_trt_tables.so  ## build the host tier of the tables, C++ alone; without a compiler numpy does its work
+
+$(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
+	@mkdir -p $(@D)
+	@if command -v $(CXX) >/dev/null; then \
+	  echo "$(CXX) -> $@" && $(CXX) -std=c++17 -O3 -Wall -Wextra -fPIC -shared -fvisibility=hidden -pthread -o $@.part tables/csrc/*.cpp && mv $@.part $@; \
+	else echo "no C++ compiler ($(CXX)): lookups in tables will run in numpy, at about half the speed"; fi
 
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels

@@ -117,9 +117,23 @@ def verify_tensorrt(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def remote(argv: Sequence[str]) -> int:
+    """Rows per second from a Redis Cluster on loopback, beside redis-py."""
+    from hstu_trt.bench.remote import main as run
+
+    return run(argv)
+
+
 def table_support(argv: Sequence[str]) -> int:
     """Prints the support matrix from rows of verify-tensorrt."""
     from hstu_trt.bench.verify import table_main as run
+
+    return run(argv)
+
+
+def tables(argv: Sequence[str]) -> int:
+    """Lookups of the host tier beside PyTorch's on a CPU."""
+    from hstu_trt.bench.tables import main as run
 
     return run(argv)
 
@@ -135,6 +149,8 @@ SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "plot-kernels": plot_kernels,
     "verify-tensorrt": verify_tensorrt,
     "table-support": table_support,
+    "tables": tables,
+    "remote": remote,
 }
 
 

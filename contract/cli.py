@@ -18,7 +18,7 @@ VERBS = {
     "export": ("hstu_trt.export.__main__", "checkpoint -> ONNX files and tables"),
     "engines": ("hstu_trt.engines.__main__", "ONNX files -> engines for a GPU or for ONNX Runtime"),
     "plugins": ("hstu_trt.plugins.__main__", "build the CUDA kernels, check and report what they take"),
-    "tables": ("hstu_trt.tables.__main__", "convert, verify and look into embedding tables"),
+    "tables": ("hstu_trt.tables.__main__", "make, check, quantise, plan and refresh embedding tables"),
     "score": ("hstu_trt.bench.score", "score an input file with one runner"),
     "diff": ("hstu_trt.bench.diff", "compare two score files, tensor by tensor"),
     "assemble": ("hstu_trt.serving.assemble", "ONNX files + tables -> a Triton deployment"),

@@ -58,6 +58,8 @@ class ModelFolder:
     """In an fp8 model, the parts that compute in fp8 (``contract/fp8_plan.py``); the others compute in fp16."""
     digest: str
     """sha256 over the manifest: changes whenever any file of the folder does."""
+    pair_id: str | None = None
+    """Digest of the checkpoint's dense weights; its tables bear the same one. None: unknown."""
 
     @property
     def tolerances(self) -> str:
@@ -144,6 +146,7 @@ def read_model_folder(folder: Path, *, verify: bool = True) -> ModelFolder:
             precision=document["precision"],
             fp8_sites=tuple(document.get("fp8_sites", ())),
             digest=json_digest(document),
+            pair_id=document.get("pair_id"),
         )
         contract = document["contract"]
     except (KeyError, TypeError) as error:

@@ -15,14 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hstu_trt.contract.checkpoint_layout import (
+    DENSE_FILE,
+    DENSE_KEY,
+    INDEX_FILE,
+    SPARSE_FOLDER,
+    checkpoint_root,
+    table_of_key,
+)
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.export.safe_load import load_tensors
 
-TABLE_PREFIX = "_embedding_collection.embeddings."
-TABLE_SUFFIX = ".weight"
-SPARSE_PREFIX = "sparse_dict."
-DENSE_FILE = "non_sparse.ckpt"
-SPARSE_FOLDER = "sparse"
 BLOCK_BYTES = 64 << 20
 
 _TABLE_DTYPES = {torch.float16: "float16", torch.float32: "float32"}
@@ -62,15 +65,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _dmp_root(path: Path) -> Path:
     """The directory with ``non_sparse.ckpt``: the given one, or its only (or newest) batch directory."""
-    if (path / DENSE_FILE).is_file():
-        return path
-    batches = [p for p in path.iterdir() if p.name.isdigit() and (p / DENSE_FILE).is_file()]
-    if not batches:
+    root = checkpoint_root(path)
+    if root is None:
         raise ArtefactError(
             f"weights {path}: expected {DENSE_FILE} there or in a batch directory such as {path}/0; "
             "give a checkpoint directory, a .safetensors file or a state dict saved by torch.save"
         )
-    return max(batches, key=lambda p: int(p.name))
+    return root
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -96,21 +97,14 @@ def _from_state_dict(document: Any, source: str) -> Checkpoint:
     if not isinstance(document, dict) or not all(isinstance(value, Tensor) for value in document.values()):
         raise ArtefactError(f"weights {source}: expected a dict of tensors by key")
     state = {str(key).removeprefix("module."): value.detach() for key, value in document.items()}
-    dense = {key: value for key, value in state.items() if not _is_table(key)}
-    tables = {_table_name(key): _table_in_memory(key, value) for key, value in state.items() if _is_table(key)}
+    names = {key: table_of_key(key) for key in state}
+    dense = {key: value for key, value in state.items() if names[key] is None}
+    tables = {name: _table_in_memory(name, state[key]) for key, name in names.items() if name is not None}
     return Checkpoint(source=source, dense=dense, tables=tables)
 
 
-def _is_table(key: str) -> bool:
-    return key.startswith(TABLE_PREFIX) and key.endswith(TABLE_SUFFIX)
-
-
-def _table_name(key: str) -> str:
-    return key.removeprefix(TABLE_PREFIX).removesuffix(TABLE_SUFFIX)
-
-
-def _table_in_memory(key: str, weight: Tensor) -> TableSource:
-    _check_table(key, weight.shape, weight.dtype)
+def _table_in_memory(name: str, weight: Tensor) -> TableSource:
+    _check_table(name, weight.shape, weight.dtype)
     step = _block_rows(weight.shape[1], weight.dtype)
 
     def blocks() -> Iterator[NDArray]:
@@ -118,7 +112,7 @@ def _table_in_memory(key: str, weight: Tensor) -> TableSource:
             yield weight[first : first + step].numpy()
 
     return TableSource(
-        name=_table_name(key),
+        name=name,
         rows=weight.shape[0],
         dim=weight.shape[1],
         dtype=_TABLE_DTYPES[weight.dtype],
@@ -126,10 +120,10 @@ def _table_in_memory(key: str, weight: Tensor) -> TableSource:
     )
 
 
-def _check_table(key: str, shape: torch.Size, dtype: torch.dtype) -> None:
+def _check_table(name: str, shape: torch.Size, dtype: torch.dtype) -> None:
     if len(shape) != 2 or dtype not in _TABLE_DTYPES:
         raise ArtefactError(
-            f"{key}: a table must be a [rows, dim] matrix in float16 or float32, got {list(shape)} {dtype}"
+            f"table {name}: it must be a [rows, dim] matrix in float16 or float32, got {list(shape)} {dtype}"
         )
 
 
@@ -144,10 +138,10 @@ def _load_dmp(root: Path) -> Checkpoint:
     ``dense_dict`` is read: optimizer state and metrics stay where they are.
     """
     document = load_tensors(root / DENSE_FILE, f"weights {root / DENSE_FILE}")
-    if not isinstance(document, dict) or not isinstance(document.get("dense_dict"), dict):
-        raise ArtefactError(f"weights {root / DENSE_FILE}: expected a dict with 'dense_dict'")
-    checkpoint = _from_state_dict(document["dense_dict"], str(root))
-    if (root / SPARSE_FOLDER / ".metadata").is_file():
+    if not isinstance(document, dict) or not isinstance(document.get(DENSE_KEY), dict):
+        raise ArtefactError(f"weights {root / DENSE_FILE}: expected a dict with {DENSE_KEY!r}")
+    checkpoint = _from_state_dict(document[DENSE_KEY], str(root))
+    if (root / SPARSE_FOLDER / INDEX_FILE).is_file():
         checkpoint.tables.update(_sharded_tables(root / SPARSE_FOLDER))
     return checkpoint
 
@@ -158,11 +152,11 @@ def _sharded_tables(folder: Path) -> dict[str, TableSource]:
     index = read_shard_index(folder)
     tables = {}
     for key, entry in index.tensors.items():
-        plain = key.removeprefix(SPARSE_PREFIX)
-        if _is_table(plain):
-            _check_table(plain, torch.Size(entry.shape), entry.dtype)
-            tables[_table_name(plain)] = TableSource(
-                name=_table_name(plain),
+        name = table_of_key(key)
+        if name is not None:
+            _check_table(name, torch.Size(entry.shape), entry.dtype)
+            tables[name] = TableSource(
+                name=name,
                 rows=entry.shape[0],
                 dim=entry.shape[1],
                 dtype=_TABLE_DTYPES[entry.dtype],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -170,6 +171,7 @@ def export_model(job: ExportJob, out: Path, progress: Progress = lambda _: None)
             made_by=job.made_by,
             facts={
                 "weights": job.checkpoint.source,
+                "pair_id": pair_id(job.checkpoint.dense),
                 **_fp8_facts(job.quantisation),
                 "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
             },
@@ -204,8 +206,19 @@ def _write_tables(job: ExportJob, folder: Path, progress: Progress) -> dict[str,
         source = job.checkpoint.tables[table.name]
         blocks = _checked(source.blocks(), table, job.precision)
         stored.append(write_table(folder / TABLES_FOLDER, table, blocks, shard_bytes=ONE_SHARD))
-    write_tables_manifest(folder / TABLES_FOLDER, stored, job.made_by, {"weights": job.checkpoint.source})
+    facts = {"weights": job.checkpoint.source, "pair_id": pair_id(job.checkpoint.dense)}
+    write_tables_manifest(folder / TABLES_FOLDER, stored, job.made_by, facts)
     return {table.name: table for table in _table_configs(job)}
+
+
+def pair_id(dense: Mapping[str, Tensor]) -> str:
+    """Digest of a checkpoint's dense weights: a model and tables that bear the same one were trained together."""
+    digest = hashlib.sha256()
+    for key in sorted(dense):
+        weight = dense[key].detach().contiguous()
+        digest.update(f"{key} {weight.dtype} {list(weight.shape)}\n".encode())
+        digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _checked(blocks: Iterable[np.ndarray], table: TableConfig, precision: Precision) -> Iterator[np.ndarray]:

@@ -1,59 +1,99 @@
-"""The host tier: embedding tables mapped into memory, looked up with numpy.
+"""The host tier: embedding tables on a CPU.
 
-Nothing is read before a lookup touches it, so a table may be larger than the memory. Rows come back exactly as stored;
-another output dtype rounds as numpy does.
+Tables are mapped into memory, so that nothing is read before a lookup touches it and a table may be larger than the
+memory; ``resident`` reads them into memory of huge pages instead, which is twice as fast. Rows come back exactly as
+stored, quantised ones as ``quantisers.py`` says; another output dtype rounds as numpy does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import ConfigError, InputError
-from hstu_trt.contract.table_format import Shard, StoredTable, read_tables
+from hstu_trt.contract.stored_table import StoredTable, TablesFolder
+from hstu_trt.contract.table_format import read_tables_folder
+from hstu_trt.contract.table_versions import current_tables
+from hstu_trt.tables.gather import NumpyGather, Outcome
 from hstu_trt.tables.ids import POLICIES, Policy, range_text
+from hstu_trt.tables.native import NativeGather, library_if_built, load_library
+from hstu_trt.tables.table_arrays import map_file, open_arrays, read_file
 
 OutputDtype = Literal["float32", "float16"]
 REGENERATE = "hstu-trt export, or hstu-trt tables convert --table NAME=FILE --out {folder}"
 
 
-@dataclass(frozen=True)
-class _MappedTable:
-    """Shards of a table that hold rows, and the first row of each."""
+@dataclass(frozen=True, kw_only=True)
+class LookupOptions:
+    """How a lookup answers."""
 
-    shards: tuple[NDArray, ...]
-    first_rows: NDArray
+    policy: Policy = "reject"
+    """What an id outside its table does: ``reject`` raises InputError; ``zero`` answers a zero row, ``clamp`` the
+    nearest row, ``row0`` the first one, ``default_row`` the table's default row (a zero row where it has none)."""
+    padding_id: int | None = None
+    """This id answers a zero row under every policy."""
+    dtype: OutputDtype = "float32"
+    what: str = "ids"
+    """Name of the ids' tensor, for messages."""
 
-    def gather(self, ids: NDArray, out: NDArray) -> None:
-        """Copies the rows of ids ``[n]``, all within the table, to ``out`` ``[n, dim]``."""
-        if len(self.shards) == 1:
-            out[...] = self.shards[0].take(ids, axis=0)
-            return
-        number = np.searchsorted(self.first_rows, ids, side="right") - 1
-        for shard in np.unique(number):
-            here = np.flatnonzero(number == shard)
-            out[here] = self.shards[shard].take(ids[here] - self.first_rows[shard], axis=0)
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ConfigError(f"unknown id policy {self.policy!r}: choose from {', '.join(POLICIES)}")
+        if self.dtype not in ("float32", "float16"):
+            raise ConfigError(f"lookups answer float32 or float16, not {self.dtype!r}")
+
+
+class Gather(Protocol):
+    """Looks up in one table: ``NativeGather`` or ``NumpyGather``."""
+
+    def lookup(
+        self, ids: NDArray, out: NDArray, status: NDArray, policy: Policy, padding_id: int | None
+    ) -> Outcome: ...
 
 
 class HostTables:
     """The tables of a folder, open for lookups. Threads may share it."""
 
-    def __init__(self, tables: dict[str, StoredTable], mapped: dict[str, _MappedTable]) -> None:
+    def __init__(self, folder: TablesFolder, gathers: Mapping[str, Gather]) -> None:
         """Use ``HostTables.open``."""
-        self.tables = tables
-        self._mapped = mapped
-        self._table_of = {feature: table.name for table in tables.values() for feature in table.features}
+        self.folder = folder
+        self.tables = folder.tables
+        self.bad_ids: Counter[str] = Counter()
+        """Ids outside each table so far."""
+        self._gathers = gathers
+        self._lock = threading.Lock()
+        self._table_of = {feature: table.name for table in self.tables.values() for feature in table.features}
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = False) -> HostTables:
-        """Maps the tables of a folder; ``verify`` also re-hashes every shard. Raises ArtefactError."""
-        tables = read_tables(folder, regenerate=REGENERATE.format(folder=folder), verify=verify)
-        return cls(tables, {name: _map_table(folder, table) for name, table in tables.items()})
+    def open(
+        cls,
+        folder: Path,
+        *,
+        verify: bool = False,
+        resident: bool = False,
+        native: bool | None = None,
+        threads: int | None = None,
+    ) -> HostTables:
+        """Opens the tables of a folder, or of the version in use of a folder of versions.
+
+        verify: also re-hashes every shard. resident: reads all rows now. native: whether lookups run in the C++
+        library; None: if it was built. threads: of one lookup there; None: one per CPU. Raises ArtefactError.
+        """
+        folder = current_tables(folder)
+        found = read_tables_folder(folder, regenerate=REGENERATE.format(folder=folder), verify=verify)
+        library = None if native is False else load_library() if native else library_if_built()
+        read = map_file if not resident else read_file if library is None else library.read_file
+        arrays = {name: open_arrays(folder, table, read) for name, table in found.tables.items()}
+        if library is None:
+            return cls(found, {name: NumpyGather(array) for name, array in arrays.items()})
+        return cls(found, {name: NativeGather(array, library, threads=threads) for name, array in arrays.items()})
 
     def lookup(
         self,
@@ -65,16 +105,23 @@ class HostTables:
         dtype: OutputDtype = "float32",
         what: str = "ids",
     ) -> NDArray:
-        """Rows of one table: ids ``[n]`` int32 or int64 -> ``[n, dim]``; see ``lookup_features``."""
+        """Rows of one table: ids ``[n]`` int32 or int64 -> ``[n, dim]``; see ``LookupOptions``."""
+        options = LookupOptions(policy=policy, padding_id=padding_id, dtype=dtype, what=what)
+        return self.lookup_with_status(table, ids, options)[0]
+
+    def lookup_with_status(self, table: str, ids: NDArray, options: LookupOptions) -> tuple[NDArray, NDArray]:
+        """Rows of one table and where they came from: ids ``[n]`` -> ``[n, dim]``, ``[n]`` uint8 (RowStatus)."""
         if table not in self.tables:
             raise ConfigError(f"no table {table!r}; tables: {', '.join(self.tables) or 'none'}")
-        _check_options(ids, 1, policy, dtype, what)
+        _check_ids(ids, 1, options.what)
         stored = self.tables[table]
-        out = np.empty((len(ids), stored.dim), dtype)
-        bad = self._fill(stored, ids, out, policy, padding_id)
+        out, status = np.empty((len(ids), stored.dim), options.dtype), np.empty(len(ids), np.uint8)
+        bad = self._fill(stored, ids, out, status, options)
         if bad is not None:
-            raise InputError(f"tensor {what!r} holds {ids[bad]} at [{bad}]; {range_text(stored.name, stored.rows)}")
-        return out
+            raise InputError(
+                f"tensor {options.what!r} holds {ids[bad]} at [{bad}]; {range_text(stored.name, stored.rows)}"
+            )
+        return out, status
 
     def lookup_features(
         self,
@@ -88,27 +135,33 @@ class HostTables:
     ) -> NDArray:
         """Rows of several features side by side: ids ``[n, features]`` -> ``[n, sum of the tables' dims]``.
 
-        policy: what an id outside its table does: ``reject`` raises InputError naming ``what``, feature, position and
-        value; ``clamp`` takes the nearest row; ``zero`` answers a zero row.
-        padding_id: this id answers a zero row under every policy.
+        Under the policy ``reject``, raises InputError naming ``what``, feature, position and value.
         """
+        options = LookupOptions(policy=policy, padding_id=padding_id, dtype=dtype, what=what)
+        return self.lookup_features_with_status(features, ids, options)[0]
+
+    def lookup_features_with_status(
+        self, features: Sequence[str], ids: NDArray, options: LookupOptions
+    ) -> tuple[NDArray, NDArray]:
+        """As ``lookup_features``, and the status ``[n, features]`` uint8 (RowStatus)."""
         tables = [self._stored(feature) for feature in features]
-        _check_options(ids, 2, policy, dtype, what)
+        _check_ids(ids, 2, options.what)
         if ids.shape[1] != len(features):
             raise InputError(
-                f"tensor {what!r} must have {len(features)} columns ({', '.join(features)}), got {list(ids.shape)}"
+                f"tensor {options.what!r} must have {len(features)} columns ({', '.join(features)}), "
+                f"got {list(ids.shape)}"
             )
         ends = np.cumsum([0, *(table.dim for table in tables)])
-        out = np.empty((len(ids), ends[-1]), dtype)
+        out, status = np.empty((len(ids), ends[-1]), options.dtype), np.empty(ids.shape, np.uint8)
         for column, (feature, table) in enumerate(zip(features, tables, strict=True)):
             rows = out[:, ends[column] : ends[column + 1]]
-            bad = self._fill(table, ids[:, column], rows, policy, padding_id)
+            bad = self._fill(table, ids[:, column], rows, status[:, column], options)
             if bad is not None:
                 raise InputError(
-                    f"tensor {what!r} (feature {feature!r}) holds {ids[bad, column]} at [{bad}, {column}]; "
+                    f"tensor {options.what!r} (feature {feature!r}) holds {ids[bad, column]} at [{bad}, {column}]; "
                     f"{range_text(table.name, table.rows)}"
                 )
-        return out
+        return out, status
 
     def _stored(self, feature: str) -> StoredTable:
         if feature not in self._table_of:
@@ -116,49 +169,18 @@ class HostTables:
         return self.tables[self._table_of[feature]]
 
     def _fill(
-        self, table: StoredTable, ids: NDArray, out: NDArray, policy: Policy, padding_id: int | None
+        self, table: StoredTable, ids: NDArray, out: NDArray, status: NDArray, options: LookupOptions
     ) -> int | None:
-        """Fills ``out`` with the rows of ids ``[n]``; returns the place of the first id to reject, if any."""
-        ids = ids.astype(np.int64, copy=False)
-        padding = np.zeros(len(ids), bool) if padding_id is None else ids == padding_id
-        bad = ((ids < 0) | (ids >= table.rows)) & ~padding
-        if bad.any() and (policy == "reject" or (policy == "clamp" and not table.rows)):
-            return int(bad.argmax())
-        zero = padding if policy == "clamp" else padding | bad
-        safe = np.clip(ids, 0, table.rows - 1) if policy == "clamp" else ids
-        mapped = self._mapped[table.name]
-        if not zero.any():
-            mapped.gather(safe, out)
-            return None
-        rows = np.empty((len(ids) - int(zero.sum()), table.dim), out.dtype)
-        mapped.gather(safe[~zero], rows)
-        out[~zero], out[zero] = rows, 0
-        return None
+        """Fills ``out`` and ``status`` for ids ``[n]``; returns the place of the first id to reject, if any."""
+        outcome = self._gathers[table.name].lookup(ids, out, status, options.policy, options.padding_id)
+        if outcome.bad:
+            with self._lock:
+                self.bad_ids[table.name] += outcome.bad
+        return outcome.rejected
 
 
-def _map_table(folder: Path, table: StoredTable) -> _MappedTable:
-    shards = [shard for shard in table.shards if shard.rows]
-    if not shards:
-        return _MappedTable((np.empty((0, table.dim), table.dtype),), np.zeros(1, np.int64))
-    return _MappedTable(
-        tuple(_map_shard(folder, table, shard) for shard in shards),
-        np.asarray([shard.first_row for shard in shards], np.int64),
-    )
-
-
-def _map_shard(folder: Path, table: StoredTable, shard: Shard) -> NDArray:
-    """The rows of a shard as a plain array view: memmap's own indexing is slow."""
-    return np.asarray(
-        np.memmap(folder / shard.file, table.dtype, "r", offset=shard.payload_offset, shape=(shard.rows, table.dim))
-    )
-
-
-def _check_options(ids: NDArray, ndim: int, policy: str, dtype: str, what: str) -> None:
+def _check_ids(ids: NDArray, ndim: int, what: str) -> None:
     if ids.dtype not in (np.int32, np.int64):
         raise InputError(f"tensor {what!r} must be int64 or int32, got {ids.dtype}")
     if ids.ndim != ndim:
         raise InputError(f"tensor {what!r} must have {ndim} dimensions, got shape {list(ids.shape)}")
-    if policy not in POLICIES:
-        raise ConfigError(f"unknown id policy {policy!r}: choose from {', '.join(POLICIES)}")
-    if dtype not in ("float32", "float16"):
-        raise ConfigError(f"lookups answer float32 or float16, not {dtype!r}")

@@ -7,6 +7,7 @@ from types import TracebackType
 
 from numpy.typing import NDArray
 
+from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.features import Tensors, check_request
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.tensors import PADDING_ID, feature_columns, float_dtype
@@ -24,6 +25,12 @@ class HostLookup:
         self._dtype: OutputDtype = "float16" if float_dtype(model.precision) == "float16" else "float32"
         self._policy = policy
         self._tables = HostTables.open(model.tables)
+        pair_id = self._tables.folder.pair_id
+        if None not in (pair_id, model.pair_id) and pair_id != model.pair_id:
+            raise ArtefactError(
+                f"{model.tables} belongs to the dense weights {pair_id}, the model {model.path} has {model.pair_id}; "
+                "export both from one checkpoint"
+            )
 
     def __enter__(self) -> HostLookup:
         return self

@@ -1,4 +1,7 @@
-"""Where tables come from: [rows, dim] matrices in .npy and .safetensors files, mapped into memory."""
+"""Where tables come from: [rows, dim] matrices in .npy and .safetensors files and in Meta's checkpoint directories.
+
+Rows are read a block at a time, never a whole table; a checkpoint's shards are read where they lie, without PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -10,67 +13,133 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hstu_trt.contract.checkpoint_layout import (
+    DENSE_FILE,
+    DENSE_KEY,
+    INDEX_FILE,
+    SPARSE_FOLDER,
+    checkpoint_root,
+    table_of_key,
+)
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
-from hstu_trt.contract.table_format import read_safetensors_header
+from hstu_trt.contract.shards import read_safetensors_header
+from hstu_trt.tables.torch_files import TensorPlace, read_archive, read_index
 
 # numpy has no bfloat16: its bits are read as uint16 and widened to float32, which is exact.
-_BFLOAT16 = "BF16"
-_STORED_AS = {"F16": "float16", "F32": "float32", "F64": "float64", _BFLOAT16: "uint16"}
-_BLOCK_BYTES = 16 << 20
+_BFLOAT16 = "bfloat16"
+_STORED_AS = {"float16": "float16", "float32": "float32", "float64": "float64", _BFLOAT16: "uint16"}
+_SAFETENSORS_NAMES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": _BFLOAT16}
+_BLOCK_BYTES = 2 << 20
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """Consecutive rows ``[rows, dim]`` in a file, row after row unless ``by_columns``."""
+
+    path: Path
+    offset: int
+    rows: int
+    dim: int
+    stored: str
+    """numpy's dtype of the bytes."""
+    by_columns: bool = False
+
+    def read(self, first: int, count: int) -> NDArray:
+        """Rows ``[count, dim]``: read, not mapped, so that they do not count as this process's memory for long."""
+        if self.by_columns:
+            return np.asarray(self.mapped()[first : first + count])
+        with self.path.open("rb") as stream:
+            stream.seek(self.offset + first * self.dim * np.dtype(self.stored).itemsize)
+            return np.fromfile(stream, self.stored, count * self.dim).reshape(count, self.dim)
+
+    def mapped(self) -> NDArray:
+        """All rows, mapped into memory."""
+        order = "F" if self.by_columns else "C"
+        return np.memmap(self.path, self.stored, "r", self.offset, (self.rows, self.dim), order)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
 class MatrixSource:
-    """A matrix in a file; ``rows()`` streams it."""
+    """A matrix in one or several files; ``blocks()`` streams it."""
 
     path: Path
-    matrix: NDArray
-    """``[rows, dim]``, mapped into memory."""
-    is_bfloat16: bool = False
+    parts: tuple[FilePart, ...]
+    dtype: str
+    """In the files: float16, float32, float64 or bfloat16."""
 
     @property
-    def dtype(self) -> str:
-        """Name of the dtype in the file."""
-        return "bfloat16" if self.is_bfloat16 else str(self.matrix.dtype)
+    def rows(self) -> int:
+        """Rows of all parts."""
+        return sum(part.rows for part in self.parts)
 
-    def blocks(self, dtype: str) -> Iterator[NDArray]:
-        """Consecutive rows as ``dtype``, a few MiB at a time. Raises InputError on NaN, Inf or overflow."""
-        rows, dim = self.matrix.shape
-        step = max(1, _BLOCK_BYTES // (4 * dim))
-        for first in range(0, rows, step):
-            block = self.matrix[first : first + step]
-            if self.is_bfloat16:
-                block = (block.astype(np.uint32) << 16).view(np.float32)
-            with np.errstate(over="ignore"):
-                converted = block.astype(dtype)
-            self._check_finite(converted, block, first)
-            yield converted
+    @property
+    def dim(self) -> int:
+        """Width of a row."""
+        return self.parts[0].dim
 
-    def _check_finite(self, converted: NDArray, block: NDArray, first: int) -> None:
+    def blocks(self, dtype: str, order: NDArray | None = None) -> Iterator[NDArray]:
+        """Rows as ``dtype``, a few MiB at a time: consecutive ones, or those that ``order`` [rows] names.
+
+        Raises InputError on NaN, Inf or overflow.
+        """
+        step = max(1, _BLOCK_BYTES // (4 * self.dim))
+        if order is not None:
+            for first in range(0, self.rows, step):
+                yield self._converted(self._take(order[first : first + step]), order[first : first + step], dtype)
+            return
+        begin = 0
+        for part in self.parts:
+            for first in range(0, part.rows, step):
+                block = part.read(first, min(step, part.rows - first))
+                yield self._converted(block, begin + first + np.arange(len(block)), dtype)
+            begin += part.rows
+
+    def _take(self, rows: NDArray) -> NDArray:
+        ends = np.cumsum([part.rows for part in self.parts])
+        number = np.searchsorted(ends, rows, side="right")
+        block = np.empty((len(rows), self.dim), self.parts[0].stored)
+        for part in np.unique(number):
+            here = np.flatnonzero(number == part)
+            block[here] = self.parts[part].mapped()[rows[here] - (ends[part] - self.parts[part].rows)]
+        return block
+
+    def _converted(self, block: NDArray, rows: NDArray, dtype: str) -> NDArray:
+        if self.dtype == _BFLOAT16:
+            block = (block.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore"):
+            converted = block.astype(dtype, copy=False)
         bad = ~np.isfinite(converted)
         if bad.any():
             row, column = (int(i) for i in np.argwhere(bad)[0])
             raise InputError(
-                f"{self.path} holds {block[row, column]} at [{first + row}, {column}], which is "
+                f"{self.path} holds {block[row, column]} at [{rows[row]}, {column}], which is "
                 f"{converted[row, column]} in {converted.dtype}; every score that looks it up would be worthless"
             )
+        return converted
 
 
 def open_matrix(path: Path, tensor: str | None = None) -> MatrixSource:
-    """Maps a matrix of a .npy or .safetensors file. Raises InputError, or ArtefactError when the file is damaged."""
+    """Opens a matrix of a .npy or .safetensors file, or a table of a checkpoint directory.
+
+    Raises InputError, or ArtefactError when a file is damaged.
+    """
+    if path.is_dir():
+        return _from_checkpoint(path, tensor)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return _from_safetensors(path, tensor)
     if path.suffix != ".npy":
-        raise InputError(f"{path}: tables are read from .npy and .safetensors files")
+        raise InputError(f"{path}: tables are read from .npy and .safetensors files and from checkpoint directories")
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        offset = int(matrix.offset)
     except (ValueError, OSError, EOFError, SyntaxError) as error:
         raise ArtefactError(f"{path} is not a .npy file ({error})") from None
-    if matrix.dtype not in (np.float16, np.float32, np.float64):
+    if str(matrix.dtype) not in _STORED_AS:
         raise InputError(f"{path}: rows must be float16, float32 or float64, got {matrix.dtype}")
-    return _checked(MatrixSource(path, matrix))
+    place = TensorPlace(path=path, offset=offset, shape=matrix.shape, dtype=str(matrix.dtype))
+    return _source(path, [place], by_columns=not matrix.flags.c_contiguous)
 
 
 def _from_safetensors(path: Path, tensor: str | None) -> MatrixSource:
@@ -82,29 +151,54 @@ def _from_safetensors(path: Path, tensor: str | None) -> MatrixSource:
     if name not in names:
         raise ConfigError(f"{path} holds no tensor {name!r}; it holds {', '.join(names)}")
     try:
-        return _checked(_map_entry(path, header[name], payload))
+        return _source(path, [_entry_place(path, header[name], payload)])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArtefactError(f"{path}: the entry of tensor {name!r} is malformed ({error})") from None
 
 
-def _map_entry(path: Path, entry: dict[str, Any], payload: int) -> MatrixSource:
-    if entry["dtype"] not in _STORED_AS:
-        raise InputError(f"{path}: rows must be one of {', '.join(_STORED_AS)}, got {entry['dtype']!r}")
-    shape, (start, end) = entry["shape"], entry["data_offsets"]
-    stored = np.dtype(_STORED_AS[entry["dtype"]])
+def _entry_place(path: Path, entry: dict[str, Any], payload: int) -> TensorPlace:
+    if entry["dtype"] not in _SAFETENSORS_NAMES:
+        raise InputError(f"{path}: rows must be one of {', '.join(_SAFETENSORS_NAMES)}, got {entry['dtype']!r}")
+    dtype, shape, (start, end) = _SAFETENSORS_NAMES[entry["dtype"]], entry["shape"], entry["data_offsets"]
     if any(type(n) is not int or n < 0 for n in (*shape, start, end)):
         raise ValueError("shape and data_offsets must be integers >= 0")
-    if end - start != int(np.prod(shape, dtype=object)) * stored.itemsize or payload + end > path.stat().st_size:
+    size = int(np.prod(shape, dtype=object)) * np.dtype(_STORED_AS[dtype]).itemsize
+    if end - start != size or payload + end > path.stat().st_size:
         raise ValueError(f"bytes {start} to {end} do not hold shape {shape} in {path.stat().st_size} bytes")
-    if end == start:
-        matrix = np.empty(shape, stored)
-    else:
-        matrix = np.memmap(path, stored, "r", offset=payload + start, shape=tuple(shape))
-    return MatrixSource(path, matrix, entry["dtype"] == _BFLOAT16)
+    return TensorPlace(path=path, offset=payload + start, shape=tuple(shape), dtype=dtype)
 
 
-def _checked(source: MatrixSource) -> MatrixSource:
-    shape = list(source.matrix.shape)
+def _from_checkpoint(path: Path, table: str | None) -> MatrixSource:
+    root = checkpoint_root(path)
+    if root is None:
+        raise InputError(f"{path}: no checkpoint directory, {DENSE_FILE} is not there nor in a batch directory")
+    tables = _checkpoint_tables(root)
+    if table is None and len(tables) == 1:
+        table = next(iter(tables))
+    if table not in tables:
+        raise ConfigError(f"{root} has no table {table!r}; it has {', '.join(sorted(tables)) or 'none'}")
+    return _source(root, tables[table])
+
+
+def _checkpoint_tables(root: Path) -> dict[str, list[TensorPlace]]:
+    """Table -> its chunks. Tables that were data-parallel in training stand among the dense weights."""
+    index = root / SPARSE_FOLDER / INDEX_FILE
+    sharded = read_index(root / SPARSE_FOLDER) if index.is_file() else {}
+    document = read_archive(root / DENSE_FILE)
+    dense = document.get(DENSE_KEY) if isinstance(document, dict) else None
+    if not isinstance(dense, dict):
+        raise ArtefactError(f"{root / DENSE_FILE}: expected a dict with {DENSE_KEY!r}")
+    whole = {key: [value] for key, value in dense.items() if isinstance(value, TensorPlace)}
+    named = {table_of_key(str(key)): places for key, places in (whole | sharded).items()}
+    return {name: places for name, places in named.items() if name is not None}
+
+
+def _source(path: Path, places: list[TensorPlace], *, by_columns: bool = False) -> MatrixSource:
+    places = [place for place in places if place.shape[:1] != (0,)] or places
+    shape, dtype = list(places[0].shape), places[0].dtype
     if len(shape) != 2 or 0 in shape:
-        raise InputError(f"{source.path}: a table is a matrix [rows, dim] with at least one row, got shape {shape}")
-    return source
+        raise InputError(f"{path}: a table is a matrix [rows, dim] with at least one row, got shape {shape}")
+    if dtype not in _STORED_AS or any(place.dtype != dtype or place.shape[1:] != (shape[1],) for place in places):
+        raise InputError(f"{path}: rows must be one of {', '.join(_STORED_AS)} and of one width, got {dtype} {shape}")
+    parts = [FilePart(p.path, p.offset, p.shape[0], p.shape[1], _STORED_AS[dtype], by_columns) for p in places]
+    return MatrixSource(path, tuple(parts), dtype)

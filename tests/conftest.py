@@ -4,10 +4,15 @@ import functools
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from hstu_trt.tables.native import NativeLibrary
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -36,10 +41,21 @@ def missing_tensorrt() -> str | None:
     return None if importlib.util.find_spec("tensorrt") else "the full TensorRT library is not installed"
 
 
-PROBES = {"triton": missing_triton, "gpu": missing_gpu, "tensorrt": missing_tensorrt}
+@functools.cache
+def missing_redis() -> str | None:
+    """Why the remote tier cannot be tested here, or None."""
+    from hstu_trt.bench.local_cluster import find_server
+    from hstu_trt.tables.remote_library import LIBRARY
 
-# What `make install` brings: in CI its absence is a failure of the set-up, not a reason to skip.
-NEEDED_IN_CI = {"triton"}
+    if not LIBRARY.is_file():
+        return "the client of the remote tier is not built: make remote-lib"
+    return None if find_server() else "no redis-server: make redis, or put one on PATH"
+
+
+PROBES = {"triton": missing_triton, "gpu": missing_gpu, "tensorrt": missing_tensorrt, "redis": missing_redis}
+
+# What `make install` and `make test` bring: in CI its absence is a failure of the set-up, not a reason to skip.
+NEEDED_IN_CI = {"triton", "redis"}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -48,7 +64,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if reason is None:
             continue
         if marker in NEEDED_IN_CI and os.environ.get("CI") == "true":
-            pytest.fail(f"{reason}; `make install` brings it, and with CI=true this test must run", pytrace=False)
+            pytest.fail(f"{reason}; `make test` brings it, and with CI=true this test must run", pytrace=False)
         pytest.skip(reason)
 
 
@@ -72,3 +88,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return folder
 
     return export
+
+
+@pytest.fixture(scope="session")
+def native_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator["NativeLibrary"]:
+    """The host tier's C++ library, built for this run where build/lib has none; skips without a compiler."""
+    from hstu_trt.tables import native
+
+    if not native.LIBRARY.is_file():
+        if shutil.which("make") is None or shutil.which(os.environ.get("CXX", "c++")) is None:
+            assert os.environ.get("CI") != "true", "no C++ compiler: with CI=true this test must run"
+            pytest.skip("no C++ compiler")
+        folder = tmp_path_factory.mktemp("lib")
+        command = ["make", "-s", "-C", str(GOLDEN.parents[1]), f"LIB={folder}", "tables-lib"]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        os.environ[native.LIBRARY_VARIABLE] = str(folder / native.LIBRARY.name)
+    yield native.load_library()
+    os.environ.pop(native.LIBRARY_VARIABLE, None)

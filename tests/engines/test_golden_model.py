@@ -69,6 +69,11 @@ def test_the_graph_looks_up_what_the_host_tables_hold(model, make_feed, batch):
         np.testing.assert_array_equal(rows, expected, err_msg=group)
 
 
+def test_the_tables_are_of_the_model_s_checkpoint(model):
+    assert len(model.pair_id) == 64
+    assert HostTables.open(model.tables).folder.pair_id == model.pair_id
+
+
 def test_engines_are_built_from_it(model, tmp_path, capsys):
     command = [
         "engines",

@@ -26,6 +26,7 @@ from hstu_trt.contract.presets import debug, dlrm_v3
 from hstu_trt.contract.table_format import write_shard
 from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
 from hstu_trt.export.dcp_files import _MetadataUnpickler
+from hstu_trt.export.export_model import pair_id
 from hstu_trt.export.model import DlrmHstu, cast_to
 from hstu_trt.export.weights import load_dense, random_checkpoint, resolve_tables
 
@@ -343,3 +344,12 @@ def test_safetensors_without_tables_is_refused_for_a_ranking_model(tmp_path: Pat
     save_file({k: v for k, v in STATE.items() if "embeddings" not in k.split(".")}, tmp_path / "d.safetensors")
     with pytest.raises(ConfigError, match="the checkpoint has none"):
         resolve_tables(case.config, load_checkpoint(tmp_path / "d.safetensors").tables, {})
+
+
+def test_the_pair_id_is_that_of_the_dense_weights():
+    dense = {"a": torch.arange(4.0), "b": torch.tensor(2.5, dtype=torch.bfloat16), "c": torch.zeros(0, 3)}
+    found = pair_id(dense)
+    assert found == pair_id(dict(reversed(dense.items())))
+    changed = [dense | {"a": torch.arange(4.0).nextafter(torch.tensor(9.0))}, dense | {"d": torch.ones(1)}]
+    changed += [dense | {"a": torch.arange(4.0).reshape(2, 2)}, {"a": dense["a"], "b": dense["b"]}]
+    assert len({found, *(pair_id(one) for one in changed)}) == 5

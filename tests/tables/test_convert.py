@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from hstu_trt.contract.cli import main as command_line
-from hstu_trt.tables import __main__ as verbs
 from hstu_trt.tables import convert as convert_module
+from hstu_trt.tables import terminal
 from hstu_trt.tables.host import HostTables
 
 ITEMS = np.random.default_rng(0).normal(size=(11, 4)).astype(np.float32)
@@ -141,11 +141,11 @@ def test_verify_refuses_a_short_shard(files, capsys):
 
 
 def test_long_work_shows_progress_on_stderr(capsys, monkeypatch):
-    progress = verbs._Progress(100, "hashed", every_s=0.0)
+    progress = terminal.Progress(100, "hashed", every_s=0.0)
     progress.add("items/00000.safetensors", 40)
     progress.end()
     assert "hashed 40 B of 100 B" in capsys.readouterr().err
-    verbs._Progress(100, "hashed").end()
+    terminal.Progress(100, "hashed").end()
     assert capsys.readouterr().err == ""
 
 

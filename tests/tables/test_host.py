@@ -28,8 +28,13 @@ def write_folder(folder, shard_rows):
 
 
 @pytest.fixture(params=[1, 4, 100], ids="{} rows per shard".format)
-def tables(request, tmp_path):
-    return HostTables.open(write_folder(tmp_path / "tables", request.param), verify=True)
+def folder(request, tmp_path):
+    return write_folder(tmp_path / "tables", request.param)
+
+
+@pytest.fixture(params=[True, False], ids=["native", "numpy"])
+def tables(request, folder, native_library):
+    return HostTables.open(folder, verify=True, native=request.param, resident=request.param)
 
 
 @pytest.mark.parametrize("id_dtype", [np.int32, np.int64])

@@ -1,0 +1,66 @@
+"""Lookups in numpy: what the C++ library is held against, and what stands in for it where it was not built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hstu_trt.contract.shards import QuantisedRows
+from hstu_trt.tables.ids import ZERO_ROW, Policy, resolve_ids
+from hstu_trt.tables.quantisers import dequantise_rows
+from hstu_trt.tables.table_arrays import TableArrays
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a lookup found besides rows."""
+
+    bad: int
+    """Ids outside the table."""
+    rejected: int | None
+    """Place of the first id that the policy rejects; then rows and status mean nothing."""
+
+
+class NumpyGather:
+    """Looks up in the arrays of one table."""
+
+    def __init__(self, arrays: TableArrays) -> None:
+        self._arrays = arrays
+
+    def lookup(self, ids: NDArray, out: NDArray, status: NDArray, policy: Policy, padding_id: int | None) -> Outcome:
+        """Fills ``out`` [n, dim] float32 or float16, and ``status`` [n] uint8, for ids ``[n]`` int32 or int64."""
+        table = self._arrays.table
+        found = resolve_ids(ids, table.ids, table.rows, self._arrays.row_of_id, policy, padding_id)
+        if found.rejected is not None:
+            return Outcome(found.bad, found.rejected)
+        status[...] = found.status
+        zero = found.rows == ZERO_ROW
+        if not zero.any():
+            self._gather(found.rows, out)
+        else:
+            rows = np.empty((len(ids) - int(zero.sum()), table.dim), out.dtype)
+            self._gather(found.rows[~zero], rows)
+            out[~zero], out[zero] = rows, 0
+        return Outcome(found.bad, None)
+
+    def _gather(self, rows: NDArray, out: NDArray) -> None:
+        if len(self._arrays.values) == 1:
+            self._take(0, rows, out)
+            return
+        number = np.searchsorted(self._arrays.first_rows, rows, side="right") - 1
+        for shard in np.unique(number):
+            here = np.flatnonzero(number == shard)
+            part = np.empty((len(here), self._arrays.table.dim), out.dtype)
+            self._take(shard, rows[here] - self._arrays.first_rows[shard], part)
+            out[here] = part
+
+    def _take(self, shard: int, rows: NDArray, out: NDArray) -> None:
+        values = self._arrays.values[shard].take(rows, axis=0)
+        with np.errstate(over="ignore"):
+            if self._arrays.scales:
+                scaled = QuantisedRows(values, self._arrays.scales[shard].take(rows))
+                out[...] = dequantise_rows(scaled, self._arrays.table.dtype)
+            else:
+                out[...] = values
