@@ -176,7 +176,8 @@ def test_nodes_of_one_model_must_share_a_form() -> None:
 def test_e4m3_tokens_and_their_scales_answer_for_real_values() -> None:
     from hstu_trt.export import torch_ops as _  # noqa: F401
 
-    stored = [(torch.randn(6, 2, dim) * 3).to(torch.float8_e4m3fn) for dim in (8, 8, 4)]
+    generator = torch.Generator().manual_seed(1)
+    stored = [(torch.randn(6, 2, dim, generator=generator) * 3).to(torch.float8_e4m3fn) for dim in (8, 8, 4)]
     scales = [torch.tensor([0.5]), torch.tensor([0.25, 2.0]), torch.tensor([4.0, 0.125])]
     offsets = [torch.tensor([0, 2, 4], dtype=torch.int32)] * 2 + [torch.tensor([0, 1, 2], dtype=torch.int32)]
     norm, rest = torch.tensor([8.0]), (0.3, True, 0, 0, 0, 1, torch.float32)
@@ -188,4 +189,4 @@ def test_e4m3_tokens_and_their_scales_answer_for_real_values() -> None:
     )
     torch.testing.assert_close(out, expected)
     exact = op(*real, *offsets, norm, *[None] * 8, *rest)
-    assert 0 < (out - exact).norm() < 0.04 * exact.norm(), "the weights are rounded to e4m3, as the kernels do"
+    assert 0 < (out - exact).norm() <= 2**-4 * exact.norm(), "the weights are rounded to e4m3, as the kernels do"
