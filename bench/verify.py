@@ -19,7 +19,8 @@ from pathlib import Path
 from hstu_trt.bench.result_rows import Provenance, package_versions
 from hstu_trt.bench.support_rows import SUPPORT, StepResult, SupportRow, append_row, markdown, read_support
 from hstu_trt.bench.verify_steps import ROOT, Gpu, Step, command_text, find_gpu, steps
-from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.plugins.trt_library import check_headers, headers_version
 
 GATE_EXIT_CODE = 1
 _TAIL_LINES = 25
@@ -38,7 +39,18 @@ def missing_parts(gpu: Gpu | None) -> list[str]:
         missing.append(
             "no TensorRT: the Python module 'tensorrt' is missing (pip install tensorrt, or docker/Dockerfile)"
         )
+    elif problem := _other_headers():
+        missing.append(problem)
     return missing
+
+
+def _other_headers() -> str | None:
+    """Why plugins that are already built do not fit the installed TensorRT; None if they do, or will be built."""
+    try:
+        check_headers()
+    except ArtefactError as error:
+        return str(error) if headers_version() else None
+    return None
 
 
 def _sees_cuda() -> bool:

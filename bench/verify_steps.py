@@ -77,6 +77,11 @@ def steps(gpu: Gpu | None, target: str, precisions: Sequence[str], out: Path) ->
     """The steps for a target."""
     arch = gpu.arch if gpu else "all"
     plugins = Step(name="plugins", command=("make", "plugins", f"ARCHS={arch}"))
+    headers = Step(
+        name="headers",
+        command=(sys.executable, "-m", "hstu_trt.plugins", "check", "--tensorrt", "--json"),
+        needs=("plugins",),
+    )
     exports = [Step(name=f"export {p}", command=_export(p, out)) for p in dict.fromkeys(("fp32", *precisions))]
     built = [_engines_step(target, p, out) for p in precisions]
     junit = out / "tests.xml"
@@ -93,11 +98,11 @@ def steps(gpu: Gpu | None, target: str, precisions: Sequence[str], out: Path) ->
             "no:cacheprovider",
             f"--junitxml={junit}",
         ),
-        needs=("plugins",),
+        needs=("headers",),
         figure=lambda: count_tests(junit),
         result=junit,
     )
-    return [plugins, *exports, *built, tests, *(_diff_step(p, out) for p in precisions)]
+    return [plugins, headers, *exports, *built, tests, *(_diff_step(p, out) for p in precisions)]
 
 
 def _room(*words: str | Path) -> tuple[str, ...]:
@@ -124,7 +129,7 @@ def _engines_step(target: str, precision: str, out: Path) -> Step:
     return Step(
         name=f"engines {precision}",
         command=_room("engines", "--model", _model(precision, out), *options, "--out", folder),
-        needs=("plugins", f"export {precision}"),
+        needs=("headers", f"export {precision}"),
         figure=lambda: engine_counts(folder),
     )
 

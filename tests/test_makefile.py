@@ -40,7 +40,8 @@ def test_the_full_size_model_in_fp8_as_engines(make):
         [
             FP32.format(config="dlrm_v3", weights=f"random:1 {ROWS}", model="dlrm_v3"),
             "hstu-trt export --weights build/onnx/dlrm_v3/fp32 --precision fp8 --out build/onnx/dlrm_v3/fp8",
-            "hstu-trt engines --model build/onnx/dlrm_v3/fp8 --gpu h100 --precision fp8 --out build/engines/h100/dlrm_v3/fp8",
+            "hstu-trt engines --model build/onnx/dlrm_v3/fp8 --gpu h100 --precision fp8"
+            " --out build/engines/h100/dlrm_v3/fp8",
         ],
     )
 

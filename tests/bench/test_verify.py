@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,8 @@ from hstu_trt.bench.support_rows import StepResult, SupportRow, append_row, mark
 from hstu_trt.bench.verify_steps import Gpu, Step, command_text, count_tests, diff_figure, engine_counts, steps
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.contract.plugin_files import PLUGINS_VARIABLE
+from hstu_trt.plugins.build import RECORD
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", driver="580.1")
 NAMES = dict.fromkeys(("cpu", "a10", "a100", "l4", "l40s", "h100", "rtx4090", "rtxpro6000"))
@@ -48,7 +52,7 @@ def test_kernels_for_the_gpu():
 def test_steps_name_their_needs_in_order(tmp_path):
     plan = steps(H100, "h100", ["fp16", "fp8"], tmp_path)
     assert [step.name for step in plan] == [
-        *("plugins", "export fp32", "export fp16", "export fp8", "engines fp16", "engines fp8"),
+        *("plugins", "headers", "export fp32", "export fp16", "export fp8", "engines fp16", "engines fp8"),
         *("tests", "diff fp16", "diff fp8"),
     ]
     for number, step in enumerate(plan):
@@ -79,6 +83,19 @@ def test_a_machine_without_tensorrt_is_told_so(monkeypatch, capsys):
     assert main(["bench", "verify-tensorrt"]) == 2
     said = capsys.readouterr().err
     assert "no CUDA GPU" in said and "no TensorRT" in said and "docker/Dockerfile" in said
+
+
+@pytest.mark.parametrize(("headers", "missing"), [("10.14.1", 1), ("11.4.0", 0), ("", 0)])
+def test_plugins_for_another_tensorrt_are_told_at_once(monkeypatch, tmp_path, headers, missing):
+    """Unless they are not there yet: the first step makes them, and the second looks."""
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4.0.106", __spec__=object()))
+    monkeypatch.setattr(verify, "_sees_cuda", lambda: True)
+    monkeypatch.setenv(PLUGINS_VARIABLE, str(tmp_path / "p.so"))
+    if headers:
+        (tmp_path / "p.so").touch()
+        (tmp_path / RECORD.name).write_text(json.dumps({"tensorrt_headers": headers}))
+    found = verify.missing_parts(H100)
+    assert len(found) == missing and all("TENSORRT_ROOT" in part for part in found)
 
 
 def plan_of(tmp_path: Path) -> list[Step]:
