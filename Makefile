@@ -145,7 +145,7 @@ $(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels
 
-verify-tensorrt: install  ## on a machine with TensorRT: build, test and compare all of it; adds a row to bench/results/
+verify-tensorrt: install $(LEAN)  ## on a machine with TensorRT: build, test and compare all of it; adds a row to bench/results/
 	$(BIN)/hstu-trt bench verify-tensorrt
 
 # The lines between two marks of the README become what the command prints.

@@ -12,24 +12,25 @@ ROWS = "--table-rows item_id=100000 --table-rows user_id=1000"
 
 @pytest.fixture
 def make(tmp_path):
-    """``make("onnx", "MODEL=demo")``: the exit code and the hstu-trt lines, or what was said on stderr."""
+    """``make("onnx", "MODEL=demo")``: the exit code and the lines of hstu-trt (or another tool), or what was said on stderr."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".venv").mkdir()
     for name in ("pyproject.toml", "constraints.txt", ".venv/installed"):  # in this order: nothing is to be installed
         (tmp_path / name).touch()
 
-    def run(*words: str) -> tuple[int, list[str]]:
+    def run(*words: str, tool: str = ".venv/bin/hstu-trt") -> tuple[int, list[str]]:
         command = ["make", "-n", *words]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         shown = result.stderr if result.returncode else result.stdout.replace("\\\n", " ")
         lines = [" ".join(line.split()) for line in shown.splitlines()]
-        own = [line.removeprefix(".venv/bin/") for line in lines if line.startswith(".venv/bin/hstu-trt")]
+        own = [line.removeprefix(".venv/bin/") for line in lines if line.startswith(tool)]
         return result.returncode, lines if result.returncode else own
 
     return run
 
 
-FP32 = "hstu-trt export --config {config} --weights {weights} --precision fp32 --name {model} --out build/onnx/{model}/fp32"
+EXPORT = "hstu-trt export --config {config} --weights {weights}"
+FP32 = f"{EXPORT} --precision fp32 --name {{model}} --out build/onnx/{{model}}/fp32"
 DEMO = {"config": "tests/golden/caseA/config.json", "weights": "tests/golden/ckptA", "model": "demo"}
 
 
@@ -74,3 +75,11 @@ def test_a_name_alone_is_no_model(make, target, precision):
 def test_a_checkpoint_with_random_weights_of_a_config_of_ones_own(make):
     code, lines = make("onnx", "MODEL=mine", "CONFIG=c.json", "WEIGHTS=random:3")
     assert (code, lines) == (0, [FP32.format(config="c.json", weights="random:3", model="mine")])
+
+
+def test_the_lean_runtimes_are_there_before_the_tests_that_load_them(make):
+    code, lines = make("verify-tensorrt", tool=".venv/bin/")
+    assert code == 0 and lines[-1] == "hstu-trt bench verify-tensorrt"
+    assert [line.split()[-1] for line in lines[:-1]] == [
+        f"tensorrt-lean-cu13-bindings=={version}" for version in ("10.15.1.29", "11.4.0.106")
+    ]
