@@ -26,7 +26,7 @@ from hstu_trt.engines.modules import FLAVOURS, TensorRt, open_module
 from hstu_trt.engines.onnx_runtime import check_feed
 from hstu_trt.engines.profiles import Shape
 from hstu_trt.engines.stages import engine_spec
-from hstu_trt.engines.targets import TARGETS
+from hstu_trt.engines.targets import target_of_device
 
 
 class TensorRtRunner:
@@ -197,7 +197,7 @@ def open_engine_runner(kind: str, model: ModelFolder, stage: str, engines: Path 
 
 def default_folder(model: ModelFolder, builder: str, device_name: str) -> Path:
     """Where ``make engines`` puts engines: build/engines/GPU/MODEL/PRECISION. Raises ConfigError for an unknown GPU."""
-    for target in TARGETS.values():
-        if builder in target.builders and target.is_device(device_name):
-            return Path("build/engines") / target.name / model.name / model.precision
+    target = target_of_device(device_name)
+    if target is not None and builder in target.builders:
+        return Path("build/engines") / target.name / model.name / model.precision
     raise ConfigError(f"{builder}: no preset is the GPU here ({device_name}); name a folder of engines with --engines")

@@ -39,10 +39,10 @@ def test_every_op_is_a_plugin_layer(built, model: ModelFolder, stage: str) -> No
     assert expected > 0 or stage == "mlp_head"
 
 
-def test_nothing_is_built_twice(built, gpu, model: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_built_twice(built, target: str, model: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
     folder = built()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    source = ["--model", str(model.path), "--gpu", gpu.target, "--precision", "fp16", "--builder", "tensorrt"]
+    source = ["--model", str(model.path), "--gpu", target, "--precision", "fp16", "--builder", "tensorrt"]
     stages = ",".join((*STAGES, FUSED, TAPS))
     capsys.readouterr()
     assert main(["engines", *source, "--stages", stages, "--out", str(folder), "--json"]) == 0
