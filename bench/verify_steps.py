@@ -15,7 +15,7 @@ from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.manifest import MANIFEST_NAME
 from hstu_trt.contract.model_folder import TAPS
 from hstu_trt.contract.tensors import FUSED, STAGES
-from hstu_trt.engines.targets import TARGETS
+from hstu_trt.engines.targets import TARGETS, target_of_device
 
 ROOT = Path(__file__).resolve().parents[1]
 _ARCHS = {"8.0": "80", "8.6": "80", "8.9": "89", "9.0": "90a", "10.0": "100a", "12.0": "120a"}
@@ -33,12 +33,11 @@ class Gpu:
 
     @property
     def target(self) -> str:
-        """The name that ``hstu-trt engines --gpu`` takes: the longest one in the device's. Raises ConfigError."""
-        words = "".join(filter(str.isalnum, self.name.lower()))
-        found = [name for name in TARGETS if name != "cpu" and name in words]
-        if not found:
+        """The name that ``hstu-trt engines --gpu`` takes. Raises ConfigError."""
+        found = target_of_device(self.name)
+        if found is None:
             raise ConfigError(f"{self.name} is none of the GPUs {', '.join(TARGETS)}; name the nearest with --gpu")
-        return max(found, key=len)
+        return found.name
 
     @property
     def arch(self) -> str:
@@ -97,6 +96,7 @@ def steps(gpu: Gpu | None, target: str, precisions: Sequence[str], out: Path) ->
             "-p",
             "no:cacheprovider",
             f"--junitxml={junit}",
+            f"--gpu-target={target}",
         ),
         needs=("headers",),
         figure=lambda: count_tests(junit),

@@ -22,19 +22,27 @@ def gpu() -> Gpu:
 
 
 @pytest.fixture(scope="session")
+def target(gpu: Gpu, pytestconfig: pytest.Config) -> str:
+    """What engines are built for: ``--gpu-target``, else the GPU here."""
+    return pytestconfig.getoption("--gpu-target") or gpu.target
+
+
+@pytest.fixture(scope="session")
 def model(exported: Callable[[str], Path]) -> ModelFolder:
     return read_model_folder(exported("fp16"), verify=False)
 
 
 @pytest.fixture(scope="session")
-def built(gpu: Gpu, exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def built(
+    target: str, exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
     """``built("--version-compatible")`` is the engines folder in fp16, built with those options."""
     from hstu_trt.contract.cli import main
 
     @functools.cache
     def build(*options: str) -> Path:
         out = tmp_path_factory.mktemp("engines") / "fp16"
-        source = ["--model", str(exported("fp16")), "--gpu", gpu.target, "--precision", "fp16", "--builder", "tensorrt"]
+        source = ["--model", str(exported("fp16")), "--gpu", target, "--precision", "fp16", "--builder", "tensorrt"]
         assert main(["engines", *source, "--stages", ",".join(ALL_STAGES), *options, "--out", str(out)]) == 0
         return out
 

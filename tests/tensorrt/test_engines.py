@@ -39,10 +39,10 @@ def test_every_op_is_a_plugin_layer(built, model: ModelFolder, stage: str) -> No
     assert expected > 0 or stage == "mlp_head"
 
 
-def test_nothing_is_built_twice(built, gpu, model: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_built_twice(built, target: str, model: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
     folder = built()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    source = ["--model", str(model.path), "--gpu", gpu.target, "--precision", "fp16", "--builder", "tensorrt"]
+    source = ["--model", str(model.path), "--gpu", target, "--precision", "fp16", "--builder", "tensorrt"]
     stages = ",".join((*STAGES, FUSED, TAPS))
     capsys.readouterr()
     assert main(["engines", *source, "--stages", stages, "--out", str(folder), "--json"]) == 0
@@ -111,7 +111,7 @@ def test_a_cuda_graph_answers_for_the_request_at_hand(
     built, model: ModelFolder, requests: Requests, stage: str
 ) -> None:
     """A, B, A, B through one graph: offsets and values change between replays, shapes do not."""
-    from hstu_trt.engines.engine_folder import open_engine, read_engine_file
+    from hstu_trt.engines.engine_folder import make_context, open_engine, read_engine_file
     from hstu_trt.engines.hooks import BuildLog, make_logger
     from hstu_trt.engines.modules import TENSORRT, open_module
 
@@ -119,7 +119,8 @@ def test_a_cuda_graph_answers_for_the_request_at_hand(
     b = other_lengths(a)
     trt, file = open_module(TENSORRT), read_engine_file(built(), stage, model)
     runtime, engine = open_engine(trt, make_logger(trt.module, BuildLog()), file, model)
-    context = engine.create_execution_context()
+    context = make_context(trt, engine, file, model)
+    assert context is not None
     number = next(n for n, p in enumerate(file.profiles) if p.admits({k: v.shape for k, v in a.items()}))
     if number:
         import torch
