@@ -145,8 +145,8 @@ $(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels
 
-verify-tensorrt: install $(LEAN)  ## on a machine with TensorRT: build, test and compare all of it; adds a row to bench/results/
-	$(BIN)/hstu-trt bench verify-tensorrt
+verify-tensorrt: install $(LEAN)  ## on a machine with TensorRT: build, test and compare all of it; adds a row to bench/results/: PRECISIONS=fp16,fp8 GPU=
+	$(BIN)/hstu-trt bench verify-tensorrt $(PRECISIONS:%=--precisions %) $(patsubst %,--gpu %,$(filter-out cpu,$(GPU)))
 
 # The lines between two marks of the README become what the command prints.
 bench-tables: install  ## the README's tables and picture, from the rows in bench/results/

@@ -15,7 +15,7 @@ from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.manifest import MANIFEST_NAME
 from hstu_trt.contract.model_folder import TAPS
 from hstu_trt.contract.tensors import FUSED, STAGES
-from hstu_trt.engines.targets import TARGETS, target_of_device
+from hstu_trt.engines.targets import TARGETS, find_target, target_of_device
 
 ROOT = Path(__file__).resolve().parents[1]
 _ARCHS = {"8.0": "80", "8.6": "80", "8.9": "89", "9.0": "90a", "10.0": "100a", "12.0": "120a"}
@@ -70,6 +70,11 @@ def find_gpu() -> Gpu | None:
         return None
     name, capability, driver = (part.strip() for part in lines[0].split(","))
     return Gpu(name=name, compute_capability=capability, driver=driver)
+
+
+def engine_precisions(target: str) -> list[str]:
+    """What is verified on a target: fp16, and fp8 where there is hardware for it. Raises ConfigError for no target."""
+    return [precision for precision in find_target(target).precisions if precision != "fp32"]
 
 
 def steps(gpu: Gpu | None, target: str, precisions: Sequence[str], out: Path) -> list[Step]:

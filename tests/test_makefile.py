@@ -12,7 +12,7 @@ ROWS = "--table-rows item_id=100000 --table-rows user_id=1000"
 
 @pytest.fixture
 def make(tmp_path):
-    """``make("onnx", "MODEL=demo")``: the exit code and the lines of hstu-trt (or another tool), or what was said on stderr."""
+    """``make("onnx", "MODEL=demo")``: the exit code, and the lines of ``tool`` or, on failure, those of stderr."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".venv").mkdir()
     for name in ("pyproject.toml", "constraints.txt", ".venv/installed"):  # in this order: nothing is to be installed
@@ -78,8 +78,9 @@ def test_a_checkpoint_with_random_weights_of_a_config_of_ones_own(make):
 
 
 def test_the_lean_runtimes_are_there_before_the_tests_that_load_them(make):
-    code, lines = make("verify-tensorrt", tool=".venv/bin/")
-    assert code == 0 and lines[-1] == "hstu-trt bench verify-tensorrt"
+    code, lines = make("verify-tensorrt", "PRECISIONS=fp16,fp8", "GPU=l4", tool=".venv/bin/")
+    assert code == 0 and lines[-1] == "hstu-trt bench verify-tensorrt --precisions fp16,fp8 --gpu l4"
+    assert make("verify-tensorrt")[1] == ["hstu-trt bench verify-tensorrt"]
     assert [line.split()[-1] for line in lines[:-1]] == [
         f"tensorrt-lean-cu13-bindings=={version}" for version in ("10.15.1.29", "11.4.0.106")
     ]

@@ -65,6 +65,16 @@ def test_the_tests_build_for_the_same_target(tmp_path):
     assert "h200" in plan["engines fp16"]
 
 
+@pytest.mark.parametrize(("words", "wanted"), [((), ["fp16", "fp8"]), (("--precisions", "fp16"), ["fp16"])])
+def test_precisions_are_those_of_the_gpu(capsys, words, wanted):
+    assert verify_steps.engine_precisions("a100") == ["fp16"]
+    assert main(["bench", "verify-tensorrt", "--dry-run", "--gpu", "l4", *words]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split(":")[0] for line in shown.splitlines() if line.startswith("diff")] == [
+        f"diff {precision}" for precision in wanted
+    ]
+
+
 def test_commands_are_shown_as_a_user_types_them(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.executable", str(verify_steps.ROOT / ".venv" / "bin" / "python"))
     plan = {step.name: step for step in steps(None, "h100", ["fp16"], tmp_path)}

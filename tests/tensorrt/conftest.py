@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hstu_trt.bench.requests_source import Requests, generate_requests
-from hstu_trt.bench.verify_steps import Gpu, find_gpu
+from hstu_trt.bench.verify_steps import Gpu, engine_precisions, find_gpu
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, read_model_folder
 from hstu_trt.contract.tensors import FUSED, STAGES
 
@@ -28,25 +28,43 @@ def target(gpu: Gpu, pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="session")
-def model(exported: Callable[[str], Path]) -> ModelFolder:
-    return read_model_folder(exported("fp16"), verify=False)
+def precision(request: pytest.FixtureRequest) -> str:
+    """fp16, where a test is not parametrised by it: ``parametrize("precision", PRECISIONS, indirect=True)``."""
+    return getattr(request, "param", "fp16")
 
 
 @pytest.fixture(scope="session")
-def built(
+def model(exported: Callable[[str], Path], precision: str) -> ModelFolder:
+    return read_model_folder(exported(precision), verify=False)
+
+
+@pytest.fixture(scope="session")
+def built_in(
     target: str, exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:
-    """``built("--version-compatible")`` is the engines folder in fp16, built with those options."""
+    """``built_in("fp16", "--version-compatible")`` is the engines folder in a precision, built with those options.
+
+    Skips where the GPU has no such precision.
+    """
     from hstu_trt.contract.cli import main
 
     @functools.cache
-    def build(*options: str) -> Path:
-        out = tmp_path_factory.mktemp("engines") / "fp16"
-        source = ["--model", str(exported("fp16")), "--gpu", target, "--precision", "fp16", "--builder", "tensorrt"]
-        assert main(["engines", *source, "--stages", ",".join(ALL_STAGES), *options, "--out", str(out)]) == 0
+    def build(precision: str, *options: str) -> Path:
+        if precision not in engine_precisions(target):
+            pytest.skip(f"no {precision} on {target}: fp8 is there from compute capability 8.9 on")
+        out = tmp_path_factory.mktemp("engines") / precision
+        source = ["--model", str(exported(precision)), "--gpu", target, "--precision", precision]
+        stages = ["--builder", "tensorrt", "--stages", ",".join(ALL_STAGES)]
+        assert main(["engines", *source, *stages, *options, "--out", str(out)]) == 0
         return out
 
     return build
+
+
+@pytest.fixture(scope="session")
+def built(built_in: Callable[..., Path], precision: str) -> Callable[..., Path]:
+    """``built_in`` for the precision at hand."""
+    return functools.partial(built_in, precision)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from hstu_trt.contract.tensors import FUSED, STAGES
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.gpu]
 NORM = 128.0
+PRECISIONS = ["fp16", "fp8"]
 
 
 def open_trt(folder: Path, stage: str, model: ModelFolder):
@@ -33,6 +34,7 @@ def entries(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("stage", [*STAGES, FUSED, TAPS])
+@pytest.mark.parametrize("precision", PRECISIONS, indirect=True)
 def test_every_op_is_a_plugin_layer(built, model: ModelFolder, stage: str) -> None:
     expected = op_nodes(model.onnx(stage))
     assert entries(built())[stage]["details"]["plugin_layers"] == expected
@@ -51,6 +53,7 @@ def test_nothing_is_built_twice(built, target: str, model: ModelFolder, capsys: 
 
 
 @pytest.mark.parametrize("stage", FED_STAGES)
+@pytest.mark.parametrize("precision", PRECISIONS, indirect=True)
 def test_a_stage_answers_as_onnx_runtime(built, model: ModelFolder, requests: Requests, stage: str) -> None:
     from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 
@@ -60,7 +63,7 @@ def test_a_stage_answers_as_onnx_runtime(built, model: ModelFolder, requests: Re
             for name, tensor in engine.infer(feed).items():
                 key = "stu" if name.startswith("stu.") else "hstu" if stage == TAPS else stage
                 report = compare(name, tensor, expected[name])
-                assert report.passes(TOLERANCES[key, "fp16"]), report.text()
+                assert report.passes(TOLERANCES[key, model.precision]), report.text()
 
 
 def test_the_whole_model_ranks_as_pytorch(
