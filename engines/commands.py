@@ -1,4 +1,7 @@
-"""The command lines that do the same: ours, trtexec's and Polygraphy's.
+"""The command lines that come nearest: ours, trtexec's and Polygraphy's.
+
+They take the exported file as it is, our builders a prepared graph; ``report.py`` notes what that makes different:
+tables inside the plan, and fp8 models whose function bodies no parser was seen to take.
 
 Options as in trtexec of TensorRT 10.15 to 11.1 (samples/common/sampleOptions.cpp of NVIDIA/TensorRT) and Polygraphy
 0.53. TensorRT-RTX has no trtexec.
@@ -55,7 +58,7 @@ class EngineInputs:
 
 
 def equivalent_commands(flavour: Flavour, options: BuildOptions, inputs: EngineInputs) -> list[str]:
-    """Lines of a shell that build the same engine from the exported file."""
+    """Lines of a shell that build from the exported file, with the same options."""
     line = shlex.join(_polygraphy(flavour, options, inputs))
     if flavour.on_device:
         return [shlex.join(_trtexec(options, inputs)), line]
