@@ -1,10 +1,12 @@
 """Engines of the golden checkpoint for the GPU of this machine, each built once per run."""
 
+import ctypes
 import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from engine_runs import lean_library
 
 from hstu_trt.bench.requests_source import Requests, generate_requests
 from hstu_trt.bench.verify_steps import Gpu, engine_precisions, find_gpu
@@ -65,6 +67,17 @@ def built_in(
 def built(built_in: Callable[..., Path], precision: str) -> Callable[..., Path]:
     """``built_in`` for the precision at hand."""
     return functools.partial(built_in, precision)
+
+
+@pytest.fixture(scope="session")
+def lean_runtime() -> ctypes.CDLL:
+    """NVIDIA's lean runtime, loaded: a version-compatible plan is built with it inside. Skips without one."""
+    import tensorrt
+
+    name = lean_library(str(tensorrt.__version__), ctypes.CDLL)
+    if name is None:
+        pytest.skip(f"no libnvinfer_lean of TensorRT {tensorrt.__version__}, which such plans are built with")
+    return ctypes.CDLL(name)
 
 
 @pytest.fixture(scope="session")

@@ -144,7 +144,9 @@ def test_a_cuda_graph_answers_for_the_request_at_hand(
     del context, engine, runtime
 
 
-def test_a_version_compatible_plan_loads_and_agrees(built, model: ModelFolder, requests: Requests) -> None:
+def test_a_version_compatible_plan_loads_and_agrees(
+    built, lean_runtime, model: ModelFolder, requests: Requests
+) -> None:
     (feed, *_) = feeds(model, FUSED, requests, NORM)
     answers = []
     for folder in (built(), built("--version-compatible")):
