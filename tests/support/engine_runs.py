@@ -6,10 +6,13 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from hstu_trt.bench.requests_source import Requests
 
 DOMAIN = "hstu.trt"
 
@@ -28,6 +31,13 @@ def lean_library(version: str, load: Callable[[str], Any]) -> str | None:
             if load(path).getInferLibVersion() == major * 10_000 + minor * 100 + patch:
                 return path
     return None
+
+
+def rows_with(requests: Requests, histories: str) -> list[int]:
+    """Rows of the users with ``some events`` or ``no event``; some of either."""
+    rows = [row for row, length in enumerate(requests.history_lengths) if bool(length) == (histories == "some events")]
+    assert rows, f"no request with {histories}"
+    return rows
 
 
 def op_nodes(onnx_file: Path) -> int:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from engine_runs import CapturedCall, lean_library, op_nodes, other_lengths
+from engine_runs import CapturedCall, lean_library, op_nodes, other_lengths, rows_with
 
 from hstu_trt.bench.polygraphy_feeds import feeds
 from hstu_trt.contract.features import check_request
@@ -28,6 +28,12 @@ def test_the_lean_runtime_is_of_that_very_version(number: int | None, found: str
         return SimpleNamespace(getInferLibVersion=lambda: number)
 
     assert lean_library("11.4.0.106", load) == found
+
+
+def test_users_with_and_without_a_history_are_all_there_are(requests) -> None:
+    some, none = rows_with(requests, "some events"), rows_with(requests, "no event")
+    assert sorted(some + none) == list(range(len(requests)))
+    assert not requests.history_lengths[none].any() and requests.history_lengths[some].all()
 
 
 @pytest.mark.parametrize("stage", ["hstu", FUSED])
