@@ -8,6 +8,7 @@ before it.
 
 from __future__ import annotations
 
+import importlib
 import json
 from typing import Any
 
@@ -55,9 +56,7 @@ def check_headers() -> None:
 
     The autoload library does nothing in another: TensorRT's own tools would then run the ops' function bodies.
     """
-    import tensorrt
-
-    built, there = headers_version(), str(tensorrt.__version__)
+    built, there = headers_version(), str(importlib.import_module("tensorrt").__version__)
     if not built:
         raise ArtefactError(f"nothing says which headers {plugin_library()} was built with: run `make plugins` again")
     if major(built) != major(there):
