@@ -11,10 +11,22 @@ INSTALLED := .venv/installed
 ROOMS := contract export plugins engines tables serving bench
 EXTRAS := export,engines,rtx,serving,bench,redis,dev
 
-# What onnx, engines and serve work on; the defaults are the trained checkpoint that the tests use.
+# Models that need no CONFIG= and WEIGHTS=: the trained checkpoint that the tests use, and the presets with random weights,
+# whose tables would take a terabyte at full length.
+CONFIG_demo := tests/golden/caseA/config.json
+WEIGHTS_demo := tests/golden/ckptA
+CONFIG_debug := debug
+WEIGHTS_debug := random:1
+CONFIG_dlrm_v3 := dlrm_v3
+WEIGHTS_dlrm_v3 := random:1
+ROWS_dlrm_v3 := --table-rows item_id=100000 --table-rows user_id=1000
+
+# What onnx, engines and serve work on.
 MODEL ?= demo
-CONFIG ?= tests/golden/caseA/config.json
-WEIGHTS ?= tests/golden/ckptA
+GIVEN := $(CONFIG)$(WEIGHTS)
+CONFIG ?= $(CONFIG_$(MODEL))
+WEIGHTS ?= $(WEIGHTS_$(MODEL))
+IS_RANDOM := $(filter random%,$(WEIGHTS))
 PRECISION ?= fp32
 GPU ?= cpu
 ARCHS ?= 90a
@@ -133,8 +145,8 @@ $(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels
 
-verify-tensorrt: install  ## on a machine with TensorRT: build, test and compare all of it; adds a row to bench/results/
-	$(BIN)/hstu-trt bench verify-tensorrt
+verify-tensorrt: install $(LEAN)  ## on a machine with TensorRT: build, test and compare all of it; adds a row to bench/results/: PRECISIONS=fp16,fp8 GPU=
+	$(BIN)/hstu-trt bench verify-tensorrt $(PRECISIONS:%=--precisions %) $(patsubst %,--gpu %,$(filter-out cpu,$(GPU)))
 
 # The lines between two marks of the README become what the command prints.
 bench-tables: install  ## the README's tables and picture, from the rows in bench/results/
@@ -154,14 +166,20 @@ DIFF := build/diff/$(MODEL)/$(subst :,-,$(A)_$(REFERENCE)_$(B)_$(PRECISION))
 diff: install $(sort $(REFERENCE:%=build/onnx/$(MODEL)/%/manifest.json) $(ONNX)/manifest.json)  ## hold runner B against A, layer by layer, as HTML: A= B= MODEL= PRECISION= REFERENCE= GPU=
 	$(BIN)/hstu-trt diff --model-a build/onnx/$(MODEL)/$(REFERENCE) --a $(A) --model-b $(ONNX) --b $(B) $(BUILT) --out $(DIFF)
 
+# Random weights rank nothing, so there is no accuracy to plan by: their fp8 model is the default plan's.
 onnx: install  ## export a checkpoint: MODEL= CONFIG= WEIGHTS= PRECISION=fp32|fp16|fp8; fp8 plans and calibrates first
 ifeq ($(PRECISION),fp8)
-	@test -f $(ONNX32)/manifest.json || $(MAKE) --no-print-directory onnx PRECISION=fp32
-	$(BIN)/hstu-trt bench plan-precision --model $(ONNX32) --out $(PLAN)
-	$(BIN)/hstu-trt export --weights $(ONNX32) --precision fp8 --plan $(PLAN)/plan.json --calibration $(PLAN)/calibration.safetensors --out $(ONNX)
+	@$(if $(GIVEN),,test -f $(ONNX32)/manifest.json ||) $(MAKE) --no-print-directory onnx PRECISION=fp32
+	$(if $(IS_RANDOM),,$(BIN)/hstu-trt bench plan-precision --model $(ONNX32) --out $(PLAN))
+	$(BIN)/hstu-trt export --weights $(ONNX32) --precision fp8 --out $(ONNX) \
+	  $(if $(IS_RANDOM),,--plan $(PLAN)/plan.json --calibration $(PLAN)/calibration.safetensors)
 else
-	$(BIN)/hstu-trt export --config $(CONFIG) --weights $(WEIGHTS) --precision $(PRECISION) --name $(MODEL) --out $(ONNX)
+	$(if $(WEIGHTS),,$(error $(NO_WEIGHTS)))
+	$(BIN)/hstu-trt export $(CONFIG:%=--config %) --weights $(WEIGHTS) $(if $(IS_RANDOM),$(ROWS_$(CONFIG))) --precision $(PRECISION) --name $(MODEL) --out $(ONNX)
 endif
+
+NO_WEIGHTS = there is no model in $(ONNX), and $(MODEL) is not one of demo, debug, dlrm_v3, which are made from what is \
+  here: make onnx MODEL=$(MODEL) CONFIG=config.json WEIGHTS=checkpoint PRECISION=$(PRECISION)
 
 engines: install $(ONNX)/manifest.json  ## build engines of an exported model: GPU=l40s PRECISION=fp16 MODEL=; hstu-trt engines --list has the GPUs
 	$(BIN)/hstu-trt engines --model $(ONNX) --gpu $(GPU) --precision $(PRECISION) --out build/engines/$(GPU)/$(MODEL)/$(PRECISION) $(BUILD)
@@ -169,12 +187,9 @@ engines: install $(ONNX)/manifest.json  ## build engines of an exported model: G
 clean:  ## remove what was built; .venv/ stays
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# The demo's model is exported where it is missing; other models need `make onnx` first.
-build/onnx/demo/%/manifest.json: | install
-	@$(MAKE) --no-print-directory onnx MODEL=demo PRECISION=$*
-
-build/onnx/%/manifest.json:
-	@echo "there is no model in $(@D): make onnx MODEL=$(MODEL) CONFIG=config.json WEIGHTS=checkpoint PRECISION=$(PRECISION)" >&2; exit 2
+# A model that is missing is exported where its weights are known.
+build/onnx/%/manifest.json: | install
+	@$(MAKE) --no-print-directory onnx MODEL=$(*D) PRECISION=$(*F)
 
 build/deployments/%/manifest.json: build/onnx/%/$(PRECISION)/manifest.json
 	$(BIN)/hstu-trt assemble --model $(<D) --flavour cpu --out $(@D)

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from hstu_trt.bench.result_rows import Provenance, package_versions
 from hstu_trt.bench.support_rows import SUPPORT, StepResult, SupportRow, append_row, markdown, read_support
-from hstu_trt.bench.verify_steps import ROOT, Gpu, Step, command_text, find_gpu, steps
-from hstu_trt.contract.errors import ConfigError
+from hstu_trt.bench.verify_steps import ROOT, Gpu, Step, command_text, engine_precisions, find_gpu, steps
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.plugins.trt_library import check_headers, headers_version
 
 GATE_EXIT_CODE = 1
 _TAIL_LINES = 25
@@ -38,7 +39,18 @@ def missing_parts(gpu: Gpu | None) -> list[str]:
         missing.append(
             "no TensorRT: the Python module 'tensorrt' is missing (pip install tensorrt, or docker/Dockerfile)"
         )
+    elif problem := _other_headers():
+        missing.append(problem)
     return missing
+
+
+def _other_headers() -> str | None:
+    """Why plugins that are already built do not fit the installed TensorRT; None if they do, or will be built."""
+    try:
+        check_headers()
+    except ArtefactError as error:
+        return str(error) if headers_version() else None
+    return None
 
 
 def _sees_cuda() -> bool:
@@ -89,13 +101,15 @@ def main(argv: Sequence[str]) -> int:
     gpu = find_gpu()
     missing = missing_parts(gpu)
     if args.dry_run:
-        for step in steps(gpu, args.gpu or (gpu.target if gpu else "h100"), args.precisions, args.work):
+        target = args.gpu or (gpu.target if gpu else "h100")
+        for step in steps(gpu, target, args.precisions or engine_precisions(target), args.work):
             print(f"{step.name}: {command_text(step)}")
         print("\n".join(f"missing here: {part}" for part in missing) or "nothing is missing here")
         return 0
     if gpu is None or missing:
         raise ConfigError("this machine cannot verify TensorRT:\n  " + "\n  ".join(missing))
-    results = run_steps(steps(gpu, args.gpu or gpu.target, args.precisions, args.work), args.work)
+    target = args.gpu or gpu.target
+    results = run_steps(steps(gpu, target, args.precisions or engine_precisions(target), args.work), args.work)
     origin = Provenance.here(gpu.name, _versions(gpu))
     row = SupportRow(**vars(origin), compute_capability=gpu.compute_capability, steps=tuple(results))
     append_row(args.rows, row)
@@ -118,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="hstu-trt bench verify-tensorrt", description=(__doc__ or "").partition("\n\n")[2]
     )
     parser.add_argument("--gpu", metavar="NAME", help="target of the engines (default: this GPU)")
-    parser.add_argument("--precisions", type=_precisions, default=["fp16"], help="with commas between (default: fp16)")
+    parser.add_argument(
+        "--precisions", type=_precisions, help="default: fp16,fp8, without fp8 before compute capability 8.9"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/verify"), help="artefacts and logs (%(default)s)")
     parser.add_argument("--rows", type=Path, default=SUPPORT, help="file that the row is added to (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print the steps and what is missing, run nothing")

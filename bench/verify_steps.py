@@ -15,7 +15,7 @@ from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.manifest import MANIFEST_NAME
 from hstu_trt.contract.model_folder import TAPS
 from hstu_trt.contract.tensors import FUSED, STAGES
-from hstu_trt.engines.targets import TARGETS
+from hstu_trt.engines.targets import TARGETS, find_target, target_of_device
 
 ROOT = Path(__file__).resolve().parents[1]
 _ARCHS = {"8.0": "80", "8.6": "80", "8.9": "89", "9.0": "90a", "10.0": "100a", "12.0": "120a"}
@@ -33,12 +33,11 @@ class Gpu:
 
     @property
     def target(self) -> str:
-        """The name that ``hstu-trt engines --gpu`` takes: the longest one in the device's. Raises ConfigError."""
-        words = "".join(filter(str.isalnum, self.name.lower()))
-        found = [name for name in TARGETS if name != "cpu" and name in words]
-        if not found:
+        """The name that ``hstu-trt engines --gpu`` takes. Raises ConfigError."""
+        found = target_of_device(self.name)
+        if found is None:
             raise ConfigError(f"{self.name} is none of the GPUs {', '.join(TARGETS)}; name the nearest with --gpu")
-        return max(found, key=len)
+        return found.name
 
     @property
     def arch(self) -> str:
@@ -73,10 +72,20 @@ def find_gpu() -> Gpu | None:
     return Gpu(name=name, compute_capability=capability, driver=driver)
 
 
+def engine_precisions(target: str) -> list[str]:
+    """What is verified on a target: fp16, and fp8 where there is hardware for it. Raises ConfigError for no target."""
+    return [precision for precision in find_target(target).precisions if precision != "fp32"]
+
+
 def steps(gpu: Gpu | None, target: str, precisions: Sequence[str], out: Path) -> list[Step]:
     """The steps for a target."""
     arch = gpu.arch if gpu else "all"
     plugins = Step(name="plugins", command=("make", "plugins", f"ARCHS={arch}"))
+    headers = Step(
+        name="headers",
+        command=(sys.executable, "-m", "hstu_trt.plugins", "check", "--tensorrt", "--json"),
+        needs=("plugins",),
+    )
     exports = [Step(name=f"export {p}", command=_export(p, out)) for p in dict.fromkeys(("fp32", *precisions))]
     built = [_engines_step(target, p, out) for p in precisions]
     junit = out / "tests.xml"
@@ -92,12 +101,13 @@ def steps(gpu: Gpu | None, target: str, precisions: Sequence[str], out: Path) ->
             "-p",
             "no:cacheprovider",
             f"--junitxml={junit}",
+            f"--gpu-target={target}",
         ),
-        needs=("plugins",),
+        needs=("headers",),
         figure=lambda: count_tests(junit),
         result=junit,
     )
-    return [plugins, *exports, *built, tests, *(_diff_step(p, out) for p in precisions)]
+    return [plugins, headers, *exports, *built, tests, *(_diff_step(p, out) for p in precisions)]
 
 
 def _room(*words: str | Path) -> tuple[str, ...]:
@@ -124,7 +134,7 @@ def _engines_step(target: str, precision: str, out: Path) -> Step:
     return Step(
         name=f"engines {precision}",
         command=_room("engines", "--model", _model(precision, out), *options, "--out", folder),
-        needs=("plugins", f"export {precision}"),
+        needs=("headers", f"export {precision}"),
         figure=lambda: engine_counts(folder),
     )
 

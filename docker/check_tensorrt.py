@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 OLDEST = {10: (10, 15), 11: (11, 0)}
+# Where `make plugins` finds them too: the Makefile's OWN_HEADERS, plugins/cmake/FindTensorRT.cmake.
 HEADERS = [
     Path("/usr/include/x86_64-linux-gnu/NvInferVersion.h"),
     Path("/usr/include/aarch64-linux-gnu/NvInferVersion.h"),
     Path("/usr/include/NvInferVersion.h"),
-    Path("/usr/local/tensorrt/include/NvInferVersion.h"),
 ]
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hstu_trt.contract.cli import run_verb
-from hstu_trt.contract.errors import ConfigError
-from hstu_trt.engines.build import BUILDERS, CACHE, build, make_plan, stages_up_to_date
+from hstu_trt.contract.errors import ConfigError, HstuTrtError
+from hstu_trt.engines.build import BUILDERS, CACHE, BuildPlan, build, make_plan, stages_up_to_date
 from hstu_trt.engines.builders import COMPATIBILITIES, BuildOptions
 from hstu_trt.engines.report import report, report_plan, report_targets
 from hstu_trt.engines.targets import TARGETS
@@ -34,14 +34,27 @@ def main(argv: Sequence[str]) -> int:
         cache=options.cache,
         quiet=False,
     )
+    plan.builder.check(plan.request)
     if options.dry_run and not options.json:
         report_plan(plan)
-    plan.builder.check(plan.request)
+        if (problem := _not_here(plan)) is not None:
+            print(f"cannot be built on this machine: {problem}", file=sys.stderr)
+            return 0
+    plan.builder.check_machine(plan.request)
     stages, state = stages_up_to_date(plan), "up to date"
     if stages is None or options.force:
         stages, state = (None, "to be built") if options.dry_run else (build(plan, force=options.force), "built")
     report(plan, state, stages, options.json, options.memory)
     return 0
+
+
+def _not_here(plan: BuildPlan) -> str | None:
+    """What keeps this machine from building a plan whose options are right; None if nothing does."""
+    try:
+        plan.builder.check_machine(plan.request)
+    except HstuTrtError as error:
+        return str(error)
+    return None
 
 
 def _build_options(options: argparse.Namespace) -> BuildOptions:

@@ -110,6 +110,7 @@ def build(plan: BuildPlan, *, force: bool = False) -> list[BuiltStage]:
     force: also build again what lies there under the same key.
     """
     plan.builder.check(plan.request)
+    plan.builder.check_machine(plan.request)
     known = (_undamaged(plan) if _document(plan) else None) or []
     old = {stage.key: (plan.out / stage.file, stage) for stage in known if stage.key and not force}
     with staged_folder(plan.out) as part:

@@ -102,7 +102,11 @@ class Builder(Protocol):
         ...
 
     def check(self, request: BuildRequest) -> None:
-        """Refuses what this builder cannot do, or not on this machine. Raises ConfigError, ArtefactError."""
+        """Refuses options that this builder does not have. Raises ConfigError."""
+        ...
+
+    def check_machine(self, request: BuildRequest) -> None:
+        """Refuses what cannot be built on this machine: library, GPU, plugins. Raises ConfigError, ArtefactError."""
         ...
 
     def facts(self, request: BuildRequest) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The command lines that do the same: ours, trtexec's and Polygraphy's.
+"""The command lines that come nearest: ours, trtexec's and Polygraphy's.
+
+They take the exported file as it is, our builders a prepared graph; ``report.py`` notes what that makes different:
+tables inside the plan, and fp8 models whose function bodies no parser was seen to take.
 
 Options as in trtexec of TensorRT 10.15 to 11.1 (samples/common/sampleOptions.cpp of NVIDIA/TensorRT) and Polygraphy
 0.53. TensorRT-RTX has no trtexec.
@@ -10,12 +13,12 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from hstu_trt.contract.plugin_files import AUTOLOAD_LIBRARY, PLUGIN_LIBRARY
 from hstu_trt.engines.builders import BuildOptions, BuildRequest
 from hstu_trt.engines.modules import Flavour
 from hstu_trt.engines.profiles import Profile, Shape
 from hstu_trt.engines.targets import capability_text
 
-PLUGINS, AUTOLOAD = "libhstu_trt_plugins.so", "libhstu_trt_plugins_autoload.so"
 _LIBRARIES = Path("build/lib")
 
 
@@ -55,7 +58,7 @@ class EngineInputs:
 
 
 def equivalent_commands(flavour: Flavour, options: BuildOptions, inputs: EngineInputs) -> list[str]:
-    """Lines of a shell that build the same engine from the exported file."""
+    """Lines of a shell that build from the exported file, with the same options."""
     line = shlex.join(_polygraphy(flavour, options, inputs))
     if flavour.on_device:
         return [shlex.join(_trtexec(options, inputs)), line]
@@ -70,7 +73,7 @@ def _trtexec(options: BuildOptions, inputs: EngineInputs) -> list[str]:
         "--stronglyTyped",
         "--skipInference",
     ]
-    words += [f"--dynamicPlugins={_LIBRARIES / PLUGINS}"] * inputs.has_plugins
+    words += [f"--dynamicPlugins={_LIBRARIES / PLUGIN_LIBRARY}"] * inputs.has_plugins
     words += ["--profilingVerbosity=detailed", *["--noTF32"] * (not options.tf32)]
     words += ["--refit"] * options.refit + ["--stripWeights"] * options.strip_plan
     words += ["--versionCompatible"] * options.version_compatible
@@ -92,7 +95,7 @@ def _trtexec(options: BuildOptions, inputs: EngineInputs) -> list[str]:
 def _polygraphy(flavour: Flavour, options: BuildOptions, inputs: EngineInputs) -> list[str]:
     words = ["polygraphy", "convert", str(inputs.source), "--convert-to", "trt", "--strongly-typed"]
     words += ["--profiling-verbosity", "detailed", *["--tf32"] * options.tf32]
-    words += ["--plugins", str(_LIBRARIES / AUTOLOAD)] * inputs.has_plugins
+    words += ["--plugins", str(_LIBRARIES / AUTOLOAD_LIBRARY)] * inputs.has_plugins
     if not flavour.on_device:
         words += ["--compute-capabilities", *map(capability_text, inputs.capabilities)]
     words += ["--refittable"] * options.refit + ["--strip-plan"] * options.strip_plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.engines.cuda_driver import Device
 from hstu_trt.engines.graphs import prepare, read_graph
 from hstu_trt.engines.modules import FLAVOURS, TensorRt, version_numbers
-from hstu_trt.engines.plugin_library import register_plugins
+from hstu_trt.engines.plugin_library import register_plugins, tables_at
 from hstu_trt.engines.profiles import Profile
 from hstu_trt.engines.targets import capability_text
 
@@ -108,17 +109,32 @@ def check_engine(file: EngineFile, trt: TensorRt, device: Device) -> None:
 
 def open_engine(trt: TensorRt, logger: Any, file: EngineFile, model: ModelFolder) -> tuple[Any, Any]:
     """Runtime and engine; loads the plugin library, and puts weights back into a stripped plan."""
-    if file.has_plugins:
-        register_plugins(trt)
-    runtime = trt.module.Runtime(logger)
-    # A version-compatible plan carries the runtime of its version, which is code; the manifest's sha256 vouches for it.
-    runtime.engine_host_code_allowed = file.version_compatible
-    engine = runtime.deserialize_cuda_engine(file.path.read_bytes())
-    if engine is None:
-        raise ArtefactError(f"{file.path}: {trt.flavour.title} cannot load it; build it again with: {file.command}")
-    if file.stripped:
-        _refit(trt, logger, engine, file, model)
+    with _tables(file, model):
+        if file.has_plugins:
+            register_plugins(trt)
+        runtime = trt.module.Runtime(logger)
+        # A version-compatible plan carries the runtime of its version, which is code; the manifest's sha256 vouches.
+        runtime.engine_host_code_allowed = file.version_compatible
+        engine = runtime.deserialize_cuda_engine(file.path.read_bytes())
+        if engine is None:
+            raise ArtefactError(f"{file.path}: {trt.flavour.title} cannot load it; build it again with: {file.command}")
+        if file.stripped:
+            _refit(trt, logger, engine, file, model)
     return runtime, engine
+
+
+def make_context(trt: TensorRt, engine: Any, file: EngineFile, model: ModelFolder) -> Any:
+    """An execution context of an engine; None where TensorRT refuses, and says why in its log.
+
+    The lookup plugin opens its tables here, in the folder of ``model``.
+    """
+    strategy = trt.module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+    with _tables(file, model):
+        return engine.create_execution_context(strategy)
+
+
+def _tables(file: EngineFile, model: ModelFolder) -> AbstractContextManager[None]:
+    return tables_at(model.tables) if file.has_plugins else nullcontext()
 
 
 def _refit(trt: TensorRt, logger: Any, engine: Any, file: EngineFile, model: ModelFolder) -> None:

@@ -67,6 +67,9 @@ def prepare(graph: onnx.ModelProto, path: Path, *, plugins: bool) -> StageGraph:
         prepared.CopyFrom(graph)
         del prepared.functions[:]
         _leave_tables_out(prepared)
+        # With the functions gone an overload names nothing; a plugin is found by domain, type and version.
+        for node in prepared.graph.node:
+            node.ClearField("overload")
     else:
         prepared = onnx.inliner.inline_local_functions(graph)
         for number, node in enumerate(prepared.graph.node):

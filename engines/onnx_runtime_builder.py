@@ -28,6 +28,9 @@ class OnnxRuntimeBuilder:
         if given:
             raise ConfigError(f"builder onnxruntime has no such options: {', '.join(given)}; they are for TensorRT")
 
+    def check_machine(self, request: BuildRequest) -> None:
+        """Every machine will do."""
+
     def facts(self, request: BuildRequest) -> dict[str, Any]:
         return {}
 

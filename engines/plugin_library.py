@@ -12,14 +12,14 @@ from hstu_trt.engines.modules import TensorRt
 
 def plugin_library() -> Path:
     """The library file. Raises ArtefactError naming `make plugins` where it is missing."""
-    from hstu_trt.plugins import trt_library  # type: ignore[attr-defined]
+    from hstu_trt.plugins import trt_library
 
     return Path(trt_library.plugin_library())
 
 
 def register_plugins(trt: TensorRt) -> None:
     """Loads the library into the process's plugin registry, once. Raises ArtefactError."""
-    from hstu_trt.plugins import trt_library  # type: ignore[attr-defined]
+    from hstu_trt.plugins import trt_library
 
     trt_library.load_plugins(trt.module.get_plugin_registry())
 
@@ -27,7 +27,7 @@ def register_plugins(trt: TensorRt) -> None:
 @contextmanager
 def tables_at(folder: Path) -> Iterator[None]:
     """While it lasts, the lookup plugin finds its tables in ``folder``."""
-    from hstu_trt.plugins import trt_library  # type: ignore[attr-defined]
+    from hstu_trt.plugins import trt_library
 
     name = trt_library.TABLES_VARIABLE
     before = os.environ.get(name)

@@ -73,6 +73,11 @@ def find_target(name: str) -> GpuTarget:
     return TARGETS[name]
 
 
+def target_of_device(device_name: str) -> GpuTarget | None:
+    """The preset for a device as its driver names it; None where there is none."""
+    return next((target for target in TARGETS.values() if target.is_device(device_name)), None)
+
+
 def capability_text(capability: int) -> str:
     """As in ``8.9``."""
     return f"{capability // 10}.{capability % 10}" if capability else "-"

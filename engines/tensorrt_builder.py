@@ -56,6 +56,8 @@ class TensorRtBuilder:
 
     def check(self, request: BuildRequest) -> None:
         check_options(self.flavour, request)
+
+    def check_machine(self, request: BuildRequest) -> None:
         trt = self._module()
         if not self.flavour.on_device:
             check_capabilities(trt, self.capabilities(request))

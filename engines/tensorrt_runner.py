@@ -7,7 +7,6 @@ shapes of a feed. Engines without our attention plugin are dense over a batch: t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,14 +20,13 @@ from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.split_users import ATTENTION_STAGES, infer_per_user
 from hstu_trt.engines.cuda_driver import CudaDriver
 from hstu_trt.engines.device_buffers import DeviceBuffers
-from hstu_trt.engines.engine_folder import EngineFile, check_engine, open_engine, read_engine_file
+from hstu_trt.engines.engine_folder import EngineFile, check_engine, make_context, open_engine, read_engine_file
 from hstu_trt.engines.hooks import BuildLog, make_logger
 from hstu_trt.engines.modules import FLAVOURS, TensorRt, open_module
 from hstu_trt.engines.onnx_runtime import check_feed
-from hstu_trt.engines.plugin_library import tables_at
 from hstu_trt.engines.profiles import Shape
 from hstu_trt.engines.stages import engine_spec
-from hstu_trt.engines.targets import TARGETS
+from hstu_trt.engines.targets import target_of_device
 
 
 class TensorRtRunner:
@@ -58,12 +56,10 @@ class TensorRtRunner:
         check_engine(self._file, self._trt, self._driver.device())
         self._log = BuildLog()
         self._driver.use()
-        strategy = self._trt.module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
-        with tables_at(model.tables) if self._file.has_plugins else nullcontext():
-            logger = make_logger(self._trt.module, self._log)
-            self._runtime, self._engine = open_engine(self._trt, logger, self._file, model)
-            self._check_ports()
-            self._context = self._engine.create_execution_context(strategy)
+        logger = make_logger(self._trt.module, self._log)
+        self._runtime, self._engine = open_engine(self._trt, logger, self._file, model)
+        self._check_ports()
+        self._context = make_context(self._trt, self._engine, self._file, model)
         if self._context is None:
             raise HstuTrtError(f"{self._file.path}: no execution context: {self._reason()}")
         self._stream = self._driver.create_stream()
@@ -201,7 +197,7 @@ def open_engine_runner(kind: str, model: ModelFolder, stage: str, engines: Path 
 
 def default_folder(model: ModelFolder, builder: str, device_name: str) -> Path:
     """Where ``make engines`` puts engines: build/engines/GPU/MODEL/PRECISION. Raises ConfigError for an unknown GPU."""
-    for target in TARGETS.values():
-        if builder in target.builders and target.is_device(device_name):
-            return Path("build/engines") / target.name / model.name / model.precision
+    target = target_of_device(device_name)
+    if target is not None and builder in target.builders:
+        return Path("build/engines") / target.name / model.name / model.precision
     raise ConfigError(f"{builder}: no preset is the GPU here ({device_name}); name a folder of engines with --engines")

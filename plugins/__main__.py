@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import GateError
 from hstu_trt.contract.text import bytes_text
-from hstu_trt.plugins.build import DEFAULT_ARCHS, BuildPlan, build, default_jobs, parse_archs, read_record
+from hstu_trt.plugins.build import DEFAULT_ARCHS, HEADERS_KEY, BuildPlan, build, default_jobs, parse_archs, read_record
 from hstu_trt.plugins.resources import faults, table
 from hstu_trt.plugins.toolchain import find_toolchain
+from hstu_trt.plugins.trt_library import check_headers, major
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,7 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--jobs", type=int, default=default_jobs(), help="compilers at a time (%(default)s)")
     sub.add_argument("--dry-run", action="store_true", help="print the commands and run none")
-    command("check", _check, "fail if an sm90 kernel spills registers or loses performance as ptxas sees it")
+    sub = command("check", _check, "fail if an sm90 kernel spills registers or loses performance as ptxas sees it")
+    sub.add_argument(
+        "--tensorrt", action="store_true", help="fail too if the plugins are not for the installed TensorRT"
+    )
     command("report", _report, "registers, spills and shared memory of each kernel in the library")
     command("toolchain", _toolchain, "what the kernels would be built with")
     return parser
@@ -67,14 +71,18 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    _, kernels, notes = read_record()
+    record, kernels, notes = read_record()
+    headers = str(record.get(HEADERS_KEY, ""))
+    if arguments.tensorrt:
+        check_headers()
     found = faults(kernels, notes) if kernels else ["the build left no report of any kernel: nothing was checked"]
     if arguments.json:
-        print(json.dumps({"kernels": len(kernels), "faults": found}))
+        print(json.dumps({"kernels": len(kernels), "faults": found, HEADERS_KEY: headers}))
     if found:
         raise GateError("kernels that must not lose performance do:\n  " + "\n  ".join(found))
     if not arguments.json:
         print(f"{len(kernels)} kernels: no spills and no performance notes where none may be")
+        print(f"plugins for TensorRT {major(headers)}, headers of {headers}" if headers else "no plugins for TensorRT")
     return 0
 
 

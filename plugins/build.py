@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
-from hstu_trt.plugins.library import LIBRARY, LIBRARY_FOLDER, ROOT
+from hstu_trt.contract.plugin_files import LIBRARY_FOLDER
+from hstu_trt.plugins.library import LIBRARY, ROOT
 from hstu_trt.plugins.resources import KernelResources, Note, demangle, read_logs
 from hstu_trt.plugins.toolchain import Toolchain
 
@@ -21,7 +22,10 @@ DEFAULT_ARCHS = ("90a",)
 ALL_ARCHS = ("80", "89", "90a", "100a", "120a")
 BUILD_FOLDER = ROOT / "build/cmake"
 RECORD = LIBRARY_FOLDER / f"{LIBRARY}.json"
-"""Beside the library: its GPUs, its toolkit, and each kernel's resources."""
+"""Beside the library: its GPUs, its toolkit, TensorRT's headers, and each kernel's resources."""
+HEADERS_KEY = "tensorrt_headers"
+"""In the record: the version of TensorRT's headers that the plugin libraries were built with; empty: there are none."""
+_SYSTEM_HEADERS = ("include/NvInferRuntime.h", "include/*-linux-gnu/NvInferRuntime.h")
 
 
 class BuildError(HstuTrtError):
@@ -78,7 +82,7 @@ def build(plan: BuildPlan, *, quiet: bool = False) -> Path:
     if not (ROOT / "CMakeLists.txt").is_file():
         raise ArtefactError(f"{ROOT} holds no CMakeLists.txt: the kernels are built in a checkout, installed editable")
     settings = BUILD_FOLDER / "settings.txt"
-    wanted = shlex.join(plan.configure)
+    wanted = "\n".join([shlex.join(plan.configure), *_own_headers()])
     if not settings.is_file() or settings.read_text() != wanted:
         _run(plan, plan.configure, quiet=True)
         settings.write_text(wanted)
@@ -87,11 +91,18 @@ def build(plan: BuildPlan, *, quiet: bool = False) -> Path:
     record = {
         "cuda": plan.toolchain.cuda,
         "archs": list(plan.archs),
+        HEADERS_KEY: (BUILD_FOLDER / "tensorrt_headers.txt").read_text(),
         "kernels": [dataclasses.asdict(kernel) for kernel in kernels],
         "notes": [dataclasses.asdict(note) for note in notes],
     }
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
     return LIBRARY_FOLDER / LIBRARY
+
+
+def _own_headers() -> list[str]:
+    """What cmake/FindTensorRT.cmake takes before the fetched headers: CMake looks for them again where this changes."""
+    roots = [f"{name}={os.environ[name]}" for name in ("TENSORRT_ROOT", "TRT_ROOT") if os.environ.get(name)]
+    return roots + [str(path) for pattern in _SYSTEM_HEADERS for path in sorted(Path("/usr").glob(pattern))]
 
 
 def read_record() -> tuple[dict[str, object], list[KernelResources], list[Note]]:

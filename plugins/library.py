@@ -9,9 +9,9 @@ from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_si
 from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
+from hstu_trt.contract.plugin_files import LIBRARY_FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY_FOLDER = ROOT / "build/lib"
 LIBRARY = "libhstu_trt_kernels.so"
 LIBRARY_VARIABLE = "HSTU_TRT_LIB"
 """Environment variable with the path of another library than the one in build/lib."""

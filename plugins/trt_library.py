@@ -1,4 +1,4 @@
-"""The TensorRT plugin libraries: where they are, and loading them into a plugin registry.
+"""The TensorRT plugin libraries (``contract/plugin_files.py`` has their places): into a plugin registry, and for which.
 
 ``libhstu_trt_plugins.so`` is for whoever calls a registry's ``load_library``: this module, ``trtexec
 --dynamicPlugins``, ``setPluginsToSerialize``. ``libhstu_trt_plugins_autoload.so``, beside it, is for hosts that only
@@ -8,40 +8,19 @@ before it.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import importlib
+import json
 from typing import Any
 
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.ops import OP_DOMAIN, OP_VERSION, OPS
-from hstu_trt.plugins.library import LIBRARY_FOLDER
+from hstu_trt.contract.plugin_files import plugin_library, plugin_path
+from hstu_trt.plugins.build import HEADERS_KEY, RECORD
 
-PLUGIN_LIBRARY = "libhstu_trt_plugins.so"
-AUTOLOAD_LIBRARY = "libhstu_trt_plugins_autoload.so"
-PLUGINS_VARIABLE = "HSTU_TRT_PLUGINS"
-"""Environment variable with the path of another plugin library than the one in build/lib."""
+__all__ = ["TABLES_VARIABLE", "check_headers", "headers_version", "load_plugins", "major", "plugin_library"]
+
 TABLES_VARIABLE = "HSTU_TRT_TABLES"
 """Environment variable with the folder in which EmbeddingLookup finds tables by their name, at run time."""
-
-
-def plugin_library() -> Path:
-    """libhstu_trt_plugins.so. Raises ArtefactError where there is none."""
-    named = os.environ.get(PLUGINS_VARIABLE)
-    return _there(Path(named) if named else LIBRARY_FOLDER / PLUGIN_LIBRARY)
-
-
-def autoload_library() -> Path:
-    """libhstu_trt_plugins_autoload.so, beside the plugin library. Raises ArtefactError where there is none."""
-    return _there(plugin_library().with_name(AUTOLOAD_LIBRARY))
-
-
-def _there(path: Path) -> Path:
-    if not path.is_file():
-        raise ArtefactError(
-            f"{path} is not there: build the plugins with `make plugins` (it needs TensorRT's headers, "
-            "and fetches some where there are none)"
-        )
-    return path.resolve()
 
 
 def load_plugins(registry: Any) -> None:
@@ -58,6 +37,33 @@ def load_plugins(registry: Any) -> None:
         raise ArtefactError(
             f"TensorRT's plugin registry has no {', '.join(missing)} after loading {path}: it is no plugin library, or "
             "one built with the headers of a TensorRT that is too different; run `make plugins` where this TensorRT is"
+        )
+
+
+def headers_version() -> str:
+    """Version of TensorRT's headers that the plugin library was built with, as in ``10.14.1``; empty: unknown."""
+    record = plugin_path().with_name(RECORD.name)
+    return str(json.loads(record.read_text()).get(HEADERS_KEY, "")) if record.is_file() else ""
+
+
+def major(version: str) -> int:
+    """``10.14.1`` -> 10."""
+    return int(version.partition(".")[0])
+
+
+def check_headers() -> None:
+    """Raises ArtefactError unless the plugin library was built for the major version of Python's ``tensorrt``.
+
+    The autoload library does nothing in another: TensorRT's own tools would then run the ops' function bodies.
+    """
+    built, there = headers_version(), str(importlib.import_module("tensorrt").__version__)
+    if not built:
+        raise ArtefactError(f"nothing says which headers {plugin_library()} was built with: run `make plugins` again")
+    if major(built) != major(there):
+        raise ArtefactError(
+            f"{plugin_library()} was built with the headers of TensorRT {built}, and TensorRT {there} is installed: "
+            f"have TENSORRT_ROOT name an unpacked TensorRT {major(there)}, or install libnvinfer-headers-dev of that "
+            "version, and run `make plugins` again"
         )
 
 

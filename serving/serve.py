@@ -165,7 +165,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print the server's command line only")
     parser.add_argument("--json", action="store_true", help="print what is served as one JSON line")
     parser.add_argument("--tritonserver", type=Path, help="binary (default: NGC install, else nvidia-pytriton wheel)")
-    parser.add_argument("--plugins", type=Path, help="flavour tensorrt: the plugins' autoload library (build/lib)")
+    parser.add_argument(
+        "--plugins",
+        type=Path,
+        help="flavour tensorrt: the plugins' autoload library (in build/lib)",
+    )
     parser.add_argument("--address", default=LOOPBACK, help=f"address to listen on (default: {LOOPBACK})")
     parser.add_argument("--grpc-port", type=int, help="gRPC port (default: 8001 if free; 0: any free one)")
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port (default: closed)")

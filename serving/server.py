@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.contract.plugin_files import autoload_library
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
-PLUGINS = Path(__file__).resolve().parents[1] / "build" / "lib" / "libhstu_trt_plugins_autoload.so"
 LOOPBACK = "127.0.0.1"
 DEFAULT_GRPC_PORT = 8001
 EXIT_TIMEOUT_S = 30
@@ -142,9 +142,9 @@ def tensorrt_flags(server: Tritonserver, plugins: Path | None = None) -> tuple[s
             f"this tritonserver ({server.origin}) has no TensorRT backend ({backend} is missing): "
             "run inside NVIDIA's tritonserver container, see docker/Dockerfile"
         )
-    library = plugins or PLUGINS
-    if not library.is_file():
-        raise ArtefactError(f"{library} is missing: `make plugins` builds it, or name one with --plugins")
+    if plugins is not None and not plugins.is_file():
+        raise ArtefactError(f"--plugins {plugins}: no such file; `make plugins` builds one, found without the option")
+    library = plugins or autoload_library()
     return (f"--backend-config=tensorrt,plugins={library.resolve()}",)
 
 

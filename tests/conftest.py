@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu-target", metavar="NAME", help="what engines are built for (default: the GPU here)")
+
+
 @functools.cache
 def missing_triton() -> str | None:
     """Why no tritonserver can be started here, or None."""

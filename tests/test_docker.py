@@ -77,6 +77,16 @@ def test_what_the_image_must_hold(check, header, library, said):
     assert (problem is None) if said is None else said in problem
 
 
+def test_headers_are_looked_for_where_the_build_finds_them(check):
+    """Not where the image's check alone would find them, and `make plugins` then fetch others."""
+    makefile = re.search(r"^OWN_HEADERS := .*\$\(wildcard (.+)\)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    suffixes = re.search(r"PATH_SUFFIXES (x86_64\S* \S+)\)", (ROOT / "plugins/cmake/FindTensorRT.cmake").read_text())
+    by_cmake = {"/usr/include", *(f"/usr/include/{suffix}" for suffix in suffixes[1].split())}
+    for path in check.HEADERS:
+        assert any(path.with_name("NvInfer.h").match(pattern) for pattern in makefile[1].split()), path
+        assert str(path.parent) in by_cmake
+
+
 def test_the_dockerfile_names_what_exists():
     for line in re.findall(r"^COPY (?:--\S+ )*(.+)$", DOCKERFILE, flags=re.MULTILINE):
         assert all((ROOT / source).exists() for source in line.split()[:-1]), line

@@ -12,6 +12,7 @@ from hstu_trt.contract.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+ROOMS = ("contract", "export", "plugins", "engines", "tables", "serving", "bench", "triton_repo")
 SCRIPT = ROOT / "tests" / "readme.sh"
 
 
@@ -82,6 +83,16 @@ def test_files_in_code_spans_exist():
     files = re.findall(r"`((?:[\w.]+/)+[\w.]+\.(?:py|md|sh|pbtxt|safetensors))`", README)
     assert files
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_every_environment_variable_is_explained():
+    """Those that the rooms name, as a string of their own in Python and C++, and in $ENV in CMake."""
+    sources = [path for kind in ("py", "cpp", "h", "cmake") for path in ROOT.glob(f"*/**/*.{kind}")]
+    text = "\n".join(path.read_text() for path in sources if path.relative_to(ROOT).parts[0] in ROOMS)
+    named = set(re.findall(r'"(HSTU_TRT_[A-Z_]+)"|\$ENV\{(\w+)\}', text))
+    variables = {name for match in named for name in match if name}
+    assert {"HSTU_TRT_TABLES", "HSTU_TRT_PLUGINS", "HSTU_TRT_LIB", "TENSORRT_ROOT", "TRT_ROOT"} <= variables
+    assert {name for name in variables if f"`{name}`" not in README} == set()
 
 
 def test_make_targets_exist():

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,9 +13,10 @@ from hstu_trt.bench.support_rows import StepResult, SupportRow, append_row, mark
 from hstu_trt.bench.verify_steps import Gpu, Step, command_text, count_tests, diff_figure, engine_counts, steps
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.contract.plugin_files import PLUGINS_VARIABLE
+from hstu_trt.plugins.build import RECORD
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", driver="580.1")
-NAMES = dict.fromkeys(("cpu", "a10", "a100", "l4", "l40s", "h100", "rtx4090", "rtxpro6000"))
 
 
 @pytest.mark.parametrize(
@@ -27,10 +30,11 @@ NAMES = dict.fromkeys(("cpu", "a10", "a100", "l4", "l40s", "h100", "rtx4090", "r
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtxpro6000"),
         ("NVIDIA GeForce RTX 3060", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA GH200 480GB", None),
     ],
 )
-def test_the_target_of_a_gpu(monkeypatch, device, target):
-    monkeypatch.setattr(verify_steps, "TARGETS", NAMES)
+def test_the_target_of_a_gpu(device, target):
     gpu = Gpu(name=device, compute_capability="8.9", driver="1")
     if target is None:
         with pytest.raises(ConfigError, match="none of the GPUs"):
@@ -48,11 +52,27 @@ def test_kernels_for_the_gpu():
 def test_steps_name_their_needs_in_order(tmp_path):
     plan = steps(H100, "h100", ["fp16", "fp8"], tmp_path)
     assert [step.name for step in plan] == [
-        *("plugins", "export fp32", "export fp16", "export fp8", "engines fp16", "engines fp8"),
+        *("plugins", "headers", "export fp32", "export fp16", "export fp8", "engines fp16", "engines fp8"),
         *("tests", "diff fp16", "diff fp8"),
     ]
     for number, step in enumerate(plan):
         assert set(step.needs) <= {earlier.name for earlier in plan[:number]}
+
+
+def test_the_tests_build_for_the_same_target(tmp_path):
+    plan = {step.name: step.command for step in steps(H100, "h200", ["fp16"], tmp_path)}
+    assert "--gpu-target=h200" in plan["tests"]
+    assert "h200" in plan["engines fp16"]
+
+
+@pytest.mark.parametrize(("words", "wanted"), [((), ["fp16", "fp8"]), (("--precisions", "fp16"), ["fp16"])])
+def test_precisions_are_those_of_the_gpu(capsys, words, wanted):
+    assert verify_steps.engine_precisions("a100") == ["fp16"]
+    assert main(["bench", "verify-tensorrt", "--dry-run", "--gpu", "l4", *words]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split(":")[0] for line in shown.splitlines() if line.startswith("diff")] == [
+        f"diff {precision}" for precision in wanted
+    ]
 
 
 def test_commands_are_shown_as_a_user_types_them(tmp_path, monkeypatch):
@@ -79,6 +99,19 @@ def test_a_machine_without_tensorrt_is_told_so(monkeypatch, capsys):
     assert main(["bench", "verify-tensorrt"]) == 2
     said = capsys.readouterr().err
     assert "no CUDA GPU" in said and "no TensorRT" in said and "docker/Dockerfile" in said
+
+
+@pytest.mark.parametrize(("headers", "missing"), [("10.14.1", 1), ("11.4.0", 0), ("", 0)])
+def test_plugins_for_another_tensorrt_are_told_at_once(monkeypatch, tmp_path, headers, missing):
+    """Unless they are not there yet: the first step makes them, and the second looks."""
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4.0.106", __spec__=object()))
+    monkeypatch.setattr(verify, "_sees_cuda", lambda: True)
+    monkeypatch.setenv(PLUGINS_VARIABLE, str(tmp_path / "p.so"))
+    if headers:
+        (tmp_path / "p.so").touch()
+        (tmp_path / RECORD.name).write_text(json.dumps({"tensorrt_headers": headers}))
+    found = verify.missing_parts(H100)
+    assert len(found) == missing and all("TENSORRT_ROOT" in part for part in found)
 
 
 def plan_of(tmp_path: Path) -> list[Step]:

@@ -17,7 +17,7 @@ from hstu_trt.contract.errors import ConfigError, HstuTrtError
 from hstu_trt.contract.manifest import read_manifest
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.presets import dlrm_v3
-from hstu_trt.contract.tensors import PRECISIONS, default_limits, stage_specs
+from hstu_trt.contract.tensors import default_limits, stage_specs
 from hstu_trt.engines.attention_memory import dense_bytes
 from hstu_trt.engines.build import build, make_plan
 from hstu_trt.engines.builders import BuildOptions
@@ -81,7 +81,6 @@ def test_the_golden_model_builds_in_fp32(exported, tmp_path):
     assert [stage["stage"] for stage in json_of(tmp_path / "e")["stages"]] == STAGES
 
 
-@pytest.mark.skipif("fp8" not in PRECISIONS, reason="export writes no fp8 yet")
 def test_the_golden_model_builds_in_fp8(exported, tmp_path):
     both = ("--gpu", "l40s", "--also", "rtxpro6000")
     assert engines(exported("fp8"), tmp_path / "e", "--profile", "single", gpu=both) == 0

@@ -6,7 +6,7 @@ import pytest
 
 from hstu_trt.contract.cli import main as command_line
 from hstu_trt.contract.errors import ConfigError
-from hstu_trt.engines.targets import TARGETS, capability_text, find_target
+from hstu_trt.engines.targets import TARGETS, capability_text, find_target, target_of_device
 
 CAPABILITIES = {
     "cpu": 0, "t4": 75, "a10": 86, "a100": 80, "l4": 89, "l20": 89, "l40s": 89, "rtx4090": 89, "h100": 90, "h200": 90,
@@ -27,6 +27,8 @@ DEVICES = {
     "NVIDIA RTX PRO 6000 Blackwell Server Edition": ["rtxpro6000"],
     "NVIDIA RTX 6000 Ada Generation": [],
     "NVIDIA L40": [],
+    "NVIDIA A10G": [],
+    "NVIDIA GH200 480GB": [],
 }
 
 
@@ -45,6 +47,7 @@ def test_fp8_begins_with_ada_and_rtx_is_for_its_gpus(name):
 @pytest.mark.parametrize("device", DEVICES)
 def test_devices(device):
     assert [name for name, target in TARGETS.items() if target.is_device(device)] == DEVICES[device]
+    assert target_of_device(device) == next(map(find_target, DEVICES[device]), None)
 
 
 def test_an_unknown_target_names_the_table():

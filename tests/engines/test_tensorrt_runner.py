@@ -139,6 +139,7 @@ def test_users_run_together_with_the_plugin(exported, machine, tmp_path, monkeyp
     driver, trt = machine
     with TensorRtRunner(out, "hstu", model, driver=driver, trt=trt) as runner:
         assert not runner._splits
+        assert runner._context.environment["TABLES"] == str(model.tables)
     assert seen == [None, str(model.tables)], "where the tables are, the plugins of an engine are told"
     assert "TABLES" not in os.environ
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import onnx.inliner
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -23,6 +23,7 @@ from hstu_trt.contract.model_folder import TAPS, read_model_folder
 from hstu_trt.contract.numerics import FP8_BEYOND_LAYERS, compare
 from hstu_trt.contract.presets import debug
 from hstu_trt.contract.tensors import FUSED, default_limits
+from hstu_trt.engines.graphs import prepare
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.export.calibration import calibration_requests, synthetic_requests
 from hstu_trt.export.fp8 import E4M3, E4M3_MAX, SMALLEST_SCALE, Fp8Linear, from_e4m3, scale_of, to_e4m3
@@ -203,8 +204,13 @@ def test_fp8_and_fp16_attention_in_one_model(mixed: Path, case_a: GoldenCase, tm
         model = onnx.load(mixed / f"{stage}.onnx", load_external_data=False)
         assert [node.overload for node in attention_nodes(model.graph)] == [FP8_OVERLOAD, "", FP8_OVERLOAD]
         assert model.ir_version >= 10
-        inlined = onnx.inliner.inline_local_functions(model)
+        inlined = prepare(model, mixed, plugins=False).model
         assert not attention_nodes(inlined.graph) and not inlined.functions
+        inferred = onnx.shape_inference.infer_shapes(inlined, strict_mode=True)
+        assert {node.domain for node in inferred.graph.node} <= {"", "ai.onnx"}
+        plugins = prepare(model, mixed, plugins=True).model
+        assert [node.overload for node in attention_nodes(plugins.graph)] == ["", "", ""]
+        assert [len(node.input) for node in attention_nodes(plugins.graph)] == [10, 7, 10]
     found = {name: score(mixed, name, tmp_path / name)["preds"] for name in ("torch", "onnxruntime")}
     for name, preds in found.items():
         assert_close(name, preds, case_a.outputs["tc.out.preds"], "ranking", FP8_BEYOND_LAYERS)

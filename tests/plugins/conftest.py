@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.plugin_files import LIBRARY_FOLDER, plugin_library
 from hstu_trt.plugins.build import BUILD_FOLDER, DEFAULT_ARCHS, BuildPlan, build, default_jobs, read_record
-from hstu_trt.plugins.library import LIBRARY, LIBRARY_FOLDER, LIBRARY_VARIABLE, ROOT, KernelLibrary, load_library
+from hstu_trt.plugins.library import LIBRARY, LIBRARY_VARIABLE, ROOT, KernelLibrary, load_library
 from hstu_trt.plugins.toolchain import ToolchainError, find_toolchain
-from hstu_trt.plugins.trt_library import plugin_library
 
 if TYPE_CHECKING:
     from attention_cases import GpuBackend

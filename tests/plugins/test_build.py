@@ -203,7 +203,8 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_record(path: Path, spills: int) -> None:
     kernel = KernelResources("sm90_x.cu", "f<fp16>", "sm_90a", 168, spills, spills, 0, 0)
-    path.write_text(json.dumps({"archs": ["90a"], "kernels": [dataclasses.asdict(kernel)], "notes": []}))
+    facts = {"archs": ["90a"], "tensorrt_headers": "10.14.1", "kernels": [dataclasses.asdict(kernel)], "notes": []}
+    path.write_text(json.dumps(facts))
 
 
 def test_report_and_check_read_the_record(record: Path, capsys: pytest.CaptureFixture) -> None:
@@ -212,6 +213,7 @@ def test_report_and_check_read_the_record(record: Path, capsys: pytest.CaptureFi
     assert run("report", "--json") == 0
     assert json.loads(capsys.readouterr().out)["kernels"][0]["registers"] == 168
     assert run("check") == 0
+    assert "plugins for TensorRT 10, headers of 10.14.1" in capsys.readouterr().out
     write_record(record, spills=8)
     assert run("check") == 1
     assert "sm90_x.cu: f<fp16> spills 8 bytes" in capsys.readouterr().err

@@ -16,9 +16,9 @@ import pytest
 
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.ops import EMBEDDING_LOOKUP, HSTU_ATTENTION, OP_DOMAIN, OPS
+from hstu_trt.contract.plugin_files import AUTOLOAD_LIBRARY
 from hstu_trt.contract.table_format import write_table, write_tables_manifest
 from hstu_trt.plugins.build import BUILD_FOLDER
-from hstu_trt.plugins.trt_library import AUTOLOAD_LIBRARY
 
 SESSION = Path(__file__).parents[1] / "support/lean_session.py"
 HOST = "hstu_trt_plugin_host"

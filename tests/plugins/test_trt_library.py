@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from hstu_trt.contract import plugin_files
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.ops import OPS
-from hstu_trt.plugins import trt_library
-from hstu_trt.plugins.trt_library import PLUGINS_VARIABLE, autoload_library, load_plugins, plugin_library
+from hstu_trt.contract.plugin_files import PLUGINS_VARIABLE, autoload_library, plugin_library
+from hstu_trt.plugins.build import RECORD
+from hstu_trt.plugins.trt_library import check_headers, headers_version, load_plugins
 
 
 class Registry:
@@ -30,7 +35,7 @@ class Registry:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of libraries, empty."""
     monkeypatch.delenv(PLUGINS_VARIABLE, raising=False)
-    monkeypatch.setattr(trt_library, "LIBRARY_FOLDER", tmp_path)
+    monkeypatch.setattr(plugin_files, "LIBRARY_FOLDER", tmp_path)
     return tmp_path
 
 
@@ -66,3 +71,28 @@ def test_a_library_without_the_plugins_is_refused(folder: Path, brings: tuple[st
     (folder / "libhstu_trt_plugins.so").touch()
     with pytest.raises(ArtefactError, match=r"has no .*EmbeddingLookup after loading"):
         load_plugins(Registry(brings))
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"tensorrt_headers": "11.1.0"}, None),
+        ({"tensorrt_headers": "10.14.1"}, r"headers of TensorRT 10\.14\.1, and TensorRT 11\.4\.0\.106 .*TENSORRT_ROOT"),
+        ({"tensorrt_headers": ""}, "nothing says which headers"),
+        ({}, "nothing says which headers"),
+        (None, "nothing says which headers"),
+    ],
+)
+def test_plugins_are_for_one_major_version(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, record: dict[str, str] | None, said: str | None
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4.0.106"))
+    assert headers_version() == ""
+    (folder / "libhstu_trt_plugins.so").touch()
+    if record is not None:
+        (folder / RECORD.name).write_text(json.dumps(record))
+    if said is None:
+        check_headers()
+        return
+    with pytest.raises(ArtefactError, match=said):
+        check_headers()

@@ -8,7 +8,8 @@ import pytest
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
 from hstu_trt.contract.manifest import write_manifest
 from hstu_trt.contract.model_folder import read_model_folder
-from hstu_trt.serving import lint, pbtxt, server
+from hstu_trt.contract.plugin_files import AUTOLOAD_LIBRARY, PLUGINS_VARIABLE
+from hstu_trt.serving import lint, pbtxt
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.engine_steps import read_engines
@@ -126,13 +127,17 @@ def test_flags_of_the_backend(tmp_path, monkeypatch):
     backend = tmp_path / "backends" / "tensorrt" / "libtriton_tensorrt.so"
     backend.parent.mkdir(parents=True)
     backend.touch()
-    monkeypatch.setattr(server, "PLUGINS", tmp_path / "none.so")
-    with pytest.raises(ArtefactError, match="make plugins"):
-        tensorrt_flags(Tritonserver(binary=binary))
-    library = tmp_path / "plugins.so"
-    library.touch()
-    flags = tensorrt_flags(Tritonserver(binary=binary), library)
-    assert flags == (f"--backend-config=tensorrt,plugins={library}",)
+    monkeypatch.setenv(PLUGINS_VARIABLE, str(tmp_path / "build" / "mine.so"))
+    for given in (None, tmp_path / "none.so"):
+        with pytest.raises(ArtefactError, match="make plugins"):
+            tensorrt_flags(Tritonserver(binary=binary), given)
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "mine.so").touch()
+    # The variable that moves the builder's library moves Triton's, beside it.
+    for given, library in ((tmp_path / "p.so", tmp_path / "p.so"), (None, tmp_path / "build" / AUTOLOAD_LIBRARY)):
+        library.touch()
+        flags = tensorrt_flags(Tritonserver(binary=binary), given)
+        assert flags == (f"--backend-config=tensorrt,plugins={library}",)
 
 
 STAND_IN = """

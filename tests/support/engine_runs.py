@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from hstu_trt.bench.requests_source import Requests
+
 DOMAIN = "hstu.trt"
+
+
+def lean_library(version: str, load: Callable[[str], Any]) -> str | None:
+    """libnvinfer_lean of that very version, the system's or the wheel's; None where neither is there.
+
+    version: as in ``11.4.0.106``. load: ``ctypes.CDLL``.
+    """
+    major, minor, patch = map(int, version.split(".")[:3])
+    name = f"libnvinfer_lean.so.{major}"
+    wheel = importlib.util.find_spec("tensorrt_lean_libs")
+    folders = (wheel.submodule_search_locations or []) if wheel else []
+    for path in (name, *(str(Path(folder) / name) for folder in folders)):
+        with suppress(OSError):
+            if load(path).getInferLibVersion() == major * 10_000 + minor * 100 + patch:
+                return path
+    return None
+
+
+def rows_with(requests: Requests, histories: str) -> list[int]:
+    """Rows of the users with ``some events`` or ``no event``; some of either."""
+    rows = [row for row, length in enumerate(requests.history_lengths) if bool(length) == (histories == "some events")]
+    assert rows, f"no request with {histories}"
+    return rows
 
 
 def op_nodes(onnx_file: Path) -> int:

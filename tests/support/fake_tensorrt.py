@@ -9,6 +9,7 @@ import ctypes
 import enum
 import importlib.machinery
 import json
+import os
 import types
 
 import numpy as np
@@ -255,6 +256,7 @@ class _Context:
     def __init__(self, engine):
         self.engine, self.profile, self.shapes, self.addresses, self.allocators = engine, 0, {}, {}, {}
         self.switches, self.fails = [], False
+        self.environment = dict(os.environ)
 
     def set_optimization_profile_async(self, number, stream):
         self.profile = number

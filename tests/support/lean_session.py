@@ -11,7 +11,8 @@ import sys
 import numpy as np
 
 from hstu_trt.contract.ops import OP_DOMAIN, OP_VERSION, OPS
-from hstu_trt.plugins.trt_library import autoload_library, load_plugins, plugin_library
+from hstu_trt.contract.plugin_files import autoload_library, plugin_library
+from hstu_trt.plugins.trt_library import load_plugins
 
 FOLDER, HOW = sys.argv[1:]
 sys.path.insert(0, FOLDER)

@@ -20,6 +20,7 @@ from hstu_trt.contract.tensors import FUSED, STAGES
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.gpu]
 NORM = 128.0
+PRECISIONS = ["fp16", "fp8"]
 
 
 def open_trt(folder: Path, stage: str, model: ModelFolder):
@@ -33,16 +34,17 @@ def entries(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("stage", [*STAGES, FUSED, TAPS])
+@pytest.mark.parametrize("precision", PRECISIONS, indirect=True)
 def test_every_op_is_a_plugin_layer(built, model: ModelFolder, stage: str) -> None:
     expected = op_nodes(model.onnx(stage))
     assert entries(built())[stage]["details"]["plugin_layers"] == expected
     assert expected > 0 or stage == "mlp_head"
 
 
-def test_nothing_is_built_twice(built, gpu, model: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_built_twice(built, target: str, model: ModelFolder, capsys: pytest.CaptureFixture[str]) -> None:
     folder = built()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    source = ["--model", str(model.path), "--gpu", gpu.target, "--precision", "fp16", "--builder", "tensorrt"]
+    source = ["--model", str(model.path), "--gpu", target, "--precision", "fp16", "--builder", "tensorrt"]
     stages = ",".join((*STAGES, FUSED, TAPS))
     capsys.readouterr()
     assert main(["engines", *source, "--stages", stages, "--out", str(folder), "--json"]) == 0
@@ -51,6 +53,7 @@ def test_nothing_is_built_twice(built, gpu, model: ModelFolder, capsys: pytest.C
 
 
 @pytest.mark.parametrize("stage", FED_STAGES)
+@pytest.mark.parametrize("precision", PRECISIONS, indirect=True)
 def test_a_stage_answers_as_onnx_runtime(built, model: ModelFolder, requests: Requests, stage: str) -> None:
     from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 
@@ -60,7 +63,7 @@ def test_a_stage_answers_as_onnx_runtime(built, model: ModelFolder, requests: Re
             for name, tensor in engine.infer(feed).items():
                 key = "stu" if name.startswith("stu.") else "hstu" if stage == TAPS else stage
                 report = compare(name, tensor, expected[name])
-                assert report.passes(TOLERANCES[key, "fp16"]), report.text()
+                assert report.passes(TOLERANCES[key, model.precision]), report.text()
 
 
 def test_the_whole_model_ranks_as_pytorch(
@@ -111,7 +114,7 @@ def test_a_cuda_graph_answers_for_the_request_at_hand(
     built, model: ModelFolder, requests: Requests, stage: str
 ) -> None:
     """A, B, A, B through one graph: offsets and values change between replays, shapes do not."""
-    from hstu_trt.engines.engine_folder import open_engine, read_engine_file
+    from hstu_trt.engines.engine_folder import make_context, open_engine, read_engine_file
     from hstu_trt.engines.hooks import BuildLog, make_logger
     from hstu_trt.engines.modules import TENSORRT, open_module
 
@@ -119,7 +122,8 @@ def test_a_cuda_graph_answers_for_the_request_at_hand(
     b = other_lengths(a)
     trt, file = open_module(TENSORRT), read_engine_file(built(), stage, model)
     runtime, engine = open_engine(trt, make_logger(trt.module, BuildLog()), file, model)
-    context = engine.create_execution_context()
+    context = make_context(trt, engine, file, model)
+    assert context is not None
     number = next(n for n, p in enumerate(file.profiles) if p.admits({k: v.shape for k, v in a.items()}))
     if number:
         import torch
@@ -140,7 +144,9 @@ def test_a_cuda_graph_answers_for_the_request_at_hand(
     del context, engine, runtime
 
 
-def test_a_version_compatible_plan_loads_and_agrees(built, model: ModelFolder, requests: Requests) -> None:
+def test_a_version_compatible_plan_loads_and_agrees(
+    built, lean_runtime, model: ModelFolder, requests: Requests
+) -> None:
     (feed, *_) = feeds(model, FUSED, requests, NORM)
     answers = []
     for folder in (built(), built("--version-compatible")):

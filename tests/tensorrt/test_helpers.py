@@ -1,10 +1,11 @@
 """What the tests on TensorRT rest on, checked without it."""
 
 import ctypes
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from engine_runs import CapturedCall, op_nodes, other_lengths
+from engine_runs import CapturedCall, lean_library, op_nodes, other_lengths, rows_with
 
 from hstu_trt.bench.polygraphy_feeds import feeds
 from hstu_trt.contract.features import check_request
@@ -17,6 +18,22 @@ def test_op_nodes_are_counted(model) -> None:
     assert op_nodes(model.onnx("embedding_lookup")) >= tables
     assert op_nodes(model.onnx(FUSED)) == layers + op_nodes(model.onnx("embedding_lookup"))
     assert op_nodes(model.onnx("mlp_head")) == 0
+
+
+@pytest.mark.parametrize(("number", "found"), [(110400, "libnvinfer_lean.so.11"), (110300, None), (None, None)])
+def test_the_lean_runtime_is_of_that_very_version(number: int | None, found: str | None) -> None:
+    def load(path: str) -> SimpleNamespace:
+        if number is None or path != "libnvinfer_lean.so.11":
+            raise OSError(path)
+        return SimpleNamespace(getInferLibVersion=lambda: number)
+
+    assert lean_library("11.4.0.106", load) == found
+
+
+def test_users_with_and_without_a_history_are_all_there_are(requests) -> None:
+    some, none = rows_with(requests, "some events"), rows_with(requests, "no event")
+    assert sorted(some + none) == list(range(len(requests)))
+    assert not requests.history_lengths[none].any() and requests.history_lengths[some].all()
 
 
 @pytest.mark.parametrize("stage", ["hstu", FUSED])

@@ -10,10 +10,10 @@ import pytest
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.numerics import TOLERANCES
+from hstu_trt.contract.plugin_files import autoload_library
 from hstu_trt.contract.tensors import FUSED
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.gpu]
-AUTOLOAD = Path(__file__).resolve().parents[2] / "build" / "lib" / "libhstu_trt_plugins_autoload.so"
 
 
 def nvinfer() -> str:
@@ -29,7 +29,8 @@ def test_polygraphy_compares_tensorrt_with_onnx_runtime(model: ModelFolder, tmp_
     assert main(["bench", "polygraphy", "--model", str(model.path), "--requests", "16", "--out", str(tmp_path)]) == 0
     polygraphy = str(Path(sys.executable).with_name("polygraphy"))
     shapes = (tmp_path / "shapes.txt").read_text().split()
-    options = ["--plugins", str(AUTOLOAD), "--load-inputs", str(tmp_path / "inputs.json"), "--strongly-typed", *shapes]
+    options = ["--plugins", str(autoload_library()), "--strongly-typed", *shapes]
+    options += ["--load-inputs", str(tmp_path / "inputs.json")]
     limits = ["--atol", str(TOLERANCES[FUSED, "fp16"].atol), "--rtol", "0"]
     command = [polygraphy, "run", str(model.onnx(FUSED)), "--trt", "--onnxrt", *options, *limits]
     # `run` loads plugins before it imports TensorRT, where the autoload library finds no registry to register in.

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from engine_runs import rows_with
 
 from hstu_trt.bench.chain import NORM, Chain, norm_tensor, open_runner
 from hstu_trt.bench.requests_source import Requests
@@ -38,10 +39,14 @@ def served(built, model: ModelFolder, tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize("name", [ENSEMBLE, FUSED])
-def test_served_scores_are_those_of_onnx_runtime(served, model: ModelFolder, requests: Requests, name: str) -> None:
+@pytest.mark.parametrize("histories", ["some events", "no event"])
+def test_served_scores_are_those_of_onnx_runtime(
+    served, model: ModelFolder, requests: Requests, name: str, histories: str
+) -> None:
+    """Users without a history apart: their tensors are empty, which Triton's backend may treat in a way of its own."""
     chain = Chain(model, [open_runner("onnxruntime", model, stage) for stage in STAGES])
     with chain, RankingClient(served, name) as client:
-        for row in range(len(requests)):
+        for row in rows_with(requests, histories):
             packed = requests.pack([row])
             feed = {**packed, NORM: norm_tensor(N, model.ranking_config, packed)}
             answer = client.infer(packed) if name == ENSEMBLE else client.infer(one_user(packed))[0]
@@ -50,7 +55,7 @@ def test_served_scores_are_those_of_onnx_runtime(served, model: ModelFolder, req
 
 
 def test_a_bad_request_is_refused_before_the_plans(served, requests: Requests) -> None:
-    packed = requests.pack([0])
+    packed = requests.pack(rows_with(requests, "some events")[:1])
     with RankingClient(served, ENSEMBLE) as client:
         with pytest.raises(InputError, match="candidate_offsets"):
             client.infer(packed | {"candidate_offsets": np.array([0, 9999], dtype=np.int32)})
