@@ -40,7 +40,8 @@ def rtx():
 
 
 def engines(model, out, *more, gpu=("--gpu", "l40s")):
-    words = ["engines", "--model", model, *gpu, "--precision", json_of(model)["precision"], "--out", out, *more]
+    words = ["engines", "--model", model, *gpu, "--precision", json_of(model)["precision"], "--out", out]
+    words += ["--cache", Path(out).parent / "cache", *more]
     return command_line([str(word) for word in words])
 
 
@@ -203,16 +204,14 @@ def test_the_log_keeps_errors_and_activations(rtx):
 
 
 def test_nothing_is_built_twice(exported, built, tmp_path, capsys):
-    """The same again: nothing is touched. Other stages: those with an unchanged key are kept, by their bytes."""
+    """The same again: nothing is touched. Another folder and other stages: what was built is kept, by its bytes."""
     before = {path.name: path.stat().st_mtime_ns for path in built.iterdir()}
     assert engines(exported("fp16"), built, "--profile", "single", gpu=EVERY_GPU) == 0
     assert "up to date" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in built.iterdir()} == before
-    out = tmp_path / "copy"
-    out.mkdir()
-    for path in built.iterdir():
-        (out / path.name).write_bytes(path.read_bytes())
-    assert engines(exported("fp16"), out, "--profile", "single", "--stages", "hstu,hstu_taps", gpu=EVERY_GPU) == 0
+    out, cache = tmp_path / "other", ["--cache", built.parent / "cache"]
+    options = ["--profile", "single", "--stages", "hstu,hstu_taps", *cache]
+    assert engines(exported("fp16"), out, *options, gpu=EVERY_GPU) == 0
     printed = capsys.readouterr().out
     assert [line.split()[4] == "kept" for line in printed.splitlines() if line.startswith("hstu")] == [True, False]
     assert (out / "hstu.engine").read_bytes() == (built / "hstu.engine").read_bytes()
@@ -222,7 +221,7 @@ def test_nothing_is_built_twice(exported, built, tmp_path, capsys):
 def test_other_options_have_other_keys(exported, tmp_path):
     def keys(*more, gpu="l40s"):
         options = BuildOptions(profiles=("single",), stages=("mlp_head",), **dict(more))
-        plan = make_plan(exported("fp16"), gpu, "fp16", tmp_path / "e", options=options)
+        plan = make_plan(exported("fp16"), gpu, "fp16", tmp_path / "e", options=options, cache=tmp_path / "cache")
         return build(plan, force=True)[0].key
 
     assert keys() == keys() == keys(("max_table_mib", 1)) == keys(gpu="l4")
