@@ -118,7 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     device = parser.add_argument_group("for builder tensorrt")
     device.add_argument("--no-plugins", action="store_true", help="function bodies in place of plugins, as a baseline")
     device.add_argument("--hardware-compat", choices=COMPATIBILITIES, default="none", help="run on other GPUs too")
-    device.add_argument("--version-compatible", action="store_true", help="run in later minor versions of TensorRT")
+    device.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="run in later minor versions of TensorRT; such a plan holds host code: load it from trusted folders only",
+    )
     device.add_argument("--refit", action="store_true", help="weights can be exchanged in the engine")
     device.add_argument("--strip-plan", action="store_true", help="leave weights out of the plan; the runner refits")
     device.add_argument("--opt-level", type=int, choices=range(6), help="builder optimisation level")

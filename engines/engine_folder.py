@@ -111,12 +111,16 @@ def check_engine(file: EngineFile, trt: TensorRt, device: Device) -> None:
 
 
 def open_engine(trt: TensorRt, logger: Any, file: EngineFile, model: ModelFolder) -> tuple[Any, Any]:
-    """Runtime and engine; loads the plugin library, and puts weights back into a stripped plan."""
+    """Runtime and engine; loads the plugin library, and puts weights back into a stripped plan.
+
+    A version-compatible plan executes code of its own: open only folders from a trusted source.
+    """
     with _tables(file, model):
         if file.has_plugins:
             register_plugins(trt)
         runtime = trt.module.Runtime(logger)
-        # A version-compatible plan carries the runtime of its version, which is code; the manifest's sha256 vouches.
+        # A version-compatible plan carries the runtime of its version: code that runs in this process. The manifest
+        # finds damage, not malice, for whoever can write the plan can write its sha256: the folder must be trusted.
         runtime.engine_host_code_allowed = file.version_compatible
         engine = runtime.deserialize_cuda_engine(file.path.read_bytes())
         if engine is None:
