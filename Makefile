@@ -160,7 +160,8 @@ bench-tables: install  ## the README's tables and picture, from the rows in benc
 A ?= torch
 B ?= onnxruntime
 REFERENCE ?= fp32
-BUILT := $(if $(filter tensorrt%,$(A) $(B)),--engines build/engines/$(GPU)/$(MODEL)/$(PRECISION))
+BUILT := $(if $(filter tensorrt%,$(A)),--engines-a build/engines/$(GPU)/$(MODEL)/$(REFERENCE)) \
+  $(if $(filter tensorrt%,$(B)),--engines-b build/engines/$(GPU)/$(MODEL)/$(PRECISION))
 DIFF := build/diff/$(MODEL)/$(subst :,-,$(A)_$(REFERENCE)_$(B)_$(PRECISION))
 
 diff: install $(sort $(REFERENCE:%=build/onnx/$(MODEL)/%/manifest.json) $(ONNX)/manifest.json)  ## hold runner B against A, layer by layer, as HTML: A= B= MODEL= PRECISION= REFERENCE= GPU=

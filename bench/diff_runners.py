@@ -191,6 +191,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--a", default="torch", metavar="RUNNER", help="the reference (%(default)s)")
     found.add_argument("--b", default="onnxruntime", metavar="RUNNER", help="what is held against it (%(default)s)")
     found.add_argument("--engines", type=Path, help="what hstu-trt engines made, for tensorrt and tensorrt_rtx")
+    found.add_argument("--engines-a", type=Path, help="that of A, where it differs (another precision, say)")
+    found.add_argument("--engines-b", type=Path, help="that of B")
     source = found.add_mutually_exclusive_group()
     source.add_argument("--inputs", type=Path, help="workload (.npz, folder) or .safetensors file of features")
     source.add_argument("--profile", choices=PROFILES, default="ci", help="requests to generate (%(default)s)")
@@ -210,8 +212,10 @@ def _sides(args: argparse.Namespace) -> tuple[Side, Side]:
         raise ConfigError("give --model, or both --model-a and --model-b: the folders of exported models to compare")
     models = {folder: read_model_folder(folder) for folder in folders}
     sides = [
-        Side(runner=runner, model=models[folder], engines=args.engines if runner.startswith("tensorrt") else None)
-        for runner, folder in zip((args.a, args.b), folders, strict=True)
+        Side(runner=runner, model=models[folder], engines=engines if runner.startswith("tensorrt") else None)
+        for runner, folder, engines in zip(
+            (args.a, args.b), folders, (args.engines_a or args.engines, args.engines_b or args.engines), strict=True
+        )
     ]
     a, b = sides
     if a.model.config != b.model.config or a.model.limits != b.model.limits:

@@ -100,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
         help="an optimisation profile: single, batch, or own bounds of users, uih_tokens, candidates; may be repeated "
         "(default: single and batch)",
     )
+    tuning.add_argument(
+        "--cache",
+        type=Path,
+        default=CACHE,
+        help="folder of timing caches and of engines by their key (default: %(default)s)",
+    )
     tuning.add_argument("--workspace-mib", type=_positive, help="most scratch memory of an engine")
     tuning.add_argument("--tf32", action="store_true", help="let fp32 products use TF32")
     tuning.add_argument("--also", type=_names, default=[], metavar="GPU,...", help="tensorrt_rtx: in the same engines")
@@ -112,11 +118,14 @@ def _parser() -> argparse.ArgumentParser:
     device = parser.add_argument_group("for builder tensorrt")
     device.add_argument("--no-plugins", action="store_true", help="function bodies in place of plugins, as a baseline")
     device.add_argument("--hardware-compat", choices=COMPATIBILITIES, default="none", help="run on other GPUs too")
-    device.add_argument("--version-compatible", action="store_true", help="run in later minor versions of TensorRT")
+    device.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="run in later minor versions of TensorRT; such a plan holds host code: load it from trusted folders only",
+    )
     device.add_argument("--refit", action="store_true", help="weights can be exchanged in the engine")
     device.add_argument("--strip-plan", action="store_true", help="leave weights out of the plan; the runner refits")
     device.add_argument("--opt-level", type=int, choices=range(6), help="builder optimisation level")
-    device.add_argument("--cache", type=Path, default=CACHE, help="folder of timing caches (default: %(default)s)")
     return parser
 
 

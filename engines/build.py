@@ -4,7 +4,8 @@
       manifest.json       kind "engines": target, builder, precision, versions, model and its digest, load times
       <engines>           what the builder writes; nothing for ONNX Runtime, which runs the model folder's own files
 
-A folder is named by what went into it: building again with the same model, target and builder changes nothing.
+A folder is named by what went into it: building again with the same model, target and builder changes nothing. Single
+engines are kept by what went into them, under build/cache/plans (``plan_store.py``).
 """
 
 from __future__ import annotations
@@ -107,14 +108,13 @@ def stages_up_to_date(plan: BuildPlan) -> list[BuiltStage] | None:
 def build(plan: BuildPlan, *, force: bool = False) -> list[BuiltStage]:
     """Builds into ``plan.out``, which appears (or is replaced) in one step at the end.
 
-    force: also build again what lies there under the same key.
+    force: also build again what the cache holds under the same key.
     """
     plan.builder.check(plan.request)
     plan.builder.check_machine(plan.request)
-    known = (_undamaged(plan) if _document(plan) else None) or []
-    old = {stage.key: (plan.out / stage.file, stage) for stage in known if stage.key and not force}
+    _document(plan)  # refuses a folder with other things
     with staged_folder(plan.out) as part:
-        stages, files = plan.builder.build(plan.request, part, old)
+        stages, files = plan.builder.build(plan.request, part, force=force)
         write_manifest(part, kind=ENGINES_KIND, made_by=plan.command, files=files, facts=_facts(plan, stages))
     return stages
 

@@ -58,7 +58,7 @@ class BuildRequest:
     target: GpuTarget
     options: BuildOptions
     cache: Path
-    """Folder for timing caches."""
+    """Folder for timing caches, and for engines by their key (``plan_store.py``)."""
     quiet: bool = True
     """No progress on stderr."""
 
@@ -88,10 +88,6 @@ class BuiltStage:
     """Layers, profiles, activation memory and the like."""
 
 
-OldEngines = Mapping[str, tuple[Path, BuiltStage]]
-"""Key -> an engine that was built for it and may be copied, and what is known of it."""
-
-
 class Builder(Protocol):
     """Makes the engines of one kind."""
 
@@ -113,8 +109,8 @@ class Builder(Protocol):
         """What else determines the result, for the folder's digest and manifest."""
         ...
 
-    def build(self, request: BuildRequest, out: Path, old: OldEngines) -> tuple[list[BuiltStage], list[str]]:
-        """Builds every stage into the empty folder ``out``, or copies it from ``old``.
+    def build(self, request: BuildRequest, out: Path, *, force: bool) -> tuple[list[BuiltStage], list[str]]:
+        """Puts every stage into the empty folder ``out``: from the cache if it was built before, unless ``force``.
 
         Returns the stages, and the files it wrote, relative to ``out``. Raises ArtefactError.
         """

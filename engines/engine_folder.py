@@ -33,6 +33,8 @@ class EngineFile:
     """Of the library that built it."""
     capabilities: tuple[int, ...]
     has_plugins: bool
+    parsed_for_plugins: bool
+    """Whether the graph that was parsed left functions and tables out; true of a stage without any op, too."""
     stripped: bool
     version_compatible: bool
     any_ampere: bool
@@ -67,6 +69,7 @@ def read_engine_file(folder: Path, stage: str, model: ModelFolder) -> EngineFile
             version=document["versions"][document["builder"]],
             capabilities=tuple(document["compute_capabilities"]),
             has_plugins=details["plugin_layers"] > 0,
+            parsed_for_plugins=FLAVOURS[document["builder"]].on_device and options.get("plugins", True),
             stripped=options.get("strip_plan", False),
             version_compatible=options.get("version_compatible", False),
             any_ampere=options.get("hardware_compat") == "ampere_plus",
@@ -108,12 +111,16 @@ def check_engine(file: EngineFile, trt: TensorRt, device: Device) -> None:
 
 
 def open_engine(trt: TensorRt, logger: Any, file: EngineFile, model: ModelFolder) -> tuple[Any, Any]:
-    """Runtime and engine; loads the plugin library, and puts weights back into a stripped plan."""
+    """Runtime and engine; loads the plugin library, and puts weights back into a stripped plan.
+
+    A version-compatible plan executes code of its own: open only folders from a trusted source.
+    """
     with _tables(file, model):
         if file.has_plugins:
             register_plugins(trt)
         runtime = trt.module.Runtime(logger)
-        # A version-compatible plan carries the runtime of its version, which is code; the manifest's sha256 vouches.
+        # A version-compatible plan carries the runtime of its version: code that runs in this process. The manifest
+        # finds damage, not malice, for whoever can write the plan can write its sha256: the folder must be trusted.
         runtime.engine_host_code_allowed = file.version_compatible
         engine = runtime.deserialize_cuda_engine(file.path.read_bytes())
         if engine is None:
@@ -139,7 +146,7 @@ def _tables(file: EngineFile, model: ModelFolder) -> AbstractContextManager[None
 
 def _refit(trt: TensorRt, logger: Any, engine: Any, file: EngineFile, model: ModelFolder) -> None:
     refitter = trt.module.Refitter(engine, logger)
-    graph = prepare(read_graph(model, file.stage), model.onnx(file.stage), plugins=file.has_plugins)
+    graph = prepare(read_graph(model, file.stage), model.onnx(file.stage), plugins=file.parsed_for_plugins)
     parser = trt.module.OnnxParserRefitter(refitter, logger)
     if not (parser.refit_from_bytes(graph.serialized(), str(graph.path)) and refitter.refit_cuda_engine()):
         raise ArtefactError(

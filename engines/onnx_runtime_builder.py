@@ -10,7 +10,7 @@ import onnxruntime
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model_folder import REGENERATE, ModelFolder
-from hstu_trt.engines.builders import BuildRequest, BuiltStage, OldEngines
+from hstu_trt.engines.builders import BuildRequest, BuiltStage
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.engines.stages import engine_stages
 
@@ -34,7 +34,7 @@ class OnnxRuntimeBuilder:
     def facts(self, request: BuildRequest) -> dict[str, Any]:
         return {}
 
-    def build(self, request: BuildRequest, out: Path, old: OldEngines) -> tuple[list[BuiltStage], list[str]]:
+    def build(self, request: BuildRequest, out: Path, *, force: bool) -> tuple[list[BuiltStage], list[str]]:
         return [_load_once(request.model, stage) for stage in request.chosen_stages(engine_stages(request.model))], []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.manifest import file_sha256, json_digest, read_document
 from hstu_trt.contract.model_folder import MODEL_KIND, REGENERATE, TABLES_FOLDER, TAPS, WEIGHTS_FILE
 from hstu_trt.engines.attention_memory import fitting_profiles
-from hstu_trt.engines.builders import BuildRequest, BuiltStage, OldEngines
+from hstu_trt.engines.builders import BuildRequest, BuiltStage
 from hstu_trt.engines.cuda_driver import current_device
 from hstu_trt.engines.engine_build import EngineJob, build_engine
 from hstu_trt.engines.graphs import StageGraph, prepare, read_graph, table_bytes
 from hstu_trt.engines.modules import Flavour, TensorRt, open_module
+from hstu_trt.engines.plan_store import PlanStore, link_or_copy
 from hstu_trt.engines.plugin_library import plugin_library, register_plugins, tables_at
 from hstu_trt.engines.profiles import DEFAULT_PROFILES, Profile, make_profiles
 from hstu_trt.engines.refusals import check_capabilities, check_device, check_options
@@ -30,6 +30,8 @@ from hstu_trt.engines.timing_cache import TimingCache
 SUFFIX = {"tensorrt": ".plan", "tensorrt_rtx": ".engine"}
 _NOT_IN_KEY = ("stages", "profiles", "max_table_mib")
 """Options that decide which engines there are, not what is in one; profiles go into a key by their shapes."""
+_RECIPE = Path(__file__).with_name("engine_build.py")
+"""The code that configures builds: engines in the cache outlive a change of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ class TensorRtBuilder:
             plans.append(self._plan_stage(request, stage, graph))
         return plans, left_out
 
-    def build(self, request: BuildRequest, out: Path, old: OldEngines) -> tuple[list[BuiltStage], list[str]]:
+    def build(self, request: BuildRequest, out: Path, *, force: bool) -> tuple[list[BuiltStage], list[str]]:
         trt, facts = self._module(), self.facts(request)
         plans, _ = self.plan(request)
         with ExitStack() as stack:
@@ -112,7 +114,11 @@ class TensorRtBuilder:
                 register_plugins(trt)
                 stack.enter_context(tables_at(request.model.tables))
             keys = [self._key(trt, request, facts, one) for one in plans]
-            stages = [self._build_stage(trt, request, key, one, out, old) for key, one in zip(keys, plans, strict=True)]
+            stages = [
+                (None if force else self._known_stage(request, key, one, out))
+                or self._build_stage(trt, request, key, one, out)
+                for key, one in zip(keys, plans, strict=True)
+            ]
         return stages, [stage.file for stage in stages]
 
     def _plan_stage(self, request: BuildRequest, stage: str, graph: StageGraph) -> StagePlan:
@@ -123,17 +129,20 @@ class TensorRtBuilder:
             profiles, notes = fitting_profiles(request, stage, profiles)
         return StagePlan(stage=stage, graph=graph, profiles=tuple(profiles), notes=tuple(notes))
 
-    def _build_stage(
-        self, trt: TensorRt, request: BuildRequest, key: str, one: StagePlan, out: Path, old: OldEngines
-    ) -> BuiltStage:
+    def _known_stage(self, request: BuildRequest, key: str, one: StagePlan, out: Path) -> BuiltStage | None:
+        """A stage whose engine was built before, for this folder or another."""
+        found = PlanStore.of(request.cache).find(key)
+        if found is None:
+            return None
+        engine, stage = found
+        link_or_copy(engine, out / stage.file)
+        return dataclasses.replace(stage, seconds=0.0, details={**stage.details, "notes": list(one.notes)})
+
+    def _build_stage(self, trt: TensorRt, request: BuildRequest, key: str, one: StagePlan, out: Path) -> BuiltStage:
         file = one.stage + SUFFIX[self.name]
-        if key in old:
-            path, stage = old[key]
-            shutil.copyfile(path, out / file)
-            return dataclasses.replace(stage, seconds=0.0)
         engine = build_engine(trt, self._job(trt, request, one))
         (out / file).write_bytes(engine.plan)
-        return BuiltStage(
+        stage = BuiltStage(
             stage=one.stage,
             file=file,
             bytes=len(engine.plan),
@@ -149,6 +158,8 @@ class TensorRtBuilder:
                 "activation_bytes": list(engine.activation_bytes),
             },
         )
+        PlanStore.of(request.cache).keep(out / file, stage)
+        return stage
 
     def _job(self, trt: TensorRt, request: BuildRequest, one: StagePlan) -> EngineJob:
         cache = None
@@ -179,6 +190,7 @@ class TensorRtBuilder:
                 "graph": hashlib.sha256(one.graph.serialized()).hexdigest(),
                 "outside": outside,
                 "version": trt.version,
+                "recipe": file_sha256(_RECIPE),
                 "facts": {name: value for name, value in facts.items() if name != "driver"},
                 "options": options,
                 "profiles": [[profile.name, sorted(profile.shapes.items())] for profile in one.profiles],

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hstu_trt.bench import diff_sides
+from hstu_trt.bench import diff_runners, diff_sides
 from hstu_trt.bench.diff_page import page
 from hstu_trt.bench.diff_runners import Options, measure
 from hstu_trt.bench.diff_sides import PARTS, Side, coarser, tolerances
@@ -246,3 +246,26 @@ def test_what_cannot_be_compared_is_refused(
     for arguments, said in cases.items():
         assert main(["diff", *arguments]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (None, None)),
+        (["--engines", "e"], ("e", "e")),
+        (["--engines-a", "ea", "--engines-b", "eb"], ("ea", "eb")),
+        (["--engines", "e", "--engines-b", "eb"], ("e", "eb")),
+        (["--a", "torch", "--engines", "e", "--engines-a", "ea"], (None, "e")),
+    ],
+)
+def test_each_side_has_its_engines(exported, monkeypatch, tmp_path, options, expected) -> None:
+    seen: list[Side] = []
+
+    def stop(a: Side, b: Side, *_) -> None:
+        seen.extend((a, b))
+        raise ConfigError("seen enough")
+
+    monkeypatch.setattr(diff_runners, "measure", stop)
+    command = ["diff", "--model", str(exported("fp32")), "--a", "tensorrt", "--b", "tensorrt", "--requests", "2"]
+    assert main([*command, *options, "--out", str(tmp_path / "out")]) == 2
+    assert [side.engines for side in seen] == [None if name is None else Path(name) for name in expected]

@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from fp8_graph import WIDTH, fp8_graph
 
 from hstu_trt.contract.cli import main as command_line
@@ -17,7 +16,6 @@ from hstu_trt.contract.errors import ConfigError, HstuTrtError
 from hstu_trt.contract.manifest import read_manifest
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.presets import dlrm_v3
-from hstu_trt.contract.tensors import default_limits, stage_specs
 from hstu_trt.engines.attention_memory import dense_bytes
 from hstu_trt.engines.build import build, make_plan
 from hstu_trt.engines.builders import BuildOptions
@@ -25,11 +23,8 @@ from hstu_trt.engines.engine_build import EngineJob, build_engine
 from hstu_trt.engines.graphs import prepare
 from hstu_trt.engines.hooks import BuildLog, make_logger, make_monitor
 from hstu_trt.engines.modules import TENSORRT_RTX, open_module
-from hstu_trt.engines.profiles import Profile, make_profiles
-from hstu_trt.export.build import build_ranking_model
-from hstu_trt.export.onnx_export import export_stage
-from hstu_trt.export.stages import HstuStage
-from hstu_trt.export.weights import random_checkpoint
+from hstu_trt.engines.profiles import Profile
+from hstu_trt.export import export_model
 from hstu_trt.plugins.library import load_library
 
 if os.environ.get("CI") != "true":
@@ -45,7 +40,8 @@ def rtx():
 
 
 def engines(model, out, *more, gpu=("--gpu", "l40s")):
-    words = ["engines", "--model", model, *gpu, "--precision", json_of(model)["precision"], "--out", out, *more]
+    words = ["engines", "--model", model, *gpu, "--precision", json_of(model)["precision"], "--out", out]
+    words += ["--cache", Path(out).parent / "cache", *more]
     return command_line([str(word) for word in words])
 
 
@@ -88,27 +84,57 @@ def test_the_golden_model_builds_in_fp8(exported, tmp_path):
     assert engines(exported("fp8"), tmp_path / "old", gpu=("--gpu", "a10")) == 2
 
 
-def test_dlrm_v3_builds_in_fp16(rtx, tmp_path):
-    """The full-size hstu stage with random weights, at 14,335 history events and 2,048 candidates."""
-    config = dlrm_v3()
-    config = dataclasses.replace(config, tables=tuple(dataclasses.replace(t, rows=10) for t in config.tables))
-    weights, limits = random_checkpoint(config, 1), default_limits(config)
-    spec = stage_specs(config, limits, "fp16")["hstu"]
-    with torch.no_grad():
-        stage = HstuStage(spec, build_ranking_model(config, weights.dense, weights.source, "fp16"))
-    graph = prepare(export_stage(stage), tmp_path / "hstu.onnx", plugins=False)
-    assert graph.op_nodes == config.layers
-    job = EngineJob(
-        title="hstu",
-        graph=graph,
-        profiles=make_profiles(spec, limits, ["single"]),
-        options=BuildOptions(),
-        capabilities=(80, 86, 89, 120),
-    )
-    engine = build_engine(rtx, job)
-    assert len(engine.plan) > 40_000_000
-    # scores in fp32 and weights in fp16 of one layer, of 16,384 tokens in 4 heads: 6 GiB, and some more
-    assert 1 < engine.activation_bytes[0] / (4 * 16_384**2 * 6) < 1.2
+@pytest.fixture(scope="module")
+def dlrm_v3_engines(tmp_path_factory):
+    """``dlrm_v3_engines("fp16", gpus, stages, ...)``: the manifest of engines of dlrm_v3, but for its tables full-size.
+
+    Random weights, 5 layers, limits of 14,335 history events and 2,048 candidates, default profiles. Other stages than
+    ``stages`` are not traced: that takes most of the time.
+    """
+    rows = [f"--table-rows={table.name}=64" for table in dlrm_v3().tables]
+    make_stages = export_model._ranking_stages
+
+    def build_them(precision, gpus, wanted, *more):
+        def wanted_stages(*arguments):
+            dense, stages = make_stages(*arguments)
+            return dense, {name: stages[name] for name in wanted}
+
+        folder = tmp_path_factory.mktemp("dlrm_v3")
+        source = ["--config", "dlrm_v3", "--weights", "random:1", "--precision", precision, *rows]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export_model, "_ranking_stages", wanted_stages)
+            assert command_line(["export", *source, *more, "--out", str(folder / "model")]) == 0
+        assert engines(folder / "model", folder / "e", "--stages", ",".join(wanted), gpu=gpus) == 0
+        return json_of(folder / "e")
+
+    return build_them
+
+
+def test_dlrm_v3_builds_in_fp16(dlrm_v3_engines):
+    manifest = dlrm_v3_engines("fp16", EVERY_GPU, STAGES)
+    assert manifest["compute_capabilities"] == [80, 86, 89, 120]
+    stages = {stage["stage"]: stage for stage in manifest["stages"]}
+    assert list(stages) == STAGES
+    assert stages["hstu"]["bytes"] > 40_000_000
+    for name in ("hstu", "ranking_fused"):
+        # scores in fp32 and weights in fp16 of one layer, of 16,384 tokens in 4 heads: 6 GiB, and some more
+        (memory,) = stages[name]["details"]["activation_bytes"]
+        assert 1 < memory / (4 * 16_384**2 * 6) < 1.2
+        assert "profile batch is left out" in stages[name]["details"]["notes"][0]
+    for name in ("embedding_lookup", "mlp_head"):
+        assert [profile["name"] for profile in stages[name]["details"]["profiles"]] == ["single", "batch"]
+
+
+def test_dlrm_v3_builds_in_fp8(dlrm_v3_engines):
+    """The stages with parts in fp8, calibrated on two requests, of no event and of 1,024."""
+    gpus = ("--gpu", "l40s", "--also", "rtxpro6000")
+    manifest = dlrm_v3_engines("fp8", gpus, ["hstu", "ranking_fused"], "--calibration", "synthetic:2")
+    assert (manifest["precision"], manifest["compute_capabilities"]) == ("fp8", [89, 120])
+    stages = {stage["stage"]: stage for stage in manifest["stages"]}
+    assert list(stages) == ["hstu", "ranking_fused"]
+    for stage in stages.values():
+        assert stage["details"]["op_nodes"] >= dlrm_v3().layers
+        assert stage["bytes"] > 30_000_000
 
 
 def fp8_job(capabilities, tokens=1024):
@@ -178,16 +204,14 @@ def test_the_log_keeps_errors_and_activations(rtx):
 
 
 def test_nothing_is_built_twice(exported, built, tmp_path, capsys):
-    """The same again: nothing is touched. Other stages: those with an unchanged key are kept, by their bytes."""
+    """The same again: nothing is touched. Another folder and other stages: what was built is kept, by its bytes."""
     before = {path.name: path.stat().st_mtime_ns for path in built.iterdir()}
     assert engines(exported("fp16"), built, "--profile", "single", gpu=EVERY_GPU) == 0
     assert "up to date" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in built.iterdir()} == before
-    out = tmp_path / "copy"
-    out.mkdir()
-    for path in built.iterdir():
-        (out / path.name).write_bytes(path.read_bytes())
-    assert engines(exported("fp16"), out, "--profile", "single", "--stages", "hstu,hstu_taps", gpu=EVERY_GPU) == 0
+    out, cache = tmp_path / "other", ["--cache", built.parent / "cache"]
+    options = ["--profile", "single", "--stages", "hstu,hstu_taps", *cache]
+    assert engines(exported("fp16"), out, *options, gpu=EVERY_GPU) == 0
     printed = capsys.readouterr().out
     assert [line.split()[4] == "kept" for line in printed.splitlines() if line.startswith("hstu")] == [True, False]
     assert (out / "hstu.engine").read_bytes() == (built / "hstu.engine").read_bytes()
@@ -197,7 +221,7 @@ def test_nothing_is_built_twice(exported, built, tmp_path, capsys):
 def test_other_options_have_other_keys(exported, tmp_path):
     def keys(*more, gpu="l40s"):
         options = BuildOptions(profiles=("single",), stages=("mlp_head",), **dict(more))
-        plan = make_plan(exported("fp16"), gpu, "fp16", tmp_path / "e", options=options)
+        plan = make_plan(exported("fp16"), gpu, "fp16", tmp_path / "e", options=options, cache=tmp_path / "cache")
         return build(plan, force=True)[0].key
 
     assert keys() == keys() == keys(("max_table_mib", 1)) == keys(gpu="l4")

@@ -6,6 +6,7 @@ machine that has it can show.
 
 import dataclasses
 import json
+import os
 import sys
 import types
 
@@ -18,7 +19,9 @@ from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.manifest import file_sha256, read_manifest
 from hstu_trt.contract.ops import OPS
 from hstu_trt.engines import tensorrt_builder
+from hstu_trt.engines.builders import BuiltStage
 from hstu_trt.engines.modules import TENSORRT, open_module, version_numbers
+from hstu_trt.engines.plan_store import PlanStore
 from hstu_trt.engines.timing_cache import TimingCache
 
 CREATORS = {(op.name, op.version, op.domain) for op in OPS.values()}
@@ -163,6 +166,54 @@ def test_another_plugin_library_builds_again(engines, library, tmp_path, capsys)
     library.plugin_library().write_bytes(b"other plugins")
     assert engines() == 0
     assert ": built" in capsys.readouterr().out
+
+
+def built(module):
+    """How many engines were built so far."""
+    return len(module.configs)
+
+
+def test_options_there_and_back_and_another_folder_build_nothing(engines, module, tmp_path, capsys):
+    """A, B, A in one folder, and A in another one, which then holds the same files."""
+    assert engines("--stages", "hstu,mlp_head") == 0
+    first = {path.name: path.read_bytes() for path in (tmp_path / "e").glob("*.plan")}
+    manifest = json.loads((tmp_path / "e/manifest.json").read_text())
+    assert engines("--stages", "hstu,mlp_head", "--tf32") == 0
+    assert built(module) == 4
+    assert engines("--stages", "hstu,mlp_head") == 0
+    assert engines("--stages", "mlp_head,hstu", "--out", str(tmp_path / "f")) == 0
+    assert built(module) == 4
+    assert "kept" in capsys.readouterr().out
+    for folder in ("e", "f"):
+        assert {path.name: path.read_bytes() for path in (tmp_path / folder).glob("*.plan")} == first
+        facts = read_manifest(tmp_path / folder, kind="engines", regenerate="")
+        assert [{**s, "seconds": 0} for s in facts["stages"]] == [{**s, "seconds": 0} for s in manifest["stages"]]
+    assert engines("--stages", "hstu,mlp_head", "--force") == 0
+    assert built(module) == 6
+
+
+def test_a_damaged_engine_in_the_cache_is_built_again(engines, module, tmp_path):
+    """As is one that was changed in place in a folder of engines, which may share its bytes with the cache."""
+    assert engines("--stages", "mlp_head") == 0
+    (tmp_path / "e/mlp_head.plan").write_bytes(b"?")
+    assert engines("--stages", "mlp_head") == 0
+    assert built(module) == 2
+    (entry,) = (tmp_path / "cache/plans").iterdir()
+    (entry / "stage.json").write_text("{")
+    assert engines("--stages", "mlp_head", "--out", str(tmp_path / "f")) == 0
+    assert built(module) == 3
+    read_manifest(tmp_path / "f", kind="engines", regenerate="")
+
+
+def test_the_cache_forgets_what_was_used_longest_ago(tmp_path):
+    store = PlanStore(folder=tmp_path / "plans", most_bytes=2500)
+    for number, key in enumerate("abcd"):
+        engine = tmp_path / f"{key}.plan"
+        engine.write_bytes(bytes(800))
+        store.keep(engine, BuiltStage(stage="s", file=engine.name, bytes=800, seconds=1.0, key=key))
+        os.utime(tmp_path / "plans" / key, (number, number))
+        assert key != "b" or store.find("a")
+    assert [key for key in "abcd" if store.find(key)] == ["a", "d"]
 
 
 def test_another_driver_does_not(engines, gpu, capsys):

@@ -19,10 +19,11 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError, I
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.ops import OPS
 from hstu_trt.contract.runner import Runner
-from hstu_trt.engines import tensorrt_builder, tensorrt_runner
+from hstu_trt.engines import engine_folder, tensorrt_builder, tensorrt_runner
 from hstu_trt.engines.build import build, make_plan
 from hstu_trt.engines.builders import BuildOptions
 from hstu_trt.engines.engine_folder import read_engine_file
+from hstu_trt.engines.graphs import prepare
 from hstu_trt.engines.modules import TENSORRT, TensorRt
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.engines.tensorrt_runner import TensorRtRunner, default_folder
@@ -122,7 +123,9 @@ def test_users_run_one_by_one_without_the_plugin(open_stage, make_feed):
         assert runner._context.switches == [0]
 
 
-def test_users_run_together_with_the_plugin(exported, machine, tmp_path, monkeypatch):
+@pytest.fixture
+def plugin_face(tmp_path, monkeypatch):
+    """A plugin library in place of ours; a list of where the tables were, each time that it was loaded."""
     creators = {(op.name, op.version, op.domain) for op in OPS.values()}
     path = tmp_path / "plugins.so"
     path.write_bytes(b"plugins")
@@ -134,6 +137,11 @@ def test_users_run_together_with_the_plugin(exported, machine, tmp_path, monkeyp
     )
     monkeypatch.setattr(hstu_trt.plugins, "trt_library", face, raising=False)
     monkeypatch.delenv("TABLES", raising=False)
+    return seen
+
+
+def test_users_run_together_with_the_plugin(exported, machine, tmp_path, plugin_face):
+    seen = plugin_face
     model = read_model_folder(exported("fp32"), verify=False)
     out = build_engines(model, tmp_path / "e", plugins=True, stages=("hstu",))
     driver, trt = machine
@@ -174,6 +182,24 @@ def test_a_stripped_plan_gets_its_weights_back(model, machine, tmp_path, make_fe
     driver, trt = machine
     with TensorRtRunner(out, "mlp_head", model, driver=driver, trt=trt) as runner:
         runner.infer(make_feed(runner.spec, [1], [2]))
+
+
+@pytest.mark.parametrize("plugins", [False, True])
+def test_a_stripped_plan_is_refitted_from_the_graph_it_was_parsed_from(
+    model, machine, tmp_path, monkeypatch, plugin_face, plugins
+):
+    """Of a stage without ops too, whose engine has no plugin layer either way."""
+    seen = []
+
+    def spy(*arguments, plugins):
+        seen.append(plugins)
+        return prepare(*arguments, plugins=plugins)
+
+    out = build_engines(model, tmp_path / "stripped", strip_plan=True, stages=("mlp_head",), plugins=plugins)
+    monkeypatch.setattr(engine_folder, "prepare", spy)
+    driver, trt = machine
+    with TensorRtRunner(out, "mlp_head", model, driver=driver, trt=trt):
+        assert seen == [plugins]
 
 
 @pytest.mark.parametrize("allowed", [False, True])
