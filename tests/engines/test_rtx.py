@@ -125,6 +125,13 @@ def test_dlrm_v3_builds_in_fp16(dlrm_v3_engines):
         assert [profile["name"] for profile in stages[name]["details"]["profiles"]] == ["single", "batch"]
 
 
+def test_dlrm_v3_builds_in_fp32(dlrm_v3_engines):
+    manifest = dlrm_v3_engines("fp32", EVERY_GPU, ["hstu"])
+    assert (manifest["precision"], manifest["compute_capabilities"]) == ("fp32", [80, 86, 89, 120])
+    (stage,) = manifest["stages"]
+    assert stage["stage"] == "hstu" and stage["bytes"] > 60_000_000
+
+
 def test_dlrm_v3_builds_in_fp8(dlrm_v3_engines):
     """The stages with parts in fp8, calibrated on two requests, of no event and of 1,024."""
     gpus = ("--gpu", "l40s", "--also", "rtxpro6000")
