@@ -105,6 +105,7 @@ def publish_version(version: Path, *, regenerate: str) -> None:
 
 def rollback_version(folder: Path, *, regenerate: str) -> Path:
     """Publishes the version that was in use before the one in use. Raises ArtefactError where there is none."""
+    remedy = f"name a version with: {PUBLISH.format(folder=folder / 'VERSION')}"
     if not (folder / PREVIOUS_NAME).exists():
         raise ArtefactError(
             f"{folder} has no {PREVIOUS_NAME} version; name one with: {PUBLISH.format(folder=folder / 'VERSION')}"
