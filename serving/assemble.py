@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,15 @@ from hstu_trt.serving.deployment import (
     ENGINES_LINK,
     MODEL_LINK,
     REPOSITORY_FOLDER,
+    VERSIONS_LINK,
     Deployment,
     read_deployment,
 )
 from hstu_trt.serving.engine_steps import place_plans, read_engines, use_engines
+from hstu_trt.serving.refresh_settings import DEFAULT_POLL_S, RefreshSettings
 from hstu_trt.serving.signature import ATTENTION_NORM, FLAVOURS, MODELS, signatures
 from hstu_trt.tables.ids import POLICIES
+from hstu_trt.tables.refresh import REFRESH_MODES
 
 REPOSITORY = Path(__file__).resolve().parents[1] / "triton_repo"
 _HEADER = "# Made by hstu-trt assemble from triton_repo/{name}/{file}; edit that one.\n"
@@ -50,6 +53,7 @@ class Options:
     attention_norm: str | None = None
     """``fixed:N``; None means the model's ``max_seq_len``."""
     id_policy: str = "reject"
+    refresh: RefreshSettings = field(default_factory=RefreshSettings)
 
     def __post_init__(self) -> None:
         if self.flavour not in FLAVOURS:
@@ -81,11 +85,14 @@ def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.Mode
         "id_policy": options.id_policy,
         ATTENTION_NORM: options.norm_text(model),
         "config": json.dumps(config_to_json(model.ranking_config)),
+        **options.refresh.parameters(),
     }
     for name, config in configs.items():
         pbtxt.fit(config, wanted[name])
         for key in parameters.keys() & set(config.parameters):
             pbtxt.set_parameter(config, key, parameters[key])
+        if "refresh" in config.parameters and "refresh_memory_bytes" in parameters:
+            pbtxt.set_parameter(config, "refresh_memory_bytes", parameters["refresh_memory_bytes"])
         if name in (ENSEMBLE, FUSED):
             pbtxt.set_parameter(config, "limits", json.dumps(dataclasses.asdict(model.limits)))
     pbtxt.fit_steps(configs[ENSEMBLE], wanted)
@@ -98,6 +105,8 @@ def assemble(model: ModelFolder, out: Path, options: Options) -> Deployment:
     configs = fitted_configs(model, options)
     with staged_folder(out) as folder:
         (folder / MODEL_LINK).symlink_to(model.path.resolve(), target_is_directory=True)
+        if options.refresh.tables is not None:
+            (folder / VERSIONS_LINK).symlink_to(options.refresh.tables.resolve(), target_is_directory=True)
         for name, config in configs.items():
             _write_model(REPOSITORY / name, folder / REPOSITORY_FOLDER / name, config)
         if options.engines is not None:
@@ -133,7 +142,8 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
         kind=DEPLOYMENT_KIND,
         made_by=(
             f"hstu-trt assemble --model {model.path} --flavour {options.flavour} --attention-norm {norm} "
-            f"--id-policy {options.id_policy} {f'--engines {options.engines} ' if options.engines else ''}--out {out}"
+            f"--id-policy {options.id_policy} {f'--engines {options.engines} ' if options.engines else ''}"
+            f"{f'--tables {options.refresh.tables} ' if options.refresh.tables else ''}--out {out}"
         ),
         files=[path.relative_to(folder).as_posix() for path in repository.rglob("*") if path.is_file()],
         facts={
@@ -154,6 +164,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engines", type=Path, help="flavour tensorrt: folder made by hstu-trt engines")
     parser.add_argument("--attention-norm", metavar="fixed:N", help="N of the attention's 1/N (default: max_seq_len)")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table (default: reject)")
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="folder of versions of the tables, watched")
+    parser.add_argument(
+        "--refresh", choices=REFRESH_MODES, default="auto", help="versions side by side or as overlays (default: auto)"
+    )
+    parser.add_argument("--refresh-memory", type=float, metavar="GB", help="budget for rows in memory (default: free)")
+    parser.add_argument("--refresh-poll", type=float, default=DEFAULT_POLL_S, help="seconds between looks (default: 1)")
     parser.add_argument("--out", type=Path, required=True, help="deployment folder to write")
     parser.add_argument("--dry-run", action="store_true", help="print the difference to the repository, write nothing")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -163,8 +179,18 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """The ``assemble`` verb."""
     args = _parser().parse_args(argv)
+    refresh = RefreshSettings(
+        tables=args.tables,
+        mode=args.refresh,
+        memory_bytes=None if args.refresh_memory is None else int(args.refresh_memory * 1e9),
+        poll_s=args.refresh_poll,
+    )
     options = Options(
-        flavour=args.flavour, engines=args.engines, attention_norm=args.attention_norm, id_policy=args.id_policy
+        flavour=args.flavour,
+        engines=args.engines,
+        attention_norm=args.attention_norm,
+        id_policy=args.id_policy,
+        refresh=refresh,
     )
     model = read_model_folder(args.model)
     if args.dry_run:

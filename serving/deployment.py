@@ -4,8 +4,9 @@ DIR/
   manifest.json    kind "deployment": flavour, attention norm, id policy, digest of the model, sha256 of each file
   model            link to the exported model folder (``contract/model_folder.py``)
   engines          flavour ``tensorrt``: link to the engines folder
+  tables           link to the folder of versions that is watched, if any (``releases.py``)
   models/          the Triton model repository
-  run/             written by ``serve``: Triton's backends folder and the server's log
+  run/             written by ``serve``: Triton's backends folder, the server's log, and what it serves (``held.py``)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 DEPLOYMENT_KIND = "deployment"
 MODEL_LINK = "model"
 ENGINES_LINK = "engines"
+VERSIONS_LINK = "tables"
 REPOSITORY_FOLDER = "models"
 RUN_FOLDER = "run"
 REGENERATE = "hstu-trt assemble --model DIR --flavour cpu --attention-norm fixed:N --out {folder}"
@@ -38,6 +40,10 @@ class Deployment:
     @property
     def repository(self) -> Path:
         return self.path / REPOSITORY_FOLDER
+
+    @property
+    def versions(self) -> Path:
+        return self.path / VERSIONS_LINK
 
     @property
     def run(self) -> Path:
