@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +31,8 @@ from hstu_trt.contract.presets import PRESETS
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
+from hstu_trt.serving.signature import ROW_STATUS, TABLES_VERSION
+from hstu_trt.tables.ids import RowStatus
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_URL = "127.0.0.1:8001"
@@ -39,6 +42,23 @@ class ServerError(HstuTrtError):
     """The server cannot be reached, has no such model, or failed on a good request."""
 
     exit_code = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request got."""
+
+    scores: NDArray
+    """``preds``."""
+    tables_version: str
+    """Name and digest of the tables that answered, as in ``v000002@1f0c5a9be21d``."""
+    rows: dict[str, int]
+    """How many of the request's rows came from where, by RowStatus in lower case; those with none are left out."""
+
+    @property
+    def served_text(self) -> str:
+        """For people."""
+        return f"tables {self.tables_version}, rows: {', '.join(f'{n} {kind}' for kind, n in self.rows.items())}"
 
 
 class RankingClient:
@@ -99,6 +119,19 @@ class RankingClient:
         """Sends tensors as they are and returns ``preds``."""
         return self._receive(self._send(tensors))
 
+    def ask(self, request: RankRequest) -> Answer:
+        """As ``rank``, with what the server tells about the tables."""
+        packed = pack(self.config, [request])
+        answer = self.ask_packed(one_user(packed) if self.model == FUSED else packed)
+        return replace(answer, scores=answer.scores[0]) if self.model == FUSED else answer
+
+    def ask_packed(self, tensors: Tensors) -> Answer:
+        """Sends tensors as they are."""
+        result = self._result(self._send(tensors))
+        counts = result.as_numpy(ROW_STATUS).reshape(-1, len(RowStatus)).sum(axis=0)
+        rows = {status.name.lower(): int(counts[status]) for status in RowStatus if counts[status]}
+        return Answer(result.as_numpy("preds"), result.as_numpy(TABLES_VERSION).ravel()[0].decode(), rows)
+
     def _send(self, tensors: Tensors) -> Future[tuple[Any, Any]]:
         """The future (result, error) of a request; gRPC sets the error after the timeout."""
         inputs = []
@@ -115,11 +148,14 @@ class RankingClient:
         return future
 
     def _receive(self, future: Future[tuple[Any, Any]]) -> NDArray:
+        scores: NDArray = self._result(future).as_numpy("preds")
+        return scores
+
+    def _result(self, future: Future[tuple[Any, Any]]) -> Any:
         result, error = future.result()
         if error is not None:
             raise self._translated(error)
-        scores: NDArray = result.as_numpy("preds")
-        return scores
+        return result
 
     def _read_config(self) -> tuple[HstuConfig, Limits]:
         try:
@@ -167,8 +203,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     with RankingClient(args.url, args.model, timeout_s=args.timeout) as client:
         request = sample(client.config, client.limits, seed=args.seed)
-        scores = client.rank(request.user, request.history, request.candidates)
-        print(ranked_text(client.config, request, scores))
+        answer = client.ask(request)
+        print(ranked_text(client.config, request, answer.scores))
+        print(answer.served_text)
     return 0
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.contract.errors import InputError
+from hstu_trt.contract.errors import ArtefactError, InputError
 from hstu_trt.contract.features import Tensors, check_request
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.tensors import PADDING_ID, Dim, StageSpec, TensorSpec
@@ -109,11 +109,20 @@ class DenseStages:
         return stage
 
     def infer(self, tensors: Mapping[str, NDArray]) -> Tensors:
-        """Answers with the dense model that ``dense_id`` names; opens it where it is no longer, or not yet, held."""
+        """Answers with the dense model that ``dense_id`` names; opens it where it is no longer, or not yet, held.
+
+        Raises InputError where there is none, or the stage does.
+        """
         feed = dict(tensors)
         (name,) = feed.pop(DENSE_ID).tolist()
-        digest = name.decode() if isinstance(name, bytes) else str(name)
-        stage = self._stages.get(digest) or self.hold(self._folder.dense_by_digest(digest))
+        digest = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        stage = self._stages.get(digest)
+        if stage is None:
+            try:
+                model = self._folder.dense_by_digest(digest)
+            except ArtefactError as error:
+                raise InputError(f"tensor {DENSE_ID!r} names no dense model: {error}") from None
+            stage = self.hold(model)
         return stage.infer(feed)
 
 

@@ -24,6 +24,7 @@ from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient, ServerError
 from hstu_trt.serving.deployment import read_deployment
+from hstu_trt.serving.live_stages import text_tensor
 from hstu_trt.serving.requests import RankRequest, one_user, pack, sample
 from hstu_trt.serving.serve import StartError, start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
@@ -266,12 +267,14 @@ def test_nan_into_a_step_is_named(deployment, client, model, step, tensor, value
     vectors = {"user_embeddings": np.ones((5, folder.ranking_config.model_dim), np.float32)}
     known = packed | rows | vectors
     wanted = [spec.name for spec in folder.specs[step].inputs if spec.name != "attention_norm"]
-    tensors = {name: known[name] for name in wanted}
+    tensors = {name: known[name] for name in wanted} | {"dense_id": text_tensor(folder.digest)}
     tensors[tensor] = tensors[tensor].copy()
     tensors[tensor][2, 7] = value
     client.model = step
     with pytest.raises(InputError, match=rf"'{tensor}' holds {value} at \[2, 7\]"):
         client.infer(tensors)
+    with pytest.raises(InputError, match=r"'dense_id' names no dense model: no model folder of digest 0000000"):
+        client.infer(tensors | {"dense_id": text_tensor("0" * 64)})
 
 
 def test_unknown_model_is_named(served):
@@ -332,7 +335,9 @@ def test_sample_client_prints_ranked_candidates(served):
     command = [sys.executable, "-m", "hstu_trt.serving.client", "--url", served.url]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert answer.returncode == 0, answer.stderr
-    scores = [float(line.split()[-1]) for line in answer.stdout.splitlines()[1:]]
+    _, *ranked, served_by = answer.stdout.splitlines()
+    assert re.fullmatch(r"tables caseA@[0-9a-f]{12}, rows: 27 host", served_by)
+    scores = [float(line.split()[-1]) for line in ranked]
     assert len(scores) == 5
     assert scores == sorted(scores, reverse=True)
 
