@@ -138,6 +138,13 @@ def tables(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def refresh(argv: Sequence[str]) -> int:
+    """Tables and dense weights replaced in a running server under load."""
+    from hstu_trt.bench.refresh import main as run
+
+    return run(argv)
+
+
 SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "workload": workload,
     "accuracy": accuracy,
@@ -151,6 +158,7 @@ SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "table-support": table_support,
     "tables": tables,
     "remote": remote,
+    "refresh": refresh,
 }
 
 
