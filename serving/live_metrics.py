@@ -13,7 +13,7 @@ from hstu_trt.serving.watching import Refresh
 _PREFIX = "hstu_trt_"
 _COUNTER, _GAUGE = "COUNTER", "GAUGE"
 _FAMILIES = {
-    "tables_info": (_GAUGE, "1 for the tables version and pair in use"),
+    "tables_info": (_GAUGE, "1 for the tables version and pair in use, 0 for earlier ones"),
     "tables_since_seconds": (_GAUGE, "Unix time since when this tables version is in use: its age is time() less this"),
     "tables_memory_bytes": (_GAUGE, "Bytes of rows in memory, of base and overlay"),
     "tables_draining": (_GAUGE, "Old versions that running requests still read"),
@@ -53,8 +53,9 @@ class LiveMetrics:
         """Sets what is in use (``live_models.serves``)."""
         labels = {key: str(facts[key]) for key in ("tables_version", "form", "pair_id", "dense")}
         with self._lock:
-            # Letting go of the metric removes its series: nobody reads the versions of last year.
-            self._info = self._families["tables_info"].Metric(labels={"model": self._model, **labels})
+            if self._info is not None:
+                self._info.set(0)  # Triton keeps the series
+            self._info = self._metric("tables_info", **labels)
             self._info.set(1)
             self._metric("tables_since_seconds").set(facts["since"])
             self._metric("tables_memory_bytes").set(facts["memory_bytes"])

@@ -83,7 +83,7 @@ class _TritonModel:
 
     def _place(self, model: ModelFolder, every_poll: Callable[[], None] = lambda: None) -> Place:
         """Where versions are published for this deployment."""
-        return Place.of_server(
+        place = Place.of_server(
             (self._folder / "../.." / RUN_FOLDER).resolve(),
             name=self._name,
             folder=ReleaseFolder((self._folder / self._parameter("versions_folder")).resolve(), model),
@@ -91,6 +91,8 @@ class _TritonModel:
             tell=self._tell,
             every_poll=every_poll,
         )
+        self._opened.callback(place.board.remove, self._name)
+        return place
 
     def _opener(self) -> VersionOpener:
         """How versions of the tables are opened."""

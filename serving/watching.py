@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.contract.manifest import MANIFEST_NAME
+from hstu_trt.contract.table_versions import CURRENT_NAME
 from hstu_trt.serving.releases import ReleaseFolder
 
 
@@ -37,7 +38,8 @@ class Watcher:
         every_poll: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._folder, self._poll_s, self._take, self._tell, self._every_poll = folder, poll_s, take, tell, every_poll
-        self._seen: object = self._look()
+        self._seen: object = None
+        self._seen = self._look()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refresh", daemon=True)
 
@@ -70,14 +72,23 @@ class Watcher:
     def _look(self) -> object:
         """The version in use and its manifest's identity, or what is wrong with ``CURRENT``; None without one."""
         try:
+            before = self._current_file()
             version = self._folder.current()
             if version is None:
                 return None
             stat = (version / MANIFEST_NAME).stat()
-            current = (self._folder.path / "CURRENT").stat()
-            return version, stat.st_mtime_ns, stat.st_ino, current.st_mtime_ns, current.st_ino
+            if self._current_file() != before:
+                return self._seen  # replaced meanwhile: look again next time
+            return version, stat.st_mtime_ns, stat.st_ino, before
         except (HstuTrtError, OSError) as error:
             return str(error)
+
+    def _current_file(self) -> tuple[int, int] | None:
+        try:
+            stat = (self._folder.path / CURRENT_NAME).stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_mtime_ns, stat.st_ino
 
     def _refresh(self, found: object) -> None:
         began = time.monotonic()
