@@ -31,7 +31,7 @@ from hstu_trt.contract.text import text_table
 from hstu_trt.tables.host import LookupOptions
 from hstu_trt.tables.remote import RemoteTables
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
-from hstu_trt.tables.remote_layout import DEFAULT_PARTITIONS, RemoteVersion
+from hstu_trt.tables.remote_layout import RemoteVersion
 from hstu_trt.tables.remote_push import Push
 
 Lookup = Callable[[NDArray], NDArray]
@@ -89,7 +89,7 @@ def measure(servers: LocalCluster, folder: Path, table_rows: int, rounds: int) -
     config = TableConfig(name=TABLE, rows=table_rows, dim=DIM, dtype="float16", features=("item",))
     write_tables_manifest(folder / "tables", [write_table(folder / "tables", config, [values])], "bench", {})
     with Cluster(ClusterOptions(nodes=servers.names)) as cluster:
-        Push(cluster, folder / "tables", TABLE, "v1", DEFAULT_PARTITIONS).run()
+        Push(cluster, folder / "tables", TABLE, "v1").run()
         tables = RemoteTables(cluster, [TABLE], versions={TABLE: "v1"}, deadline_ms=10_000)
         host, port = servers.names[0].split(":")
         contenders = {OURS: _ours(tables), **_redis_py(host, int(port), tables.tables[TABLE])}

@@ -1,7 +1,8 @@
 """The remote tier: embedding tables in a Redis or Valkey Cluster, looked up by one round trip for all features.
 
 What the cluster does not give within the deadline comes from a local copy of the same version; without one, the policy
-of the deployment decides: the request fails, or gets rows of zeros. Every row carries a status that tells.
+of the deployment decides: the request fails, or gets the table's default row (a row of zeros under other id policies
+than ``default_row``, and where the table has none). Every row carries a status that tells.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
 from hstu_trt.tables.host import HostTables, LookupOptions
-from hstu_trt.tables.ids import RowStatus, range_text, resolve_ids
-from hstu_trt.tables.remote_cluster import FOUND, REFUSED, SKIPPED, UNAVAILABLE, Cluster, RemoteRows, RowsJob
+from hstu_trt.tables.ids import RowStatus
+from hstu_trt.tables.remote_cluster import FOUND, REFUSED, SKIPPED, Cluster, RemoteRows, RowsJob
+from hstu_trt.tables.remote_columns import Column, bad_id_text, check_ids, lacking_text, make_column
 from hstu_trt.tables.remote_layout import (
     COMPLETE,
     VERSION_FIELDS,
@@ -32,15 +34,19 @@ from hstu_trt.tables.remote_resp import RemoteError, text_of
 from hstu_trt.tables.remote_values import decode_values
 
 OnFailure = Literal["fail", "default"]
+_HOST = int(RowStatus.HOST)
+_DEFAULT_ROW_MS = 1000.0
 
 
 @dataclass(frozen=True)
-class _Versions:
+class RemoteVersions:
     """What every row of one request comes from."""
 
     tables: Mapping[str, RemoteVersion]
     rows: Mapping[str, RemoteRows]
     local: HostTables | None
+    default_rows: Mapping[str, NDArray]
+    """Values uint8 ``[1, value_bytes]`` of the tables that have a default row."""
 
     def table_of(self, feature: str) -> RemoteVersion:
         for version in self.tables.values():
@@ -48,22 +54,6 @@ class _Versions:
                 return version
         known = sorted(feature for version in self.tables.values() for feature in version.features)
         raise ConfigError(f"no remote table for feature {feature!r}; features: {', '.join(known) or 'none'}")
-
-
-@dataclass
-class _Column:
-    """The ids of one feature, on their way to rows."""
-
-    version: RemoteVersion
-    feature: str | None
-    ids: NDArray
-    out: NDArray
-    status: NDArray
-    resolved: NDArray
-    """Status of each id before any row is asked for."""
-    rejected: int | None
-    bad: int
-    job: RowsJob
 
 
 class RemoteTables:
@@ -82,7 +72,8 @@ class RemoteTables:
         """Opens tables at ``versions``, those not named there at the version in use.
 
         local: tables folder with the same rows, for rows that the cluster does not give.
-        on_failure: what happens without it: ``fail`` raises RemoteError, ``default`` answers rows of zeros.
+        on_failure: what happens without it: ``fail`` raises RemoteError, ``default`` answers the default row under the
+        id policy ``default_row``, and rows of zeros under the others and for a table without one.
         Raises RemoteError, or ArtefactError if the local copy holds other rows.
         """
         self.deadline_ms, self.on_failure = deadline_ms, on_failure
@@ -95,6 +86,10 @@ class RemoteTables:
     def tables(self) -> Mapping[str, RemoteVersion]:
         """The versions in use."""
         return self._versions.tables
+
+    def pin(self) -> RemoteVersions:
+        """The versions in use, for several lookups of one request."""
+        return self._versions
 
     def refresh(self, local: Path | None = None) -> bool:
         """Moves to the versions now in use, with a local copy of them; true if they are others.
@@ -119,10 +114,10 @@ class RemoteTables:
         options, versions = options or LookupOptions(), self._versions
         if table not in versions.tables:
             raise ConfigError(f"no remote table {table!r}; tables: {', '.join(versions.tables) or 'none'}")
-        _check_ids(ids, 1, options.what)
+        check_ids(ids, 1, options.what)
         version = versions.tables[table]
         out, status = np.empty((len(ids), version.dim), options.dtype), np.empty(len(ids), np.uint8)
-        column = _column(versions, version, None, ids, out, status, options)
+        column = make_column(versions.rows[table], version, None, ids, out, status, options)
         self._fill(versions, [column], options, deadline_ms)
         return out, status
 
@@ -132,15 +127,16 @@ class RemoteTables:
         ids: NDArray,
         options: LookupOptions | None = None,
         deadline_ms: float | None = None,
+        at: RemoteVersions | None = None,
     ) -> tuple[NDArray, NDArray]:
-        """Rows of several features side by side, by one round trip.
+        """Rows of several features side by side, by one round trip: of the versions in use, or of those in ``at``.
 
         ids ``[n, features]`` int32 or int64 -> rows ``[n, sum of the tables' dims]`` and status ``[n, features]`` uint8
         (RowStatus). Raises InputError for ids, RemoteError under ``on_failure="fail"``.
         """
-        options, versions = options or LookupOptions(), self._versions
+        options, versions = options or LookupOptions(), at or self._versions
         tables = [versions.table_of(feature) for feature in features]
-        _check_ids(ids, 2, options.what)
+        check_ids(ids, 2, options.what)
         if ids.shape[1] != len(features):
             raise InputError(
                 f"tensor {options.what!r} must have {len(features)} columns ({', '.join(features)}), "
@@ -149,16 +145,35 @@ class RemoteTables:
         ends = np.cumsum([0, *(table.dim for table in tables)])
         out, status = np.empty((len(ids), ends[-1]), options.dtype), np.empty((len(features), len(ids)), np.uint8)
         columns = [
-            _column(versions, table, feature, ids[:, i], out[:, ends[i] : ends[i + 1]], status[i], options)
-            for i, (feature, table) in enumerate(zip(features, tables, strict=True))
+            make_column(
+                versions.rows[t.table], t, feature, ids[:, i], out[:, ends[i] : ends[i + 1]], status[i], options
+            )
+            for i, (feature, t) in enumerate(zip(features, tables, strict=True))
         ]
         self._fill(versions, columns, options, deadline_ms)
         return out, status.T
 
-    def _resolve(self, local: Path | None) -> _Versions:
+    def _resolve(self, local: Path | None) -> RemoteVersions:
         tables = {name: self._version(name) for name in self._names}
         rows = {name: RemoteRows(version) for name, version in tables.items()}
-        return _Versions(tables, rows, None if local is None else open_local(local, tables))
+        held = None if local is None else open_local(local, tables)
+        defaults = {
+            name: self._default_row(version, rows[name], version.ids.default_row)
+            for name, version in tables.items()
+            if version.ids.default_row is not None
+        }
+        return RemoteVersions(tables, rows, held, defaults)
+
+    def _default_row(self, version: RemoteVersion, rows: RemoteRows, number: int) -> NDArray:
+        values, status = np.empty((1, version.value_bytes), np.uint8), np.zeros(1, np.uint8)
+        job = RowsJob(table=rows, rows=np.asarray([number], np.int64), values=values, status=status)
+        trouble = self._cluster.read([job], _DEFAULT_ROW_MS)
+        if status[0] != FOUND:
+            raise RemoteError(
+                f"table {version.table!r}, version {version.version!r}: its default row {number} cannot be read "
+                f"({trouble or 'the cluster holds no such row'}); push the version again, it goes on"
+            )
+        return values
 
     def _version(self, table: str) -> RemoteVersion:
         name = self._pinned.get(table)
@@ -173,21 +188,23 @@ class RemoteTables:
         return RemoteVersion.from_fields(table, name, fields)
 
     def _fill(
-        self, versions: _Versions, columns: Sequence[_Column], options: LookupOptions, deadline_ms: float | None
+        self, versions: RemoteVersions, columns: Sequence[Column], options: LookupOptions, deadline_ms: float | None
     ) -> None:
         self._count("bad_ids", sum(column.bad for column in columns))
         for column in columns:
             if column.rejected is not None:
-                raise InputError(_bad_id(column, columns, options))
+                raise InputError(bad_id_text(column, columns, options))
         trouble = self._cluster.read([c.job for c in columns], self.deadline_ms if deadline_ms is None else deadline_ms)
         for column in columns:
             if column.job.values is not column.out:
                 decode_values(column.version, column.job.values, column.out)
             self._complete(versions, column, options, trouble)
 
-    def _complete(self, versions: _Versions, column: _Column, options: LookupOptions, trouble: str) -> None:
+    def _complete(self, versions: RemoteVersions, column: Column, options: LookupOptions, trouble: str) -> None:
         """Fills in the rows that the cluster did not give, and turns the client's status into RowStatus."""
         status = column.status
+        if (status == FOUND).all() and (column.resolved == _HOST).all():
+            return
         lacking = np.flatnonzero((status != FOUND) & (status != SKIPPED))
         if len(lacking) and versions.local is not None:
             wanted, table = column.ids[lacking], column.version.table
@@ -197,8 +214,13 @@ class RemoteTables:
         elif len(lacking):
             if self.on_failure == "fail":
                 self._count("requests_failed", 1)
-                raise RemoteError(_lacking(column, lacking, trouble))
+                raise RemoteError(lacking_text(column, lacking, trouble))
             status[status == REFUSED] = RowStatus.MISSING
+            default_row = versions.default_rows.get(column.version.table)
+            if options.policy == "default_row" and default_row is not None:
+                row = np.empty((1, column.version.dim), column.out.dtype)
+                decode_values(column.version, default_row, row)
+                column.out[lacking] = row
             self._count("rows_default", len(lacking))
         # A row that is there tells of its id: padding, or a bad one.
         told = (column.resolved != RowStatus.HOST) & (status != RowStatus.UNAVAILABLE) & (status != RowStatus.MISSING)
@@ -228,53 +250,3 @@ def read_fields(cluster: Cluster, table: str, version: str, *more: str) -> dict[
     if not isinstance(values, list):
         raise RemoteError(f"table {table!r}, version {version!r}: HMGET answered {values!r}")
     return {name: text_of(value) for name, value in zip(names, values, strict=True) if value is not None}
-
-
-def _check_ids(ids: NDArray, ndim: int, what: str) -> None:
-    if ids.dtype not in (np.int32, np.int64):
-        raise InputError(f"tensor {what!r} must be int64 or int32, got {ids.dtype}")
-    if ids.ndim != ndim:
-        raise InputError(f"tensor {what!r} must have {ndim} dimensions, got shape {list(ids.shape)}")
-
-
-def _column(
-    versions: _Versions,
-    version: RemoteVersion,
-    feature: str | None,
-    ids: NDArray,
-    out: NDArray,
-    status: NDArray,
-    options: LookupOptions,
-) -> _Column:
-    ids = ids.astype(np.int64, copy=False)
-    found = resolve_ids(ids, version.ids, version.rows, None, options.policy, options.padding_id)
-    values = out if version.dtype == options.dtype else np.empty((len(ids), version.value_bytes), np.uint8)
-    rows = np.ascontiguousarray(found.rows, np.int64)
-    if options.policy == "row0" and version.row0:
-        rows = np.where(found.status == RowStatus.BAD_ID, version.row0, rows)
-    job = RowsJob(table=versions.rows[version.table], rows=rows, values=values, status=status)
-    return _Column(version, feature, ids, out, status, found.status, found.rejected, found.bad, job)
-
-
-def _bad_id(column: _Column, columns: Sequence[_Column], options: LookupOptions) -> str:
-    place = column.rejected or 0
-    feature, at = "", f"{place}"
-    if column.feature is not None:
-        number = next(i for i, other in enumerate(columns) if other is column)
-        feature, at = f" (feature {column.feature!r})", f"{place}, {number}"
-    about = range_text(column.version.table, column.version.rows)
-    return f"tensor {options.what!r}{feature} holds {column.ids[place]} at [{at}]; {about}"
-
-
-def _lacking(column: _Column, lacking: NDArray, trouble: str) -> str:
-    version, status = column.version, column.status[lacking]
-    counts = {
-        "unavailable": int((status == UNAVAILABLE).sum()),
-        "missing": int((status == cast(int, RowStatus.MISSING)).sum()),
-        "refused for their length or type": int((status == REFUSED).sum()),
-    }
-    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return (
-        f"table {version.table!r}, version {version.version!r}: of {len(column.ids)} rows {told}, "
-        f"the first of them row {column.job.rows[lacking[0]]}{'; ' + trouble if trouble else ''}"
-    )

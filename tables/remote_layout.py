@@ -23,7 +23,9 @@ from hstu_trt.contract.stored_table import HashKind, IdRule, StoredTable, is_tab
 from hstu_trt.tables.remote_resp import RemoteError
 
 LAYOUT = 1
-DEFAULT_PARTITIONS = 256
+LEAST_PARTITIONS = 64
+MOST_PARTITIONS = 1 << 14
+PARTITION_BYTES = 128 << 20
 _NUMBERS = ("layout", "rows", "dim", "partitions")
 VERSION_FIELDS = (*_NUMBERS, "dtype", "digest", "features", "hash", "seed", "default_row", "row0", "pair_id")
 SCALE_BYTES = 4
@@ -68,7 +70,7 @@ class RemoteVersion:
     @property
     def value_bytes(self) -> int:
         """Bytes of a row with its scale."""
-        return self.dim * storage_dtype(self.dtype).itemsize + SCALE_BYTES * self.is_quantised
+        return value_bytes(self.dtype, self.dim)
 
     @property
     def key_prefix(self) -> str:
@@ -127,6 +129,21 @@ def _id_rule(fields: Mapping[str, str], rows: int) -> IdRule:
     if default_row is not None and not 0 <= default_row < rows:
         raise ValueError(f"default_row {default_row}")
     return IdRule(hash=cast(HashKind, kind), seed=int(fields["seed"]), default_row=default_row)
+
+
+def value_bytes(dtype: str, dim: int) -> int:
+    """Bytes of a stored row with its scale, if it has one."""
+    return dim * storage_dtype(dtype).itemsize + SCALE_BYTES * (quantiser_of(dtype) is not None)
+
+
+def default_partitions(rows: int, row_bytes: int) -> int:
+    """The least power of two of partitions of at most 128 MiB of rows, but 64 to spread them over the nodes.
+
+    Fewer partitions put more ids of a request into one HMGET; a partition is also what moves from node to node at once,
+    and Redis moves nothing above 512 MB (``proto-max-bulk-len``).
+    """
+    needed = -(-rows * row_bytes // PARTITION_BYTES)
+    return min(MOST_PARTITIONS, max(LEAST_PARTITIONS, 1 << max(0, needed - 1).bit_length()))
 
 
 def table_key(table: str) -> str:

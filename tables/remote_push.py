@@ -43,8 +43,11 @@ class Pushed:
 class Push:
     """One table of a folder, to be pushed as a version."""
 
-    def __init__(self, cluster: Cluster, folder: Path, table: str, version: str, partitions: int) -> None:
-        """Hashes the folder's shards. Raises ArtefactError, or ConfigError for another table or version name."""
+    def __init__(self, cluster: Cluster, folder: Path, table: str, version: str, partitions: int | None = None) -> None:
+        """Hashes the folder's shards. partitions: of the version; None: as many as suit the table.
+
+        Raises ArtefactError, or ConfigError for another table or version name.
+        """
         self._cluster = cluster
         self._source = RemoteSource(folder, table, version, partitions)
         self.version = self._source.version
