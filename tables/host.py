@@ -95,6 +95,10 @@ class HostTables:
             return cls(found, {name: NumpyGather(array) for name, array in arrays.items()})
         return cls(found, {name: NativeGather(array, library, threads=threads) for name, array in arrays.items()})
 
+    def close(self) -> None:
+        """Lets go of the rows; their memory goes with the last lookup, or overlay, that holds them."""
+        self._gathers = {}
+
     def lookup(
         self,
         table: str,
