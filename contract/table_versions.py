@@ -2,8 +2,10 @@
 
     item_tables/
       CURRENT        one line: the name of the version in use
-      v000001/       tables folders (``table_format.py``)
-      v000002/
+      PREVIOUS       the one before it, for the way back
+      v000001/       a tables folder (``table_format.py``)
+      v000002/       a delta (``tables/delta.py``): the rows that differ from v000001
+      v000003/       a model folder (``model_folder.py``): new dense weights and their tables, which move together
 
 ``CURRENT`` is replaced in one step after the version's bytes have reached the disk, so that a reader finds the old
 version or the new one, whole, even after a power cut.
@@ -11,28 +13,43 @@ version or the new one, whole, even after a power cut.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError
-from hstu_trt.contract.manifest import MANIFEST_NAME
+from hstu_trt.contract.manifest import MANIFEST_NAME, read_document, read_manifest
+from hstu_trt.contract.model_folder import MODEL_KIND, TABLES_FOLDER, read_model_folder
 from hstu_trt.contract.stored_table import is_table_name
-from hstu_trt.contract.table_format import read_tables_folder
+from hstu_trt.contract.table_format import TABLES_KIND, read_tables_folder
 
 CURRENT_NAME = "CURRENT"
+PREVIOUS_NAME = "PREVIOUS"
+DELTA_KIND = "tables delta"
 PUBLISH = "hstu-trt tables publish {folder}"
 _MAX_NAME_BYTES = 255
 
 
 def current_tables(folder: Path) -> Path:
-    """The version in use of a folder of versions; a tables folder itself is returned as it is.
+    """The tables in use of a folder of versions; a tables folder itself is returned as it is.
 
-    Raises ArtefactError if ``CURRENT`` names no folder beside it.
+    Raises ArtefactError if ``CURRENT`` names no folder beside it, or a delta.
     """
-    current = folder / CURRENT_NAME
-    if (folder / MANIFEST_NAME).exists() or not current.exists():
+    if (folder / MANIFEST_NAME).exists() or not (folder / CURRENT_NAME).exists():
         return folder
+    version = named_version(folder, CURRENT_NAME)
+    if version_kind(version) == DELTA_KIND:
+        raise ArtefactError(
+            f"{folder / CURRENT_NAME} names {version.name!r}, a delta, which only a server lays over its base; "
+            f"make the whole version with: hstu-trt tables delta apply BASE {version} --out OUT"
+        )
+    return tables_in(version)
+
+
+def named_version(folder: Path, name_file: str) -> Path:
+    """The version that ``CURRENT`` or ``PREVIOUS`` names. Raises ArtefactError unless it is a folder beside it."""
+    current = folder / name_file
     try:
         with current.open("rb") as stream:
             name = stream.read(_MAX_NAME_BYTES + 2).decode().removesuffix("\n")
@@ -47,26 +64,82 @@ def current_tables(folder: Path) -> Path:
     return version
 
 
-def publish_version(version: Path, *, regenerate: str) -> None:
-    """Makes a tables folder the version in use of the folder it stands in; also the way back to an older one.
+def version_kind(version: Path) -> str:
+    """What a version is: TABLES_KIND, DELTA_KIND or MODEL_KIND. Raises ArtefactError."""
+    try:
+        document = json.loads((version / MANIFEST_NAME).read_text())
+        kind = document["kind"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{version / MANIFEST_NAME} is not readable ({type(error).__name__}: {error})") from None
+    if kind not in (TABLES_KIND, DELTA_KIND, MODEL_KIND):
+        raise ArtefactError(f"{version} holds {kind!r}; a version is a tables folder, a delta or a model folder")
+    return str(kind)
 
-    Hashes every shard first. Raises ArtefactError, and then leaves everything as it was.
+
+def tables_in(version: Path) -> Path:
+    """The tables folder of a version that is no delta. Raises ArtefactError."""
+    return version / TABLES_FOLDER if version_kind(version) == MODEL_KIND else version
+
+
+def publish_version(version: Path, *, regenerate: str) -> None:
+    """Makes a version the one in use of the folder it stands in; also the way back to an older one.
+
+    Hashes every file first. Raises ArtefactError, and then leaves everything as it was.
     """
     version = version.absolute()
     if (version.parent / MANIFEST_NAME).exists():
         raise ArtefactError(f"{version.parent} is a folder of its own ({MANIFEST_NAME}), and cannot hold versions")
     if not is_table_name(version.name):
         raise ArtefactError(f"{version}: a version's name consists of letters, digits, '_', '.' and '-'")
+    if version.is_symlink():
+        raise ArtefactError(f"{version} is a link; a version is a folder")
+    files = _verified_files(version, regenerate)
+    _sync(version / file for file in (*files, MANIFEST_NAME))
+    _sync({(version / file).parent for file in files} | {version, version.parent})
+    if (version.parent / CURRENT_NAME).exists():
+        before = named_version(version.parent, CURRENT_NAME).name
+        if before != version.name:
+            _name(version.parent, PREVIOUS_NAME, before)
+    _name(version.parent, CURRENT_NAME, version.name)
+
+
+def rollback_version(folder: Path, *, regenerate: str) -> Path:
+    """Publishes the version that was in use before the one in use. Raises ArtefactError where there is none."""
+    if not (folder / PREVIOUS_NAME).exists():
+        raise ArtefactError(
+            f"{folder} has no {PREVIOUS_NAME} version; name one with: {PUBLISH.format(folder=folder / 'VERSION')}"
+        )
+    previous = named_version(folder, PREVIOUS_NAME)
+    if previous == named_version(folder, CURRENT_NAME):
+        raise ArtefactError(
+            f"{previous.name!r} is in use already; name another with: {PUBLISH.format(folder=folder / 'VERSION')}"
+        )
+    publish_version(previous, regenerate=regenerate)
+    return previous
+
+
+def _verified_files(version: Path, regenerate: str) -> list[str]:
+    """The files of a version whose sha256 has been checked, relative to it."""
+    kind = version_kind(version)
+    if kind == DELTA_KIND:
+        return list(read_manifest(version, kind=DELTA_KIND, regenerate=regenerate)["files"])
+    if kind == MODEL_KIND:
+        model = read_model_folder(version)
+        inner = read_tables_folder(model.tables, regenerate=regenerate, verify=True)
+        own = read_document(version, kind=MODEL_KIND, regenerate=regenerate)["files"]
+        return [*own, *(f"{TABLES_FOLDER}/{file}" for file in inner.files)]
     tables = read_tables_folder(version, regenerate=regenerate, verify=True)
     if tables.version not in (None, version.name):
         raise ArtefactError(f"{version} holds version {tables.version!r}; rename it back, or make it again")
-    _sync(version / file for file in (*tables.files, MANIFEST_NAME))
-    _sync({(version / file).parent for file in tables.files} | {version, version.parent})
-    part = version.parent / f".{CURRENT_NAME}.{os.getpid()}"
-    part.write_text(f"{version.name}\n")
+    return list(tables.files)
+
+
+def _name(folder: Path, name_file: str, name: str) -> None:
+    part = folder / f".{name_file}.{os.getpid()}"
+    part.write_text(f"{name}\n")
     _sync([part])
-    os.replace(part, version.parent / CURRENT_NAME)
-    _sync([version.parent])
+    os.replace(part, folder / name_file)
+    _sync([folder])
 
 
 def _sync(paths: Iterable[Path]) -> None:

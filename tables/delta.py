@@ -11,9 +11,10 @@ delta writes the new version bit by bit: its shards must have the sha256 of the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +41,10 @@ from hstu_trt.contract.shards import (
 from hstu_trt.contract.staging import staged_folder
 from hstu_trt.contract.stored_table import StoredTable, TablesFolder, is_table_name
 from hstu_trt.contract.table_format import TABLES_KIND, parse_tables, read_tables_folder
+from hstu_trt.contract.table_versions import DELTA_KIND
 from hstu_trt.tables.quantise import copy_permutation
 from hstu_trt.tables.table_arrays import TableArrays, map_file, open_arrays, read_rows
 
-DELTA_KIND = "tables delta"
 MAKE = "hstu-trt tables delta make OLD NEW --out {folder}"
 ROW_NUMBER = "row_number"
 _COLUMNS = {ROW_NUMBER: "I64"}
@@ -108,19 +109,47 @@ def make_delta(old: TablesFolder, new: TablesFolder, out: Path, progress: Progre
 def _write_changed(path: Path, before: TableArrays, after: TableArrays, progress: Progress) -> int:
     table, numbers = after.table, [np.empty(0, np.int64)]
     with ShardWriter(path, table.dtype, table.dim) as shard:
-        for first, count in _steps(0, table.rows, table.row_bytes):
-            new = read_rows(after, first, count)
-            kept = min(count, max(0, before.table.rows - first))
-            differs = np.ones(count, bool)
-            differs[:kept] = _differs(read_rows(before, first, kept), new[:kept])
-            where = np.flatnonzero(differs)
-            shard.add(
-                QuantisedRows(new.values[where], new.scale[where]) if isinstance(new, QuantisedRows) else new[where]
-            )
-            numbers.append(first + where)
-            progress(table.name, count * table.row_bytes)
+        for block in _changed_blocks(before, after, progress):
+            shard.add(block.rows)
+            numbers.append(block.numbers)
         shard.add_column(ROW_NUMBER, np.concatenate(numbers))
     return shard.rows
+
+
+def changed_rows(before: TableArrays, after: TableArrays, most_bytes: int) -> ChangedRows:
+    """The changed rows in memory. Raises ArtefactError beyond ``most_bytes`` of them."""
+    table, size = after.table, 0
+    blocks = []
+    for block in _changed_blocks(before, after, lambda name, done: None):
+        size += len(block.numbers) * (table.row_bytes + 4 * table.is_quantised)
+        if size > most_bytes:
+            raise ArtefactError(
+                f"table {table.name}: more than {most_bytes} bytes of its rows changed, too many for an overlay; "
+                "raise the memory budget for two versions"
+            )
+        blocks.append(block)
+    numbers = np.concatenate([np.empty(0, np.int64), *(block.numbers for block in blocks)])
+    values = [np.empty((0, table.dim), storage_dtype(table.dtype))]
+    scales = [np.empty(0, np.float32)]
+    for block in blocks:
+        is_quantised = isinstance(block.rows, QuantisedRows)
+        values.append(block.rows.values if is_quantised else block.rows)
+        scales += [block.rows.scale] if is_quantised else []
+    rows = np.concatenate(values)
+    return ChangedRows(QuantisedRows(rows, np.concatenate(scales)) if table.is_quantised else rows, numbers)
+
+
+def _changed_blocks(before: TableArrays, after: TableArrays, progress: Progress) -> Iterator[ChangedRows]:
+    table = after.table
+    for first, count in _steps(0, table.rows, table.row_bytes):
+        new = read_rows(after, first, count)
+        kept = min(count, max(0, before.table.rows - first))
+        differs = np.ones(count, bool)
+        differs[:kept] = _differs(read_rows(before, first, kept), new[:kept])
+        where = np.flatnonzero(differs)
+        rows = QuantisedRows(new.values[where], new.scale[where]) if isinstance(new, QuantisedRows) else new[where]
+        yield ChangedRows(rows, first + where)
+        progress(table.name, count * table.row_bytes)
 
 
 def _differs(a: Block, b: Block) -> NDArray:
@@ -138,40 +167,76 @@ def _steps(first: int, end: int, row_bytes: int) -> Iterator[tuple[int, int]]:
         yield at, min(step, end - at)
 
 
+@dataclass(frozen=True)
+class DeltaFolder:
+    """A delta whose files have been checked."""
+
+    path: Path
+    base: str
+    """``tables_digest`` of the version that it leads on from."""
+    base_version: str | None
+    result: Mapping[str, Any]
+    """Manifest of the version that it leads to."""
+    files: frozenset[str]
+
+    @property
+    def digest(self) -> str:
+        """``tables_digest`` of the result."""
+        return json_digest({"tables": self.result.get("tables"), "files": self.result.get("files")})
+
+    def target(self, base: TablesFolder) -> TablesFolder:
+        """The version it leads to from ``base``. Raises ArtefactError, or ConfigError if it does not lead on from it."""
+        target = parse_tables(dict(self.result), self.path, MAKE.format(folder=self.path))
+        check_compatible(base, target)
+        _check_names(self.path, target, self.files)
+        return target
+
+    def changed(self, before: StoredTable, after: StoredTable) -> ChangedRows:
+        """The changed rows of a table, mapped. Raises ArtefactError."""
+        return read_changed(self.path / after.name / "00000.safetensors", before, after)
+
+
+def read_delta(delta: Path, *, verify: bool = True) -> DeltaFolder:
+    """Reads a delta and checks its files (with sha256 unless ``verify`` is off). Raises ArtefactError."""
+    document = read_manifest(delta, kind=DELTA_KIND, regenerate=MAKE.format(folder=delta), verify=verify)
+    base, version, result = document.get("base"), document.get("base_version"), document.get("result")
+    if not isinstance(result, dict) or not isinstance(base, str) or not isinstance(version, str | None):
+        raise ArtefactError(f"{delta}: its result is {result!r}; make it again with: {MAKE.format(folder=delta)}")
+    return DeltaFolder(delta, base, version, result, frozenset(document["files"]))
+
+
 def apply_delta(base: TablesFolder, delta: Path, out: Path, progress: Progress) -> TablesFolder:
     """Writes the new version that a delta leads to. Raises ArtefactError on a damaged or foreign delta."""
-    document = read_manifest(delta, kind=DELTA_KIND, regenerate=MAKE.format(folder=delta))
-    result = document.get("result")
-    if not isinstance(result, dict):
-        raise ArtefactError(f"{delta}: its result is {result!r}; make it again with: {MAKE.format(folder=delta)}")
-    if document.get("base") != tables_digest(base.path):
+    found = read_delta(delta)
+    if found.base != tables_digest(base.path):
         raise ArtefactError(
-            f"{delta} leads on from version {document.get('base_version')!r} ({str(document.get('base'))[:12]}), "
+            f"{delta} leads on from version {found.base_version!r} ({found.base[:12]}), "
             f"{base.path} is {base.version!r} ({tables_digest(base.path)[:12]})"
         )
-    target = parse_tables(result, delta, MAKE.format(folder=delta))
-    check_compatible(base, target)
-    _check_names(delta, target)
+    target = found.target(base)
     with staged_folder(out) as part:
         for name, table in target.tables.items():
-            changed = read_changed(delta / name / "00000.safetensors", base.tables[name], table)
+            changed = found.changed(base.tables[name], table)
             before = open_arrays(base.path, base.tables[name])
             copy_permutation(base.path, part, table)
             for shard in table.shards:
                 blocks = _merged(before, changed, shard.first_row, shard.first_row + shard.rows, progress)
                 write_shard(part / shard.file, table.dtype, table.dim, blocks)
-        write_text_atomically(part / MANIFEST_NAME, json.dumps({**result, "version": out.name}, indent=1) + "\n")
+        write_text_atomically(part / MANIFEST_NAME, json.dumps({**found.result, "version": out.name}, indent=1) + "\n")
         # The sha256 of each shard is the original's: the result is the new version, bit by bit.
         read_tables_folder(part, regenerate=MAKE.format(folder=delta), verify=True)
     return read_tables_folder(out, regenerate=MAKE.format(folder=delta))
 
 
-def _check_names(delta: Path, target: TablesFolder) -> None:
-    """Refuses names that lead out of the folder to be written."""
+def _check_names(delta: Path, target: TablesFolder, listed: Collection[str]) -> None:
+    """Refuses names that lead out of a folder, and rows that no sha256 vouches for."""
     for name, table in target.tables.items():
         files = [f"{name}/{number:05d}.safetensors" for number in range(len(table.shards))]
         if not is_table_name(name) or [shard.file for shard in table.shards] != files:
             raise ArtefactError(f"{delta}: table {name!r} has shards that are not its own")
+        file = f"{name}/00000.safetensors"
+        if file not in listed or not (delta / file).resolve().is_relative_to(delta.resolve()):
+            raise ArtefactError(f"{delta}: {file} is not among the manifest's files, or leads outside of the folder")
 
 
 def read_changed(path: Path, before: StoredTable, after: StoredTable) -> ChangedRows:

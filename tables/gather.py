@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,14 @@ class Outcome:
     """Place of the first id that the policy rejects; then rows and status mean nothing."""
 
 
+class RowGather(Protocol):
+    """Looks up in one table: ``NativeGather``, ``NumpyGather``, or an overlay over either."""
+
+    def lookup(
+        self, ids: NDArray, out: NDArray, status: NDArray, policy: Policy, padding_id: int | None
+    ) -> Outcome: ...
+
+
 class NumpyGather:
     """Looks up in the arrays of one table."""
 
@@ -38,14 +47,15 @@ class NumpyGather:
         status[...] = found.status
         zero = found.rows == ZERO_ROW
         if not zero.any():
-            self._gather(found.rows, out)
+            self.gather_rows(found.rows, out)
         else:
             rows = np.empty((len(ids) - int(zero.sum()), table.dim), out.dtype)
-            self._gather(found.rows[~zero], rows)
+            self.gather_rows(found.rows[~zero], rows)
             out[~zero], out[zero] = rows, 0
         return Outcome(found.bad, None)
 
-    def _gather(self, rows: NDArray, out: NDArray) -> None:
+    def gather_rows(self, rows: NDArray, out: NDArray) -> None:
+        """Fills ``out`` [n, dim] with rows ``[n]`` int64, all of the table."""
         if len(self._arrays.values) == 1:
             self._take(0, rows, out)
             return

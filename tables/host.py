@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.stored_table import StoredTable, TablesFolder
 from hstu_trt.contract.table_format import read_tables_folder
 from hstu_trt.contract.table_versions import current_tables
-from hstu_trt.tables.gather import NumpyGather, Outcome
+from hstu_trt.tables.gather import NumpyGather, RowGather
 from hstu_trt.tables.ids import POLICIES, Policy, range_text
 from hstu_trt.tables.native import NativeGather, library_if_built, load_library
 from hstu_trt.tables.table_arrays import map_file, open_arrays, read_file
@@ -50,24 +50,16 @@ class LookupOptions:
             raise ConfigError(f"lookups answer float32 or float16, not {self.dtype!r}")
 
 
-class Gather(Protocol):
-    """Looks up in one table: ``NativeGather`` or ``NumpyGather``."""
-
-    def lookup(
-        self, ids: NDArray, out: NDArray, status: NDArray, policy: Policy, padding_id: int | None
-    ) -> Outcome: ...
-
-
 class HostTables:
     """The tables of a folder, open for lookups. Threads may share it."""
 
-    def __init__(self, folder: TablesFolder, gathers: Mapping[str, Gather]) -> None:
+    def __init__(self, folder: TablesFolder, gathers: Mapping[str, RowGather]) -> None:
         """Use ``HostTables.open``."""
         self.folder = folder
         self.tables = folder.tables
         self.bad_ids: Counter[str] = Counter()
         """Ids outside each table so far."""
-        self._gathers = gathers
+        self.gathers: Mapping[str, RowGather] = gathers
         self._lock = threading.Lock()
         self._table_of = {feature: table.name for table in self.tables.values() for feature in table.features}
 
@@ -97,7 +89,7 @@ class HostTables:
 
     def close(self) -> None:
         """Lets go of the rows; their memory goes with the last lookup, or overlay, that holds them."""
-        self._gathers = {}
+        self.gathers = {}
 
     def lookup(
         self,
@@ -176,7 +168,7 @@ class HostTables:
         self, table: StoredTable, ids: NDArray, out: NDArray, status: NDArray, options: LookupOptions
     ) -> int | None:
         """Fills ``out`` and ``status`` for ids ``[n]``; returns the place of the first id to reject, if any."""
-        outcome = self._gathers[table.name].lookup(ids, out, status, options.policy, options.padding_id)
+        outcome = self.gathers[table.name].lookup(ids, out, status, options.policy, options.padding_id)
         if outcome.bad:
             with self._lock:
                 self.bad_ids[table.name] += outcome.bad

@@ -5,6 +5,7 @@ The library is built by ``make tables-lib``. Without it the same lookups are don
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 import os
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.stored_table import StoredTable
 from hstu_trt.tables.gather import Outcome
 from hstu_trt.tables.ids import POLICIES, ZERO_ROW, Policy
 from hstu_trt.tables.table_arrays import TableArrays
@@ -24,7 +26,7 @@ LIBRARY = Path(__file__).resolve().parents[1] / "build/lib/libhstu_trt_tables.so
 LIBRARY_VARIABLE = "HSTU_TRT_TABLES_LIB"
 """Environment variable with the path of another library than the one in build/lib."""
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _ROW_TYPES = {"float32": 0, "float16": 1, "int8": 2, "float8_e4m3fn": 3}
 _HASHES = {"none": 0, "splitmix64": 1, "permutation": 2}
 _MOST_THREADS = 16
@@ -46,11 +48,19 @@ class _ShardRows(Structure):
     _fields_ = (("values", c_void_p), ("scales", c_void_p), ("first_row", c_int64))
 
 
+class _OverlayRows(Structure):
+    """``OverlayRows`` of csrc/gather.h."""
+
+    _fields_ = (
+        ("numbers", c_void_p), ("slots", c_void_p), ("mask", c_uint64), ("values", c_void_p), ("scales", c_void_p),
+    )  # fmt: skip
+
+
 class _GatherParams(Structure):
     """``GatherParams`` of csrc/gather.h."""
 
     _fields_ = (
-        ("shards", c_void_p), ("shard_count", c_int64), ("dim", c_int64), ("rule", _IdRule), ("ids", c_void_p),
+        ("shards", c_void_p), ("overlay", c_void_p), ("shard_count", c_int64), ("dim", c_int64), ("rule", _IdRule), ("ids", c_void_p),
         ("id_stride", c_int64), ("count", c_int64), ("out", c_void_p), ("out_stride", c_int64), ("status", c_void_p),
         ("status_stride", c_int64), ("type", c_int32), ("out_type", c_int32), ("ids_are_32_bit", c_int32),
         ("threads", c_int32), ("portable", c_int32), ("reserved", c_int32),
@@ -69,6 +79,7 @@ _FUNCTIONS = {
     "hstu_trt_tables_abi_version": (c_int32, []),
     "hstu_trt_tables_gather_params_size": (c_size_t, []),
     "hstu_trt_tables_gather": (c_int32, [POINTER(_GatherParams), POINTER(_GatherResult)]),
+    "hstu_trt_tables_index_rows": (None, [c_void_p, c_int64, c_void_p, c_int64]),
     "hstu_trt_tables_read_file": (c_int32, [c_char_p, c_int64, c_int64, c_int32, POINTER(_HugePages)]),
     "hstu_trt_tables_release": (None, [POINTER(_HugePages)]),
     "hstu_trt_tables_splitmix64": (c_uint64, [c_int64, c_uint64]),
@@ -131,26 +142,36 @@ class NativeGather:
     def __init__(
         self, arrays: TableArrays, library: NativeLibrary, *, threads: int | None = None, portable: bool = False
     ) -> None:
-        table = arrays.table
-        self._arrays, self._library = arrays, library
+        self._table, self._arrays, self._library = arrays.table, arrays, library
         self._threads, self._portable = threads or default_threads(), portable
+        self._overlay: _OverlayRows | None = None
+        self._held: tuple[NDArray | None, ...] = ()
         self._shards = (_ShardRows * max(1, len(arrays.values)))()
         for number, values in enumerate(arrays.values):
             scales = arrays.scales[number].ctypes.data if arrays.scales else None
             self._shards[number] = _ShardRows(values.ctypes.data, scales, int(arrays.first_rows[number]))
-        row_of_id = arrays.row_of_id
-        self._rule = {
-            "rows": table.rows,
-            "seed": table.ids.seed,
-            "row_of_id": None if row_of_id is None else row_of_id.ctypes.data,
-            "id_count": 0 if row_of_id is None else len(row_of_id),
-            "default_row": ZERO_ROW if table.ids.default_row is None else table.ids.default_row,
-            "hash": _HASHES[table.ids.hash],
-        }
+        self._rule = _rule_fields(arrays.table, arrays.row_of_id)
+
+    def overlaid(self, table: StoredTable, numbers: NDArray, values: NDArray, scales: NDArray | None) -> NativeGather:
+        """Lookups in ``table``, whose rows ``numbers`` are ``values`` and ``scales`` and whose others are here.
+
+        numbers ``[n]`` int64, rising; values ``[n, dim]`` as stored; scales ``[n]`` float32 of a quantised table. All
+        contiguous; an overlay that lies here already does not count.
+        """
+        other = copy.copy(self)
+        slots = np.empty(1 << (2 * len(numbers)).bit_length(), np.uint32)
+        self._library.functions.hstu_trt_tables_index_rows(
+            numbers.ctypes.data, len(numbers), slots.ctypes.data, len(slots)
+        )
+        at = [None if array is None else array.ctypes.data for array in (numbers, slots, values, scales)]
+        other._table, other._held = table, (numbers, slots, values, scales)
+        other._overlay = _OverlayRows(at[0], at[1], len(slots) - 1, at[2], at[3])
+        other._rule = _rule_fields(table, self._arrays.row_of_id)
+        return other
 
     def lookup(self, ids: NDArray, out: NDArray, status: NDArray, policy: Policy, padding_id: int | None) -> Outcome:
         """See ``NumpyGather.lookup``."""
-        table = self._arrays.table
+        table = self._table
         _check(ids, out, status, table.dim)
         rule = _IdRule(
             **self._rule,
@@ -159,7 +180,8 @@ class NativeGather:
             has_padding=padding_id is not None,
         )
         params = _GatherParams(
-            shards=ctypes.addressof(self._shards), shard_count=len(self._arrays.values), dim=table.dim, rule=rule,
+            shards=ctypes.addressof(self._shards),
+            overlay=None if self._overlay is None else ctypes.addressof(self._overlay), shard_count=len(self._arrays.values), dim=table.dim, rule=rule,
             ids=ids.ctypes.data, id_stride=ids.strides[0], count=len(ids), out=out.ctypes.data,
             out_stride=out.strides[0], status=status.ctypes.data, status_stride=status.strides[0],
             type=_ROW_TYPES[table.dtype], out_type=_ROW_TYPES[str(out.dtype)], ids_are_32_bit=ids.dtype == np.int32,
@@ -170,6 +192,17 @@ class NativeGather:
         if error:
             raise MemoryError(f"lookup of {len(ids)} rows of table {table.name}: {os.strerror(error)}")
         return Outcome(result.bad, None if result.rejected < 0 else result.rejected)
+
+
+def _rule_fields(table: StoredTable, row_of_id: NDArray | None) -> dict[str, int | None]:
+    return {
+        "rows": table.rows,
+        "seed": table.ids.seed,
+        "row_of_id": None if row_of_id is None else row_of_id.ctypes.data,
+        "id_count": 0 if row_of_id is None else len(row_of_id),
+        "default_row": ZERO_ROW if table.ids.default_row is None else table.ids.default_row,
+        "hash": _HASHES[table.ids.hash],
+    }
 
 
 def _check(ids: NDArray, out: NDArray, status: NDArray, dim: int) -> None:

@@ -10,10 +10,10 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.manifest import read_document
 from hstu_trt.contract.stored_table import TablesFolder
 from hstu_trt.contract.table_format import read_tables_folder
-from hstu_trt.contract.table_versions import current_tables
+from hstu_trt.contract.table_versions import DELTA_KIND, current_tables
 from hstu_trt.contract.text import text_table
 from hstu_trt.tables.convert import check_target
-from hstu_trt.tables.delta import DELTA_KIND, apply_delta, check_compatible, make_delta
+from hstu_trt.tables.delta import apply_delta, check_compatible, make_delta
 from hstu_trt.tables.host import REGENERATE
 from hstu_trt.tables.terminal import Progress, Verbs, json_option, print_tables, stored_row
 

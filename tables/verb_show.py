@@ -1,4 +1,4 @@
-"""``tables show`` and ``tables publish``."""
+"""``tables show``, ``tables publish`` and ``tables rollback``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from hstu_trt.contract.table_format import read_tables_folder
-from hstu_trt.contract.table_versions import current_tables, publish_version
+from hstu_trt.contract.table_versions import current_tables, publish_version, rollback_version
 from hstu_trt.tables.host import REGENERATE
 from hstu_trt.tables.terminal import Verbs, json_option, print_tables, stored_row
 
@@ -19,8 +19,12 @@ def add_parsers(verbs: Verbs) -> None:
     one.set_defaults(run=_show)
     text = "hash a version, then make it the one in use of the folder it stands in (also the way back to an older one)"
     one = verbs.add_parser("publish", help=text, description=text)
-    one.add_argument("folder", type=Path, help="the version, e.g. TABLES/v000002")
+    one.add_argument("folder", type=Path, help="tables, a delta or a model folder, e.g. TABLES/v000002")
     one.set_defaults(run=_publish)
+    text = "go back to the version that was in use before; running servers follow"
+    one = verbs.add_parser("rollback", help=text, description=text)
+    one.add_argument("folder", type=Path, help="the folder of versions, e.g. TABLES")
+    one.set_defaults(run=_rollback)
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -35,4 +39,10 @@ def _publish(options: argparse.Namespace) -> int:
     version = options.folder.absolute()
     publish_version(version, regenerate=REGENERATE.format(folder=options.folder))
     print(f"{version.parent} uses {version.name}")
+    return 0
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    version = rollback_version(options.folder.absolute(), regenerate=REGENERATE.format(folder=options.folder))
+    print(f"{options.folder} uses {version.name}")
     return 0

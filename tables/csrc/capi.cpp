@@ -9,7 +9,7 @@
 
 #define HSTU_TRT_API extern "C" __attribute__((visibility("default")))
 
-HSTU_TRT_API int32_t hstu_trt_tables_abi_version() { return 1; }
+HSTU_TRT_API int32_t hstu_trt_tables_abi_version() { return 2; }
 
 HSTU_TRT_API size_t hstu_trt_tables_gather_params_size() { return sizeof(hstu_trt::GatherParams); }
 
@@ -20,6 +20,10 @@ HSTU_TRT_API int32_t hstu_trt_tables_gather(hstu_trt::GatherParams const* params
   } catch (std::bad_alloc const&) {
     return ENOMEM;
   }
+}
+
+HSTU_TRT_API void hstu_trt_tables_index_rows(int64_t const* numbers, int64_t count, uint32_t* slots, int64_t capacity) {
+  hstu_trt::index_rows(numbers, count, slots, capacity);
 }
 
 HSTU_TRT_API int32_t hstu_trt_tables_read_file(char const* path, int64_t offset, int64_t size, int32_t threads,

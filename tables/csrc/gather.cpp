@@ -29,6 +29,8 @@ void prefetch(Source const& source, int64_t row_bytes) {
   if (source.scale != nullptr) __builtin_prefetch(source.scale, 0, 2);
 }
 
+uint64_t first_slot(int64_t row, uint64_t mask) { return splitmix64(row, 0) & mask; }
+
 class Gather {
  public:
   Gather(GatherParams const& params, ConvertRow convert)
@@ -65,6 +67,19 @@ class Gather {
 
   // Finds the row of each id; false if one is rejected.
   bool resolve(int64_t first, int64_t count, Source* sources) {
+    int64_t rows[kPartRows];
+    if (!find_rows(first, count, rows)) return false;
+    OverlayRows const* overlay = params_.overlay;
+    if (overlay != nullptr) {
+      for (int64_t i = 0; i < count; ++i) __builtin_prefetch(overlay->slots + first_slot(rows[i], overlay->mask), 0, 2);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      sources[i] = rows[i] < 0 ? Source{nullptr, nullptr} : overlay == nullptr ? source_of(rows[i]) : overlaid(rows[i]);
+    }
+    return true;
+  }
+
+  bool find_rows(int64_t first, int64_t count, int64_t* rows) {
     int64_t bad = 0;
     bool kept = true;
     for (int64_t i = 0; i < count; ++i) {
@@ -75,7 +90,7 @@ class Gather {
         kept = false;
       }
       params_.status[(first + i) * params_.status_stride] = static_cast<uint8_t>(found.status);
-      sources[i] = found.row < 0 ? Source{nullptr, nullptr} : source_of(found.row);
+      rows[i] = found.row;
     }
     if (bad != 0) bad_.fetch_add(bad, std::memory_order_relaxed);
     return kept;
@@ -91,6 +106,17 @@ class Gather {
     int64_t id;
     std::memcpy(&id, at, sizeof(id));
     return id;
+  }
+
+  Source overlaid(int64_t row) const {
+    OverlayRows const& overlay = *params_.overlay;
+    for (uint64_t at = first_slot(row, overlay.mask);; at = (at + 1) & overlay.mask) {
+      uint32_t const place = overlay.slots[at];
+      if (place == kEmptySlot) return source_of(row);
+      if (overlay.numbers[place] != row) continue;
+      return {static_cast<char const*>(overlay.values) + place * row_bytes_,
+              overlay.scales == nullptr ? nullptr : overlay.scales + place};
+    }
   }
 
   Source source_of(int64_t row) const {
@@ -119,6 +145,16 @@ class Gather {
 };
 
 }  // namespace
+
+void index_rows(int64_t const* numbers, int64_t count, uint32_t* slots, int64_t capacity) {
+  std::fill_n(slots, capacity, kEmptySlot);
+  uint64_t const mask = static_cast<uint64_t>(capacity) - 1;
+  for (int64_t place = 0; place < count; ++place) {
+    uint64_t at = first_slot(numbers[place], mask);
+    while (slots[at] != kEmptySlot) at = (at + 1) & mask;
+    slots[at] = static_cast<uint32_t>(place);
+  }
+}
 
 bool gather(GatherParams const& params, GatherResult* result) {
   ConvertRow const convert = find_convert_row(params.type, params.out_type, params.portable != 0);

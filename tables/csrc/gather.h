@@ -15,9 +15,21 @@ struct ShardRows {
   int64_t first_row;
 };
 
+constexpr uint32_t kEmptySlot = 0xFFFFFFFFu;
+
+// Rows that stand in front of the shards' ones. `slots` is a hash of `numbers` with open addressing, see index_rows.
+struct OverlayRows {
+  int64_t const* numbers;  // [count] row of the table
+  uint32_t const* slots;   // [mask + 1] place in numbers, or kEmptySlot
+  uint64_t mask;
+  void const* values;   // [count, dim]
+  float const* scales;  // [count] of quantised rows
+};
+
 // Mirrored in tables/native.py. Strides are in bytes.
 struct GatherParams {
-  ShardRows const* shards;  // [shard_count], rising; the first begins with row 0
+  ShardRows const* shards;     // [shard_count], rising; the first begins with row 0
+  OverlayRows const* overlay;  // or nullptr; holds every row behind the last shard's
   int64_t shard_count;
   int64_t dim;
   IdRule rule;
@@ -40,6 +52,9 @@ struct GatherResult {
   int64_t bad;       // ids outside of the table
   int64_t rejected;  // place of the first id that the policy rejects, or -1; then out and status mean nothing
 };
+
+// Fills slots [capacity], a power of two above count, for the numbers [count], all different.
+void index_rows(int64_t const* numbers, int64_t count, uint32_t* slots, int64_t capacity);
 
 // Returns false if no conversion to out_type exists.
 bool gather(GatherParams const& params, GatherResult* result);

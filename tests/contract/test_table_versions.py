@@ -32,7 +32,7 @@ def test_the_published_version_is_in_use_and_can_be_taken_back(store):
         publish_version(store / version, regenerate=REGENERATE)
         assert current_tables(store) == store / version
         assert (store / "CURRENT").read_text() == f"{version}\n"
-    assert sorted(path.name for path in store.iterdir()) == ["CURRENT", "v1", "v2"]
+    assert sorted(path.name for path in store.iterdir()) == ["CURRENT", "PREVIOUS", "v1", "v2"]
 
 
 def test_a_tables_folder_is_its_own_version(store):

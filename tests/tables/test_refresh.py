@@ -1,0 +1,382 @@
+"""Refresh while being read: overlays answer as the whole version does, and every batch sees exactly one version."""
+
+import dataclasses
+import json
+import random
+import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
+from hstu_trt.contract.model import TableConfig
+from hstu_trt.contract.shards import QuantisedRows, write_vector
+from hstu_trt.contract.stored_table import IdRule
+from hstu_trt.contract.table_format import read_tables_folder, write_table, write_tables_manifest
+from hstu_trt.tables.delta import make_delta, tables_digest
+from hstu_trt.tables.host import HostTables, LookupOptions
+from hstu_trt.tables.live import Live
+from hstu_trt.tables.refresh import RefreshOptions, VersionOpener
+
+DIM, ROWS = 8, 300
+RULES = {
+    "none": IdRule(),
+    "splitmix64": IdRule(hash="splitmix64", seed=9),
+    "permutation": IdRule(hash="permutation", row_of_id="item/row_of_id.safetensors", default_row=1),
+}
+OPENERS = {"native": {"native": True, "threads": 2}, "numpy": {"native": False}, "resident": {"resident": True}}
+POLICIES = ("zero", "clamp", "row0", "default_row")
+
+
+def rows_of(seed, rows, dtype):
+    values = np.random.default_rng(seed)
+    if dtype in ("float32", "float16"):
+        return values.standard_normal((rows, DIM)).astype(dtype)
+    codes = values.integers(-120, 120, (rows, DIM)).astype(np.int8)
+    codes = codes if dtype == "int8" else (codes.view(np.uint8) & 0x7E)
+    return QuantisedRows(codes, values.random(rows, np.float32))
+
+
+def replaced(block, seed, share, dtype):
+    """The block with a share of its rows others, by a seed."""
+    changed = np.random.default_rng(seed).random(len(block)) < share
+    other = rows_of(seed + 1000, len(block), dtype)
+    if isinstance(block, QuantisedRows):
+        return QuantisedRows(
+            np.where(changed[:, None], other.values, block.values), np.where(changed, other.scale, block.scale)
+        )
+    return np.where(changed[:, None], other, block)
+
+
+def longer(block, seed, rows, dtype):
+    more = rows_of(seed, rows, dtype)
+    if isinstance(block, QuantisedRows):
+        return QuantisedRows(np.concatenate([block.values, more.values]), np.concatenate([block.scale, more.scale]))
+    return np.concatenate([block, more])
+
+
+def write_version(folder, block, dtype="float16", rule="none", pair_id="p"):
+    config = TableConfig(name="item", rows=len(block), dim=DIM, dtype="float16", features=("item_id", "twin"))
+    shard_bytes = 128 * DIM * (4 if dtype == "float32" else 2 if dtype == "float16" else 1)
+    if rule == "permutation":
+        order = np.random.default_rng(5).permutation(len(block)).astype(np.uint32)
+        write_vector(folder / "item/row_of_id.safetensors", "row_of_id", order)
+    table = write_table(folder, config, [block], shard_bytes, dtype=dtype, ids=RULES[rule])
+    write_tables_manifest(folder, [table], "a test", {"pair_id": pair_id})
+    return folder
+
+
+def write_delta(root, name, old, new):
+    folders = [read_tables_folder(root / version, regenerate="") for version in (old, new)]
+    make_delta(*folders, root / name, lambda table, done: None)
+    return root / name
+
+
+def opener(how="native", **options):
+    return VersionOpener(
+        open_tables=lambda folder: HostTables.open(folder, **OPENERS[how]),
+        memory_of=lambda folder: sum(table.payload_bytes for table in folder.tables.values()),
+        options=RefreshOptions(**{"memory_budget": 1 << 30, "overlay_share": 1.0, **options}),
+    )
+
+
+def answer(rows, ids, policy="zero", dtype="float32", padding_id=-7):
+    options = LookupOptions(policy=policy, padding_id=padding_id, dtype=dtype)
+    found, status = rows.lookup_features_with_status(["item_id", "twin"], ids, options)
+    return found.tobytes(), status.tobytes()
+
+
+def some_ids(seed=0, count=500):
+    ids = np.random.default_rng(seed).integers(-5, ROWS + 40, (count, 2))
+    ids[:3] = [[-7, 0], [ROWS - 1, ROWS], [np.iinfo(np.int64).max, np.iinfo(np.int64).min]]
+    return ids
+
+
+@pytest.mark.parametrize("how", OPENERS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "float8_e4m3fn"])
+def test_overlay_answers_as_the_whole_version(tmp_path, how, rule, dtype):
+    first = rows_of(1, ROWS, dtype)
+    second = replaced(first, 2, 0.1, dtype)
+    third = replaced(second, 3, 0.1, dtype)
+    if rule == "none":
+        third = longer(third, 4, 17, dtype)
+    for name, block in (("v1", first), ("v2", second), ("v3", third)):
+        write_version(tmp_path / name, block, dtype, rule)
+    deltas = [write_delta(tmp_path, "d2", "v1", "v2"), write_delta(tmp_path, "d3", "v2", "v3")]
+    open_one = opener(how)
+    held = open_one.open(tmp_path / "v1", "v1")
+    for name, delta, whole in zip(("d2", "d3"), deltas, ("v2", "v3"), strict=True):
+        held = open_one.open(delta, name, held)
+        expected = HostTables.open(tmp_path / whole, native=False)
+        assert held.digest == tables_digest(tmp_path / whole)
+        assert held.overlays
+        for policy in POLICIES:
+            for out in ("float32", "float16"):
+                assert answer(held.rows, some_ids(), policy, out) == answer(expected, some_ids(), policy, out)
+        assert answer(held.rows, some_ids()[:0]) == answer(expected, some_ids()[:0])
+
+
+@pytest.mark.parametrize("how", OPENERS)
+def test_overlay_rejects_what_the_whole_version_rejects(tmp_path, how):
+    first = rows_of(1, ROWS, "float16")
+    write_version(tmp_path / "v1", first)
+    write_version(tmp_path / "v2", longer(first, 2, 5, "float16"))
+    write_delta(tmp_path, "d2", "v1", "v2")
+    held = opener(how).open(tmp_path / "v1", "v1")
+    over = opener(how).open(tmp_path / "d2", "d2", held)
+    ids = np.zeros((300, 2), np.int64)
+    ids[:, 0] = ROWS + 4
+    answer(over.rows, ids, "reject")
+    ids[257, 1] = ROWS + 5
+    with pytest.raises(InputError, match=rf"holds {ROWS + 5} at \[257, 1\]; table 'item' has {ROWS + 5} rows"):
+        answer(over.rows, ids, "reject")
+    with pytest.raises(InputError, match=rf"has {ROWS} rows"):
+        answer(held.rows, ids, "reject")
+
+
+def test_an_empty_table_grows_by_an_overlay(tmp_path):
+    write_version(tmp_path / "v1", rows_of(1, 0, "float16"))
+    write_version(tmp_path / "v2", rows_of(1, 4, "float16"))
+    write_delta(tmp_path, "d2", "v1", "v2")
+    for how in OPENERS:
+        held = opener(how).open(tmp_path / "v1", "v1")
+        over = opener(how, overlay_share=2.0).open(tmp_path / "d2", "d2", held)
+        ids = np.asarray([[0, 3], [4, -7]])
+        for policy in POLICIES:
+            assert answer(over.rows, ids, policy) == answer(HostTables.open(tmp_path / "v2"), ids, policy)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make_store(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory):
+    """For tests that change nothing in it. Its x2 is damaged."""
+    store = make_store(tmp_path_factory.mktemp("store"))
+    flip(store, "x2")
+    return store
+
+
+def make_store(tmp_path):
+    """v1 to v3, each a tenth changed; d2 and d3 between them, and back to v1; x2 of other dense weights."""
+    first = rows_of(1, ROWS, "float16")
+    second = replaced(first, 2, 0.1, "float16")
+    third = replaced(second, 3, 0.1, "float16")
+    for name, block in (("v1", first), ("v2", second), ("v3", third)):
+        write_version(tmp_path / name, block)
+    write_version(tmp_path / "x2", second, pair_id="other")
+    write_delta(tmp_path, "d2", "v1", "v2")
+    write_delta(tmp_path, "d3", "v2", "v3")
+    write_delta(tmp_path, "back", "v2", "v1")
+    return tmp_path
+
+
+# mode, budget in tables, name of what is published -> whether it becomes an overlay; None: refused
+DECISIONS = {
+    "two fit": ("auto", 2, "v2", False),
+    "two do not fit": ("auto", 1.5, "v2", True),
+    "two must": ("swap", 2, "v2", False),
+    "two must and do not fit": ("swap", 1.5, "v2", None),
+    "overlay wanted": ("overlay", 2, "v2", True),
+    "the overlay does not fit either": ("auto", 1.01, "v2", None),
+    "a delta is an overlay": ("swap", 2, "d2", True),
+    "a delta that does not fit": ("auto", 1.01, "d2", None),
+    "deltas of deltas": ("auto", 1.5, "d3", True),
+}
+
+
+@pytest.mark.parametrize(("mode", "budget", "name", "wanted"), DECISIONS.values(), ids=DECISIONS)
+def test_what_decides_between_two_versions_and_an_overlay(store, mode, budget, name, wanted):
+    tables = read_tables_folder(store / "v1", regenerate="").tables
+    size = sum(table.payload_bytes for table in tables.values())
+    one = opener(mode=mode, memory_budget=int(budget * size))
+    held = one.open(store / "v1", "v1")
+    if wanted is None:
+        with pytest.raises(ArtefactError, match="publish what changed|publish the whole version|rows changed"):
+            one.open(store / name, name, held)
+        return
+    opened = one.open(store / name, name, held)
+    assert bool(opened.overlays) == wanted
+    assert answer(opened.rows, some_ids()) == answer(HostTables.open(store / name.replace("d", "v")), some_ids())
+
+
+def test_the_way_back_from_an_overlay_opens_nothing(store):
+    one = opener(memory_budget=1)
+    one = dataclasses.replace(one, options=RefreshOptions(memory_budget=6_000, overlay_share=1.0))
+    held = one.open(store / "v1", "v1")
+    over = one.open(store / "d2", "d2", held)
+    held.close()
+    back = one.open(store / "v1", "v1", over)
+    over.close()
+    assert back.rows is held.rows
+    assert answer(back.rows, some_ids()) == answer(HostTables.open(store / "v1"), some_ids())
+
+
+def test_a_delta_is_opened_with_its_base(store):
+    for name in ("d2", "d3"):
+        opened = opener().open(store / name, name)
+        assert answer(opened.rows, some_ids()) == answer(HostTables.open(store / name.replace("d", "v")), some_ids())
+
+
+def spoil(path, change):
+    document = json.loads((path / "manifest.json").read_text())
+    change(document)
+    (path / "manifest.json").write_text(json.dumps(document))
+
+
+def flip(store, name):
+    path = next((store / name).glob("item/0*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[4096 + 3] ^= 1
+    path.write_bytes(content)
+
+
+def lead_out(store):
+    (store / "d2/item/00000.safetensors").rename(store / "elsewhere")
+    (store / "d2/item/00000.safetensors").symlink_to(store / "elsewhere")
+
+
+def remove(store, *names):
+    for name in names:
+        (store / name).rename(store / f".{name}")  # as if half removed
+
+
+BAD = {
+    "damaged": (lambda store: flip(store, "v2"), "v2", "does not match the sha256"),
+    "damaged delta": (lambda store: flip(store, "d2"), "d2", "does not match the sha256"),
+    "cut short": (lambda store: (store / "v2/item/00001.safetensors").write_bytes(b"x"), "v2", "has 1 bytes"),
+    "no manifest": (lambda store: (store / "v2/manifest.json").unlink(), "v2", "manifest.json is not readable"),
+    "path outside": (
+        lambda store: spoil(store / "v2", lambda d: d["files"].update({"../v1/manifest.json": {"bytes": 1}})),
+        "v2",
+        "names a file outside its folder",
+    ),
+    "delta names a path outside": (
+        lambda store: spoil(store / "d2", lambda d: d["files"].update({"/etc/passwd": {"bytes": 1}})),
+        "d2",
+        "names a file outside its folder",
+    ),
+    "delta's rows behind a link": (lead_out, "d2", "leads outside of the folder"),
+    "delta without sha256 of its rows": (
+        lambda store: spoil(store / "d2", lambda d: d["files"].clear()),
+        "d2",
+        "not among the manifest's files",
+    ),
+    "base is gone": (lambda store: remove(store, "v1", "back"), "d2", "leads on from version None .*no whole version"),
+    "deltas in a circle": (lambda store: remove(store, "v1", "v2", "x2"), "d2", "no whole version"),
+    "another kind": (lambda store: spoil(store / "v2", lambda d: d.update(kind="deployment")), "v2", "a delta or a"),
+}
+
+
+@pytest.mark.parametrize(("damage", "name", "says"), BAD.values(), ids=BAD)
+def test_bad_versions_are_refused_and_the_old_one_goes_on(store, damage, name, says):
+    one = opener()
+    held = one.open(store / "v3", "v3")
+    before = answer(held.rows, some_ids())
+    damage(store)
+    with pytest.raises((ArtefactError, ConfigError), match=says):
+        one.open(store / name, name, held)
+    assert answer(held.rows, some_ids()) == before
+
+
+def test_what_the_model_cannot_use_is_refused(store):
+    def check(folder):
+        if folder.pair_id != "p":
+            raise ArtefactError(f"{folder.path} belongs to {folder.pair_id}")
+
+    one = dataclasses.replace(opener(), check=check)
+    for name in ("v1", "v2"):  # x2 has the rows of v2
+        with pytest.raises(ArtefactError, match="belongs to other"):
+            one.open(store / "x2", "x2", one.open(store / name, name))
+
+
+class Freed:
+    """Versions that have been opened, to see whether they are gone."""
+
+    def __init__(self):
+        self.arrays = []
+
+    def open(self, folder):
+        tables = HostTables.open(folder, resident=True)
+        self.arrays.append(weakref.ref(tables.gathers["item"]))
+        return tables
+
+    def alive(self):
+        return sum(array() is not None for array in self.arrays)
+
+
+@pytest.fixture
+def hurried_threads():
+    """Threads that take turns often: more interleavings in less time."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hurried_threads")
+@pytest.mark.parametrize("seed", range(100))
+def test_random_interleavings_see_one_version_each(shared_store, seed):
+    """Lookups in three threads while versions, deltas, rollbacks and bad versions are published in a fourth."""
+    store, freed, choice = shared_store, Freed(), random.Random(seed)
+    one = dataclasses.replace(opener(), open_tables=freed.open)
+    ids = some_ids(seed, 64)
+    expected = {
+        tables_digest(store / name): answer(HostTables.open(store / name, native=False), ids)
+        for name in ("v1", "v2", "v3")
+    }
+    live, stop = Live(one.open(store / "v1", "v1")), threading.Event()
+
+    def read():
+        seen, wrong = set(), 0
+        while not stop.is_set():
+            with live.pin() as version:
+                digest = version.digest
+                found = [answer(version.rows, ids) for _ in range(2)]
+            seen.add(digest)
+            wrong += any(rows != expected[digest] for rows in found)
+        return seen, wrong
+
+    refused = 0
+    with ThreadPoolExecutor(3) as readers:
+        results = [readers.submit(read) for _ in range(3)]
+        for name in choice.choices(["v1", "v2", "v3", "d2", "d3", "x2"], k=6):
+            try:
+                live.swap(one.open(store / name, name, live.current))
+            except ArtefactError as error:
+                refused += 1
+                assert name == "x2", error
+        with live.pin() as version:
+            assert answer(version.rows, ids) == expected[version.digest]
+        stop.set()
+        answers = [result.result() for result in results]
+    assert not any(wrong for _, wrong in answers)
+    assert live.drain(1)
+    assert freed.alive() == 1, "the rows of every version but the one in use are freed"
+    live.close()
+    del version
+    assert not freed.alive()
+
+
+def test_a_batch_keeps_its_version_until_it_ends(store):
+    freed = Freed()
+    one = dataclasses.replace(opener(), open_tables=freed.open)
+    live = Live(one.open(store / "v1", "v1"))
+    with live.pin() as version:
+        first = answer(version.rows, some_ids())
+        live.swap(one.open(store / "v2", "v2", live.current))
+        assert live.sweep() == live.draining == 1
+        assert not live.drain(0.01)
+        assert answer(version.rows, some_ids()) == first
+        assert freed.alive() == 2
+    del version
+    assert live.sweep() == live.draining == 0
+    assert freed.alive() == 1
+    with live.pin() as version:
+        assert answer(version.rows, some_ids()) != first
