@@ -21,11 +21,12 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
 from hstu_trt.tables.host import HostTables, LookupOptions
 from hstu_trt.tables.ids import RowStatus
 from hstu_trt.tables.remote_cluster import FOUND, REFUSED, SKIPPED, Cluster, RemoteRows, RowsJob
-from hstu_trt.tables.remote_columns import Column, bad_id_text, check_ids, lacking_text, make_column
+from hstu_trt.tables.remote_columns import Column, bad_id_text, check_columns, check_ids, lacking_text, make_column
 from hstu_trt.tables.remote_layout import (
     COMPLETE,
     VERSION_FIELDS,
     RemoteVersion,
+    digest_field,
     rows_digest,
     table_key,
     version_key,
@@ -65,13 +66,13 @@ class RemoteTables:
         tables: Sequence[str],
         *,
         versions: Mapping[str, str] | None = None,
-        local: Path | None = None,
+        local: Path | HostTables | None = None,
         on_failure: OnFailure = "fail",
         deadline_ms: float = 15.0,
     ) -> None:
         """Opens tables at ``versions``, those not named there at the version in use.
 
-        local: tables folder with the same rows, for rows that the cluster does not give.
+        local: tables with the same rows, open or their folder, for rows that the cluster does not give.
         on_failure: what happens without it: ``fail`` raises RemoteError, ``default`` answers the default row under the
         id policy ``default_row``, and rows of zeros under the others and for a table without one.
         Raises RemoteError, or ArtefactError if the local copy holds other rows.
@@ -91,7 +92,7 @@ class RemoteTables:
         """The versions in use, for several lookups of one request."""
         return self._versions
 
-    def refresh(self, local: Path | None = None) -> bool:
+    def refresh(self, local: Path | HostTables | None = None) -> bool:
         """Moves to the versions now in use, with a local copy of them; true if they are others.
 
         Requests in progress end with the versions they began with. If this raises, the old ones stay.
@@ -117,8 +118,8 @@ class RemoteTables:
         check_ids(ids, 1, options.what)
         version = versions.tables[table]
         out, status = np.empty((len(ids), version.dim), options.dtype), np.empty(len(ids), np.uint8)
-        column = make_column(versions.rows[table], version, None, ids, out, status, options)
-        self._fill(versions, [column], options, deadline_ms)
+        column = make_column(versions.rows[table], version, ids, out, status, options)
+        self.fill([column], deadline_ms, versions)
         return out, status
 
     def lookup_features(
@@ -136,24 +137,19 @@ class RemoteTables:
         """
         options, versions = options or LookupOptions(), at or self._versions
         tables = [versions.table_of(feature) for feature in features]
-        check_ids(ids, 2, options.what)
-        if ids.shape[1] != len(features):
-            raise InputError(
-                f"tensor {options.what!r} must have {len(features)} columns ({', '.join(features)}), "
-                f"got {list(ids.shape)}"
-            )
+        check_columns(features, ids, options.what)
         ends = np.cumsum([0, *(table.dim for table in tables)])
         out, status = np.empty((len(ids), ends[-1]), options.dtype), np.empty((len(features), len(ids)), np.uint8)
         columns = [
-            make_column(
-                versions.rows[t.table], t, feature, ids[:, i], out[:, ends[i] : ends[i + 1]], status[i], options
-            )
-            for i, (feature, t) in enumerate(zip(features, tables, strict=True))
+            make_column(versions.rows[t.table], t, ids[:, i], out[:, ends[i] : ends[i + 1]], status[i], options)
+            for i, t in enumerate(tables)
         ]
-        self._fill(versions, columns, options, deadline_ms)
+        for number, (column, feature) in enumerate(zip(columns, features, strict=True)):
+            column.feature, column.number = feature, number
+        self.fill(columns, deadline_ms, versions)
         return out, status.T
 
-    def _resolve(self, local: Path | None) -> RemoteVersions:
+    def _resolve(self, local: Path | HostTables | None) -> RemoteVersions:
         tables = {name: self._version(name) for name in self._names}
         rows = {name: RemoteRows(version) for name, version in tables.items()}
         held = None if local is None else open_local(local, tables)
@@ -187,22 +183,32 @@ class RemoteTables:
             raise RemoteError(f"version {name!r} of table {table!r} is not complete: push it again, it goes on")
         return RemoteVersion.from_fields(table, name, fields)
 
-    def _fill(
-        self, versions: RemoteVersions, columns: Sequence[Column], options: LookupOptions, deadline_ms: float | None
+    def column(self, table: str, ids: NDArray, out: NDArray, status: NDArray, options: LookupOptions) -> Column:
+        """Ids ``[n]`` of a table, to be looked up by ``fill``; status ``[n]`` is contiguous, as are rows of ``out``."""
+        versions = self._versions
+        return make_column(versions.rows[table], versions.tables[table], ids, out, status, options)
+
+    def fill(
+        self,
+        columns: Sequence[Column],
+        deadline_ms: float | None = None,
+        at: RemoteVersions | None = None,
     ) -> None:
+        """Fills rows and status of columns by one round trip. Raises InputError, or RemoteError."""
+        versions = at or self._versions
         self._count("bad_ids", sum(column.bad for column in columns))
         for column in columns:
             if column.rejected is not None:
-                raise InputError(bad_id_text(column, columns, options))
+                raise InputError(bad_id_text(column))
         trouble = self._cluster.read([c.job for c in columns], self.deadline_ms if deadline_ms is None else deadline_ms)
         for column in columns:
             if column.job.values is not column.out:
                 decode_values(column.version, column.job.values, column.out)
-            self._complete(versions, column, options, trouble)
+            self._complete(versions, column, trouble)
 
-    def _complete(self, versions: RemoteVersions, column: Column, options: LookupOptions, trouble: str) -> None:
+    def _complete(self, versions: RemoteVersions, column: Column, trouble: str) -> None:
         """Fills in the rows that the cluster did not give, and turns the client's status into RowStatus."""
-        status = column.status
+        status, options = column.status, column.options
         if (status == FOUND).all() and (column.resolved == _HOST).all():
             return
         lacking = np.flatnonzero((status != FOUND) & (status != SKIPPED))
@@ -232,15 +238,27 @@ class RemoteTables:
                 self._counted[name] += more
 
 
-def open_local(folder: Path, tables: Mapping[str, RemoteVersion]) -> HostTables:
+def open_local(held: Path | HostTables, tables: Mapping[str, RemoteVersion]) -> HostTables:
     """Opens a local copy. Raises ArtefactError if it lacks a table, or holds other rows than its remote version."""
-    local = HostTables.open(folder)
+    local = held if isinstance(held, HostTables) else HostTables.open(held)
+    folder = local.folder.path
     for name, version in tables.items():
         if name not in local.tables:
             raise ArtefactError(f"{folder} lacks table {name!r}: it is no copy of version {version.version!r}")
         if rows_digest(local.tables[name], local.folder.files) != version.digest:
             raise ArtefactError(f"{folder} holds other rows of table {name!r} than version {version.version!r}")
     return local
+
+
+def version_with(cluster: Cluster, table: str, digest: str) -> str:
+    """The complete version of a table whose rows have that digest. Raises RemoteError if there is none."""
+    replies = cluster.execute("HMGET", table_key(table), digest_field(digest), "current")
+    names = [text_of(reply) for reply in replies if reply is not None] if isinstance(replies, list) else []
+    for name in names:
+        fields = read_fields(cluster, table, name)
+        if fields.get("digest") == digest and fields.get(COMPLETE) == "1":
+            return name
+    raise RemoteError(f"the cluster holds no complete version of table {table!r} with these rows")
 
 
 def read_fields(cluster: Cluster, table: str, version: str, *more: str) -> dict[str, str]:

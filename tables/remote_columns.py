@@ -21,15 +21,18 @@ class Column:
     """The ids of one feature, on their way to rows."""
 
     version: RemoteVersion
-    feature: str | None
     ids: NDArray
     out: NDArray
     status: NDArray
     resolved: NDArray
     """Status of each id before any row is asked for."""
+    options: LookupOptions
     rejected: int | None
     bad: int
     job: RowsJob
+    feature: str | None = None
+    number: int = 0
+    """Its place among the request's features, for messages."""
 
 
 def check_ids(ids: NDArray, ndim: int, what: str) -> None:
@@ -40,10 +43,18 @@ def check_ids(ids: NDArray, ndim: int, what: str) -> None:
         raise InputError(f"tensor {what!r} must have {ndim} dimensions, got shape {list(ids.shape)}")
 
 
+def check_columns(features: Sequence[str], ids: NDArray, what: str) -> None:
+    """Raises InputError unless ids are integers ``[n, features]``."""
+    check_ids(ids, 2, what)
+    if ids.shape[1] != len(features):
+        raise InputError(
+            f"tensor {what!r} must have {len(features)} columns ({', '.join(features)}), got {list(ids.shape)}"
+        )
+
+
 def make_column(
     rows: RemoteRows,
     version: RemoteVersion,
-    feature: str | None,
     ids: NDArray,
     out: NDArray,
     status: NDArray,
@@ -57,18 +68,17 @@ def make_column(
     if options.policy == "row0" and version.row0:
         numbers = np.where(found.status == RowStatus.BAD_ID, version.row0, numbers)
     job = RowsJob(table=rows, rows=numbers, values=values, status=status)
-    return Column(version, feature, ids, out, status, found.status, found.rejected, found.bad, job)
+    return Column(version, ids, out, status, found.status, options, found.rejected, found.bad, job)
 
 
-def bad_id_text(column: Column, columns: Sequence[Column], options: LookupOptions) -> str:
+def bad_id_text(column: Column) -> str:
     """What is wrong with the first id that the policy rejects."""
     place = column.rejected or 0
     feature, at = "", f"{place}"
     if column.feature is not None:
-        number = next(i for i, other in enumerate(columns) if other is column)
-        feature, at = f" (feature {column.feature!r})", f"{place}, {number}"
+        feature, at = f" (feature {column.feature!r})", f"{place}, {column.number}"
     about = range_text(column.version.table, column.version.rows)
-    return f"tensor {options.what!r}{feature} holds {column.ids[place]} at [{at}]; {about}"
+    return f"tensor {column.options.what!r}{feature} holds {column.ids[place]} at [{at}]; {about}"
 
 
 def lacking_text(column: Column, lacking: NDArray, trouble: str) -> str:

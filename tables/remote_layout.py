@@ -1,6 +1,7 @@
 """How tables lie in a cluster: keys, fields and values. The C++ client (``csrc/remote/rows.cpp``) agrees.
 
-    e:{item_id}          hash: current -> the version in use; version:<v> -> when its push began
+    e:{item_id}          hash: current -> the version in use; version:<v> -> when its push began; digest:<d> -> the
+                         complete version with these rows
     e:{item_id:v7}       hash: the description of version v7 (RemoteVersion), and how far its push has come
     e:{item_id:v7:255}   hash: row number, 8 bytes little endian -> the row's bytes, and its scale if it is quantised
 
@@ -149,6 +150,11 @@ def default_partitions(rows: int, row_bytes: int) -> int:
 def table_key(table: str) -> str:
     """The key that names a table's versions."""
     return f"e:{{{table}}}"
+
+
+def digest_field(digest: str) -> str:
+    """The field of a table's hash that names the version with these rows."""
+    return f"digest:{digest}"
 
 
 def version_key(table: str, version: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hstu_trt.contract.errors import GateError
 from hstu_trt.tables.remote import read_fields
 from hstu_trt.tables.remote_cluster import FOUND, UNAVAILABLE, Cluster, RemoteRows, RowsJob
-from hstu_trt.tables.remote_layout import COMPLETE, PUSHED, RemoteVersion, table_key
+from hstu_trt.tables.remote_layout import COMPLETE, PUSHED, RemoteVersion, digest_field, table_key
 from hstu_trt.tables.remote_resp import RemoteError, text_of
 from hstu_trt.tables.remote_source import RemoteSource
 
@@ -68,6 +68,7 @@ class Push:
             progress("written", len(rows) * self.version.value_bytes)
         self._verify(progress)
         self._note(COMPLETE, "1")
+        self._execute("HSET", table_key(self.version.table), digest_field(self.version.digest), self.version.version)
         return Pushed(self.version, max(0, self.version.rows - first), self.version.rows)
 
     def _begin(self) -> int:
@@ -164,5 +165,8 @@ def retire(cluster: Cluster, table: str, version: str, after_s: int) -> int:
     keys = [described.key, *(described.partition_key(partition) for partition in range(described.partitions))]
     for key in keys:
         cluster.execute("EXPIRE", key, str(after_s))
+    named = cluster.execute("HMGET", table_key(table), digest_field(described.digest))
+    if isinstance(named, list) and text_of(named[0]) == version:
+        cluster.execute("HDEL", table_key(table), digest_field(described.digest))
     cluster.execute("HDEL", table_key(table), f"version:{version}")
     return len(keys)
