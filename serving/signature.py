@@ -26,6 +26,12 @@ FLAVOURS = ("cpu", "tensorrt")
 ENGINE_STEPS = ("hstu", "mlp_head")
 """The steps that are TensorRT plans in the flavour ``tensorrt``."""
 
+LOOKUP_MODELS = ("embedding_lookup", FUSED)
+"""The models that look rows up."""
+
+TIERS_PARAMETER = "tiers"
+"""Their parameter that names the settings of the tables' tiers; without it all tables are mapped files."""
+
 ATTENTION_NORM = "attention_norm"
 OFFSETS = ("uih_offsets", "candidate_offsets")
 

@@ -27,6 +27,7 @@ from hstu_trt.tables.remote_cluster import ClusterOptions, Credentials, Tls
 Tier = Literal["mapped", "resident", "remote"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 FILE = "tables.json"
+_PATHS = ("password_file", "tls_ca", "tls_cert", "tls_key")
 _SECRETS = ("password", "user", "auth", "token", "secret", "username")
 
 
@@ -121,12 +122,25 @@ class TierSettings:
 
 
 def read_tier_settings(path: Path) -> TierSettings:
-    """Reads a ``tables.json``. Raises ArtefactError for an unreadable file, ConfigError for wrong settings."""
+    """Reads a ``tables.json``; relative paths in it begin in its folder.
+
+    Raises ArtefactError for an unreadable file, ConfigError for wrong settings.
+    """
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} cannot be read as JSON ({error})") from None
-    return TierSettings.from_json(document)
+    settings, folder = TierSettings.from_json(document), path.resolve().parent
+    tables = {name: _anchored(tier, folder) for name, tier in settings.tables.items()}
+    return TierSettings(tables=tables, default=_anchored(settings.default, folder))
+
+
+def _anchored(tier: TableTier, folder: Path) -> TableTier:
+    if tier.remote is None:
+        return tier
+    given = {name: getattr(tier.remote, name) for name in _PATHS}
+    absolute: dict[str, Any] = {n: None if value is None else str(folder / value) for n, value in given.items()}
+    return dataclasses.replace(tier, remote=dataclasses.replace(tier.remote, **absolute))
 
 
 def _tier(where: str, entry: object) -> TableTier:

@@ -90,6 +90,15 @@ class Tiers:
         tables = folder.tables.items()
         return sum(table.payload_bytes for name, table in tables if self.settings.of(name).tier == "resident")
 
+    def remote_versions(self, found: TablesFolder) -> dict[str, str]:
+        """table -> the version in its cluster that holds the rows of the folder. Raises ConfigError or RemoteError."""
+        versions = {}
+        for name in found.tables:
+            remote = self.settings.of(name).remote
+            if remote is not None:
+                versions[name] = _pinned(self._cluster(remote), found, name, remote)
+        return versions
+
     def close(self) -> None:
         """Ends the connections; no lookup may be in progress."""
         for cluster in self._clusters.values():

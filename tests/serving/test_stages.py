@@ -132,6 +132,16 @@ def test_id_policy(policy, padding, ids, wanted):
     assert found.tolist() == np.asarray(wanted).tolist()
 
 
+def test_default_rows_stand_in_for_bad_ids():
+    ids = np.asarray([[-1, 99], [5, -1], [4, 0]], np.int64)
+    options = {"policy": "default_row", "what": "uih_ids"}
+    found = apply_policy(ids, ("a", "b"), (TABLE, TABLE), padding_id=None, default_rows=(3, None), **options)
+    assert found.tolist() == [[3, -1], [3, -1], [4, 0]]
+    found = apply_policy(ids, ("a", "b"), (TABLE, TABLE), padding_id=-1, default_rows=(3, 2), **options)
+    assert found.tolist() == [[-1, 2], [3, -1], [4, 0]]
+    assert apply_policy(ids, ("a", "b"), (TABLE, TABLE), padding_id=None, **options).tolist()[0] == [-1, -1]
+
+
 @pytest.mark.parametrize("value", [-1, 5, np.iinfo(np.int64).max, np.iinfo(np.int64).min])
 def test_rejected_id_is_named(value):
     ids = np.asarray([[0, 0], [0, value]], np.int64)
