@@ -54,7 +54,7 @@ class Options:
     attention_norm: str | None = None
     """``fixed:N``; None means the model's ``max_seq_len``."""
     id_policy: str = "reject"
-    tables: Path | None = None
+    tiers: Path | None = None
     """Settings of the tables' tiers; None: all are mapped files."""
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.Mode
         pbtxt.fit(config, wanted[name])
         for key in parameters.keys() & set(config.parameters):
             pbtxt.set_parameter(config, key, parameters[key])
-        if options.tables is not None and name in LOOKUP_MODELS:
+        if options.tiers is not None and name in LOOKUP_MODELS:
             pbtxt.set_parameter(config, TIERS_PARAMETER, f"../../{TIERS_FILE}")
         if name in (ENSEMBLE, FUSED):
             pbtxt.set_parameter(config, "limits", json.dumps(dataclasses.asdict(model.limits)))
@@ -104,7 +104,7 @@ def assemble(model: ModelFolder, out: Path, options: Options) -> Deployment:
     """Writes the deployment folder, lints it and returns it. Raises ArtefactError, or GateError from the lint."""
     _refuse_foreign_folder(out)
     configs = fitted_configs(model, options)
-    tiers = None if options.tables is None else _tiers_of(model, options.tables)
+    tiers = None if options.tiers is None else _tiers_of(model, options.tiers)
     with staged_folder(out) as folder:
         (folder / MODEL_LINK).symlink_to(model.path.resolve(), target_is_directory=True)
         for name, config in configs.items():
@@ -151,12 +151,12 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
         kind=DEPLOYMENT_KIND,
         made_by=(
             f"hstu-trt assemble --model {model.path} --flavour {options.flavour} --attention-norm {norm} "
-            f"--id-policy {options.id_policy} {f'--tables {options.tables} ' if options.tables else ''}"
+            f"--id-policy {options.id_policy} {f'--tiers {options.tiers} ' if options.tiers else ''}"
             f"{f'--engines {options.engines} ' if options.engines else ''}--out {out}"
         ),
         files=[
             *(path.relative_to(folder).as_posix() for path in repository.rglob("*") if path.is_file()),
-            *([TIERS_FILE] if options.tables else []),
+            *([TIERS_FILE] if options.tiers else []),
         ],
         facts={
             "flavour": options.flavour,
@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--attention-norm", metavar="fixed:N", help="N of the attention's 1/N (default: max_seq_len)")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table (default: reject)")
     parser.add_argument(
-        "--tables", type=Path, metavar="FILE", help="tiers of the tables, as tables.json says (default: mapped files)"
+        "--tiers", type=Path, metavar="FILE", help="tiers of the tables, as tables.json says (default: mapped files)"
     )
     parser.add_argument("--out", type=Path, required=True, help="deployment folder to write")
     parser.add_argument("--dry-run", action="store_true", help="print the difference to the repository, write nothing")
@@ -193,7 +193,7 @@ def main(argv: Sequence[str]) -> int:
         engines=args.engines,
         attention_norm=args.attention_norm,
         id_policy=args.id_policy,
-        tables=args.tables,
+        tiers=args.tiers,
     )
     model = read_model_folder(args.model)
     if args.dry_run:

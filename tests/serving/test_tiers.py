@@ -20,7 +20,7 @@ def make_deployment(make_model, tmp_path):
         settings = tmp_path / "settings" / "mine.json"
         settings.parent.mkdir(exist_ok=True)
         settings.write_text(json.dumps({"tables": tables}))
-        return assemble(model, tmp_path / "deployment", Options(tables=settings))
+        return assemble(model, tmp_path / "deployment", Options(tiers=settings))
 
     return make
 
