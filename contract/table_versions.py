@@ -105,15 +105,12 @@ def publish_version(version: Path, *, regenerate: str) -> None:
 
 def rollback_version(folder: Path, *, regenerate: str) -> Path:
     """Publishes the version that was in use before the one in use. Raises ArtefactError where there is none."""
+    remedy = f"name a version with: {PUBLISH.format(folder=folder / 'VERSION')}"
     if not (folder / PREVIOUS_NAME).exists():
-        raise ArtefactError(
-            f"{folder} has no {PREVIOUS_NAME} version; name one with: {PUBLISH.format(folder=folder / 'VERSION')}"
-        )
+        raise ArtefactError(f"{folder} has no {PREVIOUS_NAME}; {remedy}")
     previous = named_version(folder, PREVIOUS_NAME)
     if previous == named_version(folder, CURRENT_NAME):
-        raise ArtefactError(
-            f"{previous.name!r} is in use already; name another with: {PUBLISH.format(folder=folder / 'VERSION')}"
-        )
+        raise ArtefactError(f"{previous.name!r} is in use already; {remedy}")
     publish_version(previous, regenerate=regenerate)
     return previous
 

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,15 @@ from hstu_trt.serving.deployment import (
     ENGINES_LINK,
     MODEL_LINK,
     REPOSITORY_FOLDER,
+    VERSIONS_LINK,
     Deployment,
     read_deployment,
 )
 from hstu_trt.serving.engine_steps import place_plans, read_engines, use_engines
+from hstu_trt.serving.refresh_settings import DEFAULT_POLL_S, RefreshSettings
 from hstu_trt.serving.signature import ATTENTION_NORM, FLAVOURS, LOOKUP_MODELS, MODELS, TIERS_PARAMETER, signatures
 from hstu_trt.tables.ids import POLICIES
+from hstu_trt.tables.refresh import REFRESH_MODES
 from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
 from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
 from hstu_trt.tables.tiers import Tiers
@@ -56,6 +59,7 @@ class Options:
     id_policy: str = "reject"
     tiers: Path | None = None
     """Settings of the tables' tiers; None: all are mapped files."""
+    refresh: RefreshSettings = field(default_factory=RefreshSettings)
 
     def __post_init__(self) -> None:
         if self.flavour not in FLAVOURS:
@@ -87,6 +91,7 @@ def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.Mode
         "id_policy": options.id_policy,
         ATTENTION_NORM: options.norm_text(model),
         "config": json.dumps(config_to_json(model.ranking_config)),
+        **options.refresh.parameters(),
     }
     for name, config in configs.items():
         pbtxt.fit(config, wanted[name])
@@ -94,6 +99,8 @@ def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.Mode
             pbtxt.set_parameter(config, key, parameters[key])
         if options.tiers is not None and name in LOOKUP_MODELS:
             pbtxt.set_parameter(config, TIERS_PARAMETER, f"../../{TIERS_FILE}")
+        if "refresh" in config.parameters and "refresh_memory_bytes" in parameters:
+            pbtxt.set_parameter(config, "refresh_memory_bytes", parameters["refresh_memory_bytes"])
         if name in (ENSEMBLE, FUSED):
             pbtxt.set_parameter(config, "limits", json.dumps(dataclasses.asdict(model.limits)))
     pbtxt.fit_steps(configs[ENSEMBLE], wanted)
@@ -107,6 +114,8 @@ def assemble(model: ModelFolder, out: Path, options: Options) -> Deployment:
     tiers = None if options.tiers is None else _tiers_of(model, options.tiers)
     with staged_folder(out) as folder:
         (folder / MODEL_LINK).symlink_to(model.path.resolve(), target_is_directory=True)
+        if options.refresh.tables is not None:
+            (folder / VERSIONS_LINK).symlink_to(options.refresh.tables.resolve(), target_is_directory=True)
         for name, config in configs.items():
             _write_model(REPOSITORY / name, folder / REPOSITORY_FOLDER / name, config)
         if tiers is not None:
@@ -151,8 +160,9 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
         kind=DEPLOYMENT_KIND,
         made_by=(
             f"hstu-trt assemble --model {model.path} --flavour {options.flavour} --attention-norm {norm} "
-            f"--id-policy {options.id_policy} {f'--tiers {options.tiers} ' if options.tiers else ''}"
-            f"{f'--engines {options.engines} ' if options.engines else ''}--out {out}"
+            f"--id-policy {options.id_policy} {f'--engines {options.engines} ' if options.engines else ''}"
+            f"{f'--tables {options.refresh.tables} ' if options.refresh.tables else ''}"
+            f"{f'--tiers {options.tiers} ' if options.tiers else ''}--out {out}"
         ),
         files=[
             *(path.relative_to(folder).as_posix() for path in repository.rglob("*") if path.is_file()),
@@ -179,6 +189,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tiers", type=Path, metavar="FILE", help="tiers of the tables, as tables.json says (default: mapped files)"
     )
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="folder of versions of the tables, watched")
+    parser.add_argument(
+        "--refresh", choices=REFRESH_MODES, default="auto", help="versions side by side or as overlays (default: auto)"
+    )
+    parser.add_argument("--refresh-memory", type=float, metavar="GB", help="budget for rows in memory (default: free)")
+    parser.add_argument("--refresh-poll", type=float, default=DEFAULT_POLL_S, help="seconds between looks (default: 1)")
     parser.add_argument("--out", type=Path, required=True, help="deployment folder to write")
     parser.add_argument("--dry-run", action="store_true", help="print the difference to the repository, write nothing")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -188,12 +204,19 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """The ``assemble`` verb."""
     args = _parser().parse_args(argv)
+    refresh = RefreshSettings(
+        tables=args.tables,
+        mode=args.refresh,
+        memory_bytes=None if args.refresh_memory is None else int(args.refresh_memory * 1e9),
+        poll_s=args.refresh_poll,
+    )
     options = Options(
         flavour=args.flavour,
         engines=args.engines,
         attention_norm=args.attention_norm,
         id_policy=args.id_policy,
         tiers=args.tiers,
+        refresh=refresh,
     )
     model = read_model_folder(args.model)
     if args.dry_run:

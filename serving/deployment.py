@@ -5,8 +5,9 @@ DIR/
   model            link to the exported model folder (``contract/model_folder.py``)
   engines          flavour ``tensorrt``: link to the engines folder
   tables.json      where tables are that are not mapped files, and how to reach them (``tables/tier_settings.py``)
+  tables           link to the folder of versions that is watched, if any (``releases.py``)
   models/          the Triton model repository
-  run/             written by ``serve``: Triton's backends folder and the server's log
+  run/             written by ``serve``: Triton's backends folder, the server's log, and what it serves (``held.py``)
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
 DEPLOYMENT_KIND = "deployment"
 MODEL_LINK = "model"
 ENGINES_LINK = "engines"
+VERSIONS_LINK = "tables"
 REPOSITORY_FOLDER = "models"
 RUN_FOLDER = "run"
 REGENERATE = "hstu-trt assemble --model DIR --flavour cpu --attention-norm fixed:N --out {folder}"
@@ -42,6 +44,10 @@ class Deployment:
     @property
     def repository(self) -> Path:
         return self.path / REPOSITORY_FOLDER
+
+    @property
+    def versions(self) -> Path:
+        return self.path / VERSIONS_LINK
 
     @property
     def run(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from hstu_trt.contract.model import HstuConfig
@@ -16,6 +17,7 @@ from hstu_trt.contract.tensors import (
     TensorSpec,
     stage_specs,
 )
+from hstu_trt.tables.ids import RowStatus
 
 MODELS = (*STAGES, ENSEMBLE, FUSED)
 """Every model of a repository, steps before the ensemble."""
@@ -33,6 +35,12 @@ TIERS_PARAMETER = "tiers"
 """Their parameter that names the settings of the tables' tiers; without it all tables are mapped files."""
 
 ATTENTION_NORM = "attention_norm"
+TABLES_VERSION = "tables_version"
+"""Output: name and digest of the tables that answered, as in ``v000002@1f0c5a9be21d``."""
+ROW_STATUS = "row_status"
+"""Output: how many of the request's rows came from where, by ``tables.ids.RowStatus``."""
+DENSE_ID = "dense_id"
+"""Between the steps of the ensemble: digest of the dense model that goes with the rows (``releases.py``)."""
 OFFSETS = ("uih_offsets", "candidate_offsets")
 
 _TRITON_TYPES = {"float16": "TYPE_FP16", "float32": "TYPE_FP32", "int32": "TYPE_INT32", "int64": "TYPE_INT64"}
@@ -57,11 +65,24 @@ class Signature:
     max_batch_size: int = 0
 
 
+_DENSE_ID = Port(DENSE_ID, "TYPE_STRING", (1,))
+_SERVED = (Port(TABLES_VERSION, "TYPE_STRING", (1,)), Port(ROW_STATUS, "TYPE_INT64", (len(RowStatus),)))
+
+
+def _with_inputs(signature: Signature, *ports: Port) -> Signature:
+    return dataclasses.replace(signature, inputs=(*signature.inputs, *ports))
+
+
+def _with_outputs(signature: Signature, *ports: Port) -> Signature:
+    return dataclasses.replace(signature, outputs=(*signature.outputs, *ports))
+
+
 def signatures(config: HstuConfig, limits: Limits, precision: Precision, flavour: str = "cpu") -> dict[str, Signature]:
     """The signature of every model of a repository, by name.
 
-    A Python model adds the attention norm itself. A TensorRT plan takes it as an input and checks nothing, so in that
-    flavour ``embedding_lookup`` sees the whole request, checks it, and hands the norm on.
+    A Python model adds the attention norm itself, and serves the dense model that ``dense_id`` names. A TensorRT plan
+    takes the norm as an input and checks nothing, so in that flavour ``embedding_lookup`` sees the whole request,
+    checks it, and hands the norm on; plans are fixed, so there is no ``dense_id``.
     """
     specs = stage_specs(config, limits, precision)
     packed = {name: _packed(specs[name].without(ATTENTION_NORM)) for name in (*STAGES, ENSEMBLE)}
@@ -69,7 +90,11 @@ def signatures(config: HstuConfig, limits: Limits, precision: Precision, flavour
         lookup, norm = specs["embedding_lookup"], specs["hstu"].tensor(ATTENTION_NORM)
         guarded = StageSpec(lookup.name, specs[ENSEMBLE].inputs, (*lookup.outputs, norm))
         packed |= {"embedding_lookup": _packed(guarded), "hstu": _packed(specs["hstu"])}
-    return packed | {FUSED: _one_user(specs[FUSED].without(ATTENTION_NORM, *OFFSETS), limits)}
+    else:
+        packed["embedding_lookup"] = _with_outputs(packed["embedding_lookup"], _DENSE_ID)
+        packed |= {name: _with_inputs(packed[name], _DENSE_ID) for name in ENGINE_STEPS}
+    packed[FUSED] = _one_user(specs[FUSED].without(ATTENTION_NORM, *OFFSETS), limits)
+    return packed | {name: _with_outputs(packed[name], *_SERVED) for name in ("embedding_lookup", ENSEMBLE, FUSED)}
 
 
 def _packed(spec: StageSpec) -> Signature:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
-from numpy.typing import NDArray
 
 from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.errors import ConfigError, HstuTrtError, InputError
@@ -23,11 +23,22 @@ from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.runner import Runner
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
+from hstu_trt.serving.deployment import RUN_FOLDER
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
-from hstu_trt.serving.signature import ATTENTION_NORM
-from hstu_trt.serving.stages import FusedStage, GuardedLookup, RunnerStage, Stage
+from hstu_trt.serving.live_metrics import LiveMetrics
+from hstu_trt.serving.live_models import LiveDense, LiveFused, LiveRows, Place, serves
+from hstu_trt.serving.live_stages import FixedFusedStage, FusedAnswer, LiveFusedStage, LiveLookup, Tally
+from hstu_trt.serving.refresh_settings import positive_seconds, refresh_mode
+from hstu_trt.serving.releases import Release, ReleaseFolder
+from hstu_trt.serving.signature import ATTENTION_NORM, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
+from hstu_trt.serving.stages import FusedStage, GuardedLookup, RequestError, RunnerStage, Stage
+from hstu_trt.serving.watching import Refresh, Watcher
 from hstu_trt.tables.ids import POLICIES, Policy
-from hstu_trt.tables.lookup_stage import HostLookup
+from hstu_trt.tables.live import Live
+from hstu_trt.tables.refresh import RefreshOptions, VersionOpener
+from hstu_trt.tables.remote_resp import RemoteError
+from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
+from hstu_trt.tables.tiers import Tiers
 
 
 class _TritonModel:
@@ -41,6 +52,10 @@ class _TritonModel:
         self._parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self._inputs = [port["name"] for port in config["input"]]
         self._opened = ExitStack()
+        self._live: Live[Any] | None = None
+        self._tally: Tally | None = None
+        self._metrics: LiveMetrics | None = None
+        self._shown: Release | None = None
         try:
             # ``serve`` has verified its files before the launch.
             self._load(read_model_folder((self._folder / self._parameter("model_folder")).resolve(), verify=False))
@@ -54,14 +69,73 @@ class _TritonModel:
         """Called by Triton when the model is unloaded."""
         self._opened.close()
 
-    def _runner(self, model: ModelFolder) -> Runner:
-        """The runner of the stage that bears this model's name in Triton: the engine's, where the config names one."""
+    def _runner(self, model: ModelFolder, stage: str) -> Runner:
+        """The runner of a stage: the engine's, where the config names one."""
         if ENGINES_PARAMETER in self._parameters:
             from hstu_trt.engines.tensorrt_runner import TensorRtRunner
 
             engines = (self._folder / self._parameters[ENGINES_PARAMETER]).resolve()
-            return self._opened.enter_context(TensorRtRunner(engines, self._name, model))
-        return self._opened.enter_context(OnnxRuntimeRunner(model, self._name))
+            return self._opened.enter_context(TensorRtRunner(engines, stage, model))
+        return OnnxRuntimeRunner(model, stage)
+
+    def _open_step(self, model: ModelFolder, step: str) -> Stage:
+        """``hstu`` or ``mlp_head`` of a dense model, with the deployment's attention norm."""
+        runner = self._runner(model, step)
+        needs_norm = any(spec.name == ATTENTION_NORM for spec in runner.spec.inputs)
+        return RunnerStage(runner, parse_fixed_norm(self._parameter(ATTENTION_NORM)) if needs_norm else None)
+
+    def _place(self, model: ModelFolder, every_poll: Callable[[], None] = lambda: None) -> Place:
+        """Where versions are published for this deployment."""
+        return Place.of_server(
+            (self._folder / "../.." / RUN_FOLDER).resolve(),
+            name=self._name,
+            folder=ReleaseFolder((self._folder / self._parameter("versions_folder")).resolve(), model),
+            poll_s=positive_seconds(self._parameter("refresh_poll_seconds")),
+            tell=self._tell,
+            every_poll=every_poll,
+        )
+
+    def _opener(self) -> VersionOpener:
+        """How versions of the tables are opened."""
+        budget = self._parameters.get("refresh_memory_bytes")
+        options = RefreshOptions(
+            mode=refresh_mode(self._parameter("refresh")), memory_budget=None if budget is None else int(budget)
+        )
+        named = self._parameters.get(TIERS_PARAMETER)
+        tiers = Tiers(TierSettings() if named is None else read_tier_settings((self._folder / named).resolve()))
+        self._opened.callback(tiers.close)
+        return VersionOpener(
+            open_tables=tiers.open_tables, memory_of=tiers.memory_of, may_lack=tiers.may_lack_files, options=options
+        )
+
+    def _watch(self, watcher: Watcher) -> None:
+        self._update()
+        watcher.start()
+        self._opened.callback(watcher.stop)
+
+    def _tell(self, refresh: Refresh) -> None:
+        """Logs and counts a refresh; a refusal as an error, since somebody has to act."""
+        if refresh.refused is None:
+            pb_utils.Logger.log_info(f"{self._name}: serves {refresh.version} after {refresh.seconds:.2f} s")
+        else:
+            pb_utils.Logger.log_error(
+                f"{self._name}: refused {refresh.version}, and goes on as before: {refresh.refused}"
+            )
+        if self._metrics is not None:
+            self._metrics.refreshed(refresh)
+
+    def _update(self) -> None:
+        """Brings the metrics up to date and frees what nobody reads any more."""
+        if self._live is None or self._tally is None:
+            return
+        draining = self._live.sweep()
+        if self._metrics is None:
+            self._metrics = LiveMetrics(self._name)
+        self._metrics.update(self._tally, draining)
+        release = self._live.current
+        if release is not self._shown:
+            self._shown = release
+            self._metrics.in_use(serves(release))
 
     def _parameter(self, key: str) -> str:
         if key not in self._parameters:
@@ -79,8 +153,11 @@ class _TritonModel:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
 
     @staticmethod
-    def _refusal(error: InputError) -> Any:
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+    def _refusal(error: RequestError) -> Any:
+        """INVALID_ARGUMENT for a wrong request, UNAVAILABLE where the rows of a right one are out of reach."""
+        is_wrong = isinstance(error, InputError)
+        code = pb_utils.TritonError.INVALID_ARG if is_wrong else pb_utils.TritonError.UNAVAILABLE
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
 
     def _failure(self, error: Exception) -> Any:
         pb_utils.Logger.log_error(f"{self._name}: {''.join(traceback.format_exception(error))}")
@@ -101,7 +178,7 @@ class _StageModel(_TritonModel):
         try:
             answer = self._stage.infer(self._tensors(request))
             return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in answer.items()])
-        except InputError as error:
+        except (InputError, RemoteError) as error:
             return self._refusal(error)
         except Exception as error:  # the server must live whatever a request holds
             return self._failure(error)
@@ -111,37 +188,50 @@ class EmbeddingLookupModel(_StageModel):
     """``embedding_lookup``; with an attention norm to hand on, it checks the whole request (``GuardedLookup``)."""
 
     def _load(self, model: ModelFolder) -> None:
-        lookup = HostLookup(model, self._id_policy())
         norm = self._parameters.get(ATTENTION_NORM)
+        rows = LiveRows(self._place(model, self._update), self._opener(), dense_is_fixed=norm is not None)
+        self._live = rows.live
+        lookup = LiveLookup(rows.live, model, self._id_policy(), sends_dense=norm is None)
+        self._tally = lookup.tally
         self._stage = lookup if norm is None else GuardedLookup(model, lookup, parse_fixed_norm(norm))
+        self._watch(rows.watcher)
 
 
 class StepModel(_StageModel):
-    """``hstu`` or ``mlp_head``."""
+    """``hstu`` or ``mlp_head``, with the dense weights that each request names."""
 
     def _load(self, model: ModelFolder) -> None:
-        runner = self._runner(model)
-        needs_norm = any(spec.name == ATTENTION_NORM for spec in runner.spec.inputs)
-        norm = parse_fixed_norm(self._parameter(ATTENTION_NORM)) if needs_norm else None
-        self._stage = RunnerStage(runner, norm)
+        dense = LiveDense(self._place(model), self._open_step)
+        self._stage = dense.stages
+        self._watch(dense.watcher)
 
 
 class FusedModel(_TritonModel):
     """``ranking_fused``: all waiting requests that Triton hands over, run as one batch."""
 
     def _load(self, model: ModelFolder) -> None:
-        norm = parse_fixed_norm(self._parameter(ATTENTION_NORM))
-        self._stage = FusedStage(model, self._runner(model), norm, self._id_policy())
+        if ENGINES_PARAMETER in self._parameters and TIERS_PARAMETER not in self._parameters:
+            norm = parse_fixed_norm(self._parameter(ATTENTION_NORM))
+            engine = FusedStage(model, self._runner(model, self._name), norm, self._id_policy())
+            self._stage: LiveFusedStage | FixedFusedStage = FixedFusedStage(engine, model)
+            return
+        fused = LiveFused(self._place(model, self._update), self._opener(), self._open_step)
+        self._live = fused.live
+        self._stage = LiveFusedStage(fused.live, model, self._id_policy())
+        self._tally = self._stage.tally
+        self._watch(fused.watcher)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response per request, in order."""
         try:
-            results = self._stage.infer_many([self._tensors(request) for request in requests])
+            results = self._stage.answer_many([self._tensors(request) for request in requests])
         except Exception as error:  # the server must live whatever a request holds
             return [self._failure(error) for _ in requests]
         return [self._response(result) for result in results]
 
-    def _response(self, result: NDArray | InputError) -> Any:
-        if isinstance(result, InputError):
+    def _response(self, result: FusedAnswer | RequestError) -> Any:
+        if isinstance(result, RequestError):
             return self._refusal(result)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("preds", result)])
+        version = np.full((len(result.scores), 1), result.version.encode(), dtype=object)
+        outputs = {"preds": result.scores, TABLES_VERSION: version, ROW_STATUS: result.row_status}
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])

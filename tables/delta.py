@@ -132,9 +132,9 @@ def changed_rows(before: TableArrays, after: TableArrays, most_bytes: int) -> Ch
     values = [np.empty((0, table.dim), storage_dtype(table.dtype))]
     scales = [np.empty(0, np.float32)]
     for block in blocks:
-        is_quantised = isinstance(block.rows, QuantisedRows)
-        values.append(block.rows.values if is_quantised else block.rows)
-        scales += [block.rows.scale] if is_quantised else []
+        if isinstance(block.rows, QuantisedRows):
+            scales.append(block.rows.scale)
+        values.append(block.rows.values if isinstance(block.rows, QuantisedRows) else block.rows)
     rows = np.concatenate(values)
     return ChangedRows(QuantisedRows(rows, np.concatenate(scales)) if table.is_quantised else rows, numbers)
 
@@ -185,7 +185,7 @@ class DeltaFolder:
         return json_digest({"tables": self.result.get("tables"), "files": self.result.get("files")})
 
     def target(self, base: TablesFolder) -> TablesFolder:
-        """The version it leads to from ``base``. Raises ArtefactError, or ConfigError if it does not lead on from it."""
+        """The version it leads to from ``base``. Raises ArtefactError, or ConfigError for tables of another form."""
         target = parse_tables(dict(self.result), self.path, MAKE.format(folder=self.path))
         check_compatible(base, target)
         _check_names(self.path, target, self.files)

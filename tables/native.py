@@ -60,7 +60,8 @@ class _GatherParams(Structure):
     """``GatherParams`` of csrc/gather.h."""
 
     _fields_ = (
-        ("shards", c_void_p), ("overlay", c_void_p), ("shard_count", c_int64), ("dim", c_int64), ("rule", _IdRule), ("ids", c_void_p),
+        ("shards", c_void_p), ("overlay", c_void_p), ("shard_count", c_int64), ("dim", c_int64), ("rule", _IdRule),
+        ("ids", c_void_p),
         ("id_stride", c_int64), ("count", c_int64), ("out", c_void_p), ("out_stride", c_int64), ("status", c_void_p),
         ("status_stride", c_int64), ("type", c_int32), ("out_type", c_int32), ("ids_are_32_bit", c_int32),
         ("threads", c_int32), ("portable", c_int32), ("reserved", c_int32),
@@ -181,7 +182,8 @@ class NativeGather:
         )
         params = _GatherParams(
             shards=ctypes.addressof(self._shards),
-            overlay=None if self._overlay is None else ctypes.addressof(self._overlay), shard_count=len(self._arrays.values), dim=table.dim, rule=rule,
+            overlay=None if self._overlay is None else ctypes.addressof(self._overlay),
+            shard_count=len(self._arrays.values), dim=table.dim, rule=rule,
             ids=ids.ctypes.data, id_stride=ids.strides[0], count=len(ids), out=out.ctypes.data,
             out_stride=out.strides[0], status=status.ctypes.data, status_stride=status.strides[0],
             type=_ROW_TYPES[table.dtype], out_type=_ROW_TYPES[str(out.dtype)], ids_are_32_bit=ids.dtype == np.int32,

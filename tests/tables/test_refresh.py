@@ -198,7 +198,7 @@ def test_what_decides_between_two_versions_and_an_overlay(store, mode, budget, n
     one = opener(mode=mode, memory_budget=int(budget * size))
     held = one.open(store / "v1", "v1")
     if wanted is None:
-        with pytest.raises(ArtefactError, match="publish what changed|publish the whole version|rows changed"):
+        with pytest.raises(ArtefactError, match=r"publish what changed|publish the whole version|rows changed"):
             one.open(store / name, name, held)
         return
     opened = one.open(store / name, name, held)

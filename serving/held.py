@@ -1,0 +1,53 @@
+"""What the processes of a running server hold and serve, as small files: for each other, and for people.
+
+    run/live/<pid of the server>/hstu.json     {"model": "hstu", "holds": [digests of dense models], ...}
+
+Written by renaming, so that a reader sees it whole. A file of a server that died without a word may stay behind; a
+process overwrites its own when it starts, and what it does not hold it opens when a request names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from hstu_trt.contract.manifest import write_text_atomically
+
+LIVE_FOLDER = "live"
+
+
+class Board:
+    """The status files of one server."""
+
+    def __init__(self, run: Path, server: int) -> None:
+        self.folder = run / LIVE_FOLDER / str(server)
+
+    def write(self, model: str, facts: dict[str, Any]) -> None:
+        """Says what a model holds."""
+        write_text_atomically(self.folder / f"{model}.json", json.dumps({"model": model, **facts}) + "\n")
+
+    def remove(self, model: str) -> None:
+        """Takes a model's word back, when it is unloaded."""
+        with contextlib.suppress(OSError):
+            (self.folder / f"{model}.json").unlink()
+            self.folder.rmdir()
+
+    def holds(self, model: str, digest: str) -> bool:
+        """Whether a model says that it holds a dense model."""
+        try:
+            return digest in json.loads((self.folder / f"{model}.json").read_text())["holds"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def wait_until_held(self, models: Collection[str], digest: str, timeout_s: float) -> list[str]:
+        """Those that do not hold a dense model after so long."""
+        deadline = time.monotonic() + timeout_s
+        while missing := [model for model in models if not self.holds(model, digest)]:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.02)
+        return missing

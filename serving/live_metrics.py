@@ -1,0 +1,76 @@
+"""Prometheus metrics of refreshes and rows. Runs inside tritonserver only, which provides the backend's utilities."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from hstu_trt.serving.live_stages import Tally
+from hstu_trt.serving.watching import Refresh
+
+_PREFIX = "hstu_trt_"
+_COUNTER, _GAUGE = "COUNTER", "GAUGE"
+_FAMILIES = {
+    "tables_info": (_GAUGE, "1 for the tables version and pair in use"),
+    "tables_since_seconds": (_GAUGE, "Unix time since when this tables version is in use: its age is time() less this"),
+    "tables_memory_bytes": (_GAUGE, "Bytes of rows in memory, of base and overlay"),
+    "tables_draining": (_GAUGE, "Old versions that running requests still read"),
+    "tables_bad_ids_total": (_COUNTER, "Ids outside a table"),
+    "table_rows_total": (_COUNTER, "Rows looked up by where they came from"),
+    "refreshes_total": (_COUNTER, "Published versions that were served (ok) or refused"),
+    "refresh_seconds": (_GAUGE, "Duration of the last refresh, from noticing to serving"),
+}
+
+
+class LiveMetrics:
+    """The metrics of one model. Threads may share it."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._lock = threading.Lock()
+        # The stub adds MetricFamily to the module after it has imported the model.
+        self._families = {
+            name: pb_utils.MetricFamily(
+                name=_PREFIX + name, description=text, kind=getattr(pb_utils.MetricFamily, kind)
+            )
+            for name, (kind, text) in _FAMILIES.items()
+        }
+        self._metrics: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
+        self._info: Any = None
+        for result in ("ok", "refused"):
+            self._metric("refreshes_total", result=result)
+
+    def refreshed(self, refresh: Refresh) -> None:
+        """Counts a refresh."""
+        with self._lock:
+            self._metric("refreshes_total", result="refused" if refresh.refused else "ok").increment(1)
+            if refresh.refused is None:
+                self._metric("refresh_seconds").set(refresh.seconds)
+
+    def in_use(self, facts: dict[str, Any]) -> None:
+        """Sets what is in use (``live_models.serves``)."""
+        labels = {key: str(facts[key]) for key in ("tables_version", "form", "pair_id", "dense")}
+        with self._lock:
+            # Letting go of the metric removes its series: nobody reads the versions of last year.
+            self._info = self._families["tables_info"].Metric(labels={"model": self._model, **labels})
+            self._info.set(1)
+            self._metric("tables_since_seconds").set(facts["since"])
+            self._metric("tables_memory_bytes").set(facts["memory_bytes"])
+
+    def update(self, tally: Tally, draining: int) -> None:
+        """Adds what was counted since the last call."""
+        rows, bad = tally.take()
+        with self._lock:
+            for status, count in rows.items():
+                self._metric("table_rows_total", status=status).increment(count)
+            for table, count in bad.items():
+                self._metric("tables_bad_ids_total", table=table).increment(count)
+            self._metric("tables_draining").set(draining)
+
+    def _metric(self, family: str, **labels: str) -> Any:
+        key = (family, tuple(sorted(labels.items())))
+        if key not in self._metrics:
+            self._metrics[key] = self._families[family].Metric(labels={"model": self._model, **labels})
+        return self._metrics[key]

@@ -1,0 +1,218 @@
+"""Stages over what is in use: each request, or batch, pins one release and names it in its answer."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hstu_trt.contract.features import Tensors, check_request
+from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.contract.tensors import PADDING_ID, Dim, StageSpec, TensorSpec
+from hstu_trt.serving.releases import Release, ReleaseFolder
+from hstu_trt.serving.signature import ATTENTION_NORM, DENSE_ID, OFFSETS, ROW_STATUS, TABLES_VERSION
+from hstu_trt.serving.stages import FusedStage, RequestError, Stage, UserBatches, each
+from hstu_trt.tables.delta import tables_digest
+from hstu_trt.tables.ids import Policy, RowStatus
+from hstu_trt.tables.live import Live
+from hstu_trt.tables.lookup_stage import RowsOfModel
+from hstu_trt.tables.version import version_label
+
+MOST_DENSE_MODELS = 2
+"""Dense models that a process holds: the one in use, and the one before or after it."""
+
+
+class Tally:
+    """Counts for metrics. One thread at a time looks up, another may take the counts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows = np.zeros(len(RowStatus), np.int64)
+        self._bad: Counter[str] = Counter()
+
+    def add_rows(self, counts: NDArray) -> None:
+        """counts ``[..., 7]`` by RowStatus."""
+        with self._lock:
+            self._rows = self._rows + counts.reshape(-1, len(RowStatus)).sum(axis=0)
+
+    @contextmanager
+    def bad_ids(self, release: Release) -> Iterator[None]:
+        """Counts the bad ids of the lookups in the block, those of rejected requests too."""
+        counter = release.tables.rows.bad_ids
+        before = Counter(counter)
+        try:
+            yield
+        finally:
+            if counter != before:
+                with self._lock:
+                    self._bad += Counter(counter) - before
+
+    def take(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Rows by status and bad ids by table since the last call."""
+        with self._lock:
+            rows, bad = self._rows, self._bad
+            self._rows, self._bad = np.zeros_like(rows), Counter()
+        return {status.name.lower(): int(rows[status]) for status in RowStatus if rows[status]}, dict(bad)
+
+
+class LiveLookup:
+    """``embedding_lookup``: the rows of one release, its label, and the dense model that goes with them."""
+
+    def __init__(self, live: Live[Release], model: ModelFolder, policy: Policy, *, sends_dense: bool) -> None:
+        self.spec = model.specs["embedding_lookup"]
+        self.tally = Tally()
+        self._live, self._limits, self._sends_dense = live, model.limits, sends_dense
+        self._rows = RowsOfModel(model, policy)
+
+    def infer(self, feed: Mapping[str, NDArray]) -> Tensors:
+        """Ids by name -> rows, ``tables_version`` [1], ``row_status`` [7], ``dense_id`` [1].
+
+        Raises InputError, or RemoteError.
+        """
+        check_request(feed, self.spec, self._limits)
+        with self._live.pin() as release, self.tally.bad_ids(release):
+            rows, status = self._rows.look_up(release.tables.rows, feed)
+        counts = np.bincount(np.concatenate([part.ravel() for part in status.values()]), minlength=len(RowStatus))
+        self.tally.add_rows(counts)
+        dense = {DENSE_ID: text_tensor(release.dense.digest)} if self._sends_dense else {}
+        return {**rows, **dense, TABLES_VERSION: text_tensor(release.tables.label), ROW_STATUS: counts}
+
+
+def text_tensor(text: str) -> NDArray:
+    """``[1]``, as Triton's TYPE_STRING."""
+    return np.asarray([text.encode()], dtype=object)
+
+
+class DenseStages:
+    """``hstu`` or ``mlp_head`` of the dense models in use, by digest. Threads may share it."""
+
+    def __init__(self, folder: ReleaseFolder, open_stage: Callable[[ModelFolder], Stage]) -> None:
+        self._folder, self._open = folder, open_stage
+        self._stages: dict[str, Stage] = {}
+        self._opening = threading.Lock()
+        self.hold(folder.model)
+
+    @property
+    def held(self) -> list[str]:
+        """Digests, the newest last."""
+        return list(self._stages)
+
+    def hold(self, model: ModelFolder) -> Stage:
+        """Opens a dense model, if it is not held, and lets go of the oldest beyond two."""
+        with self._opening:
+            stage = self._stages.get(model.digest) or self._open(model)
+            others = [(digest, held) for digest, held in self._stages.items() if digest != model.digest]
+            self._stages = dict([*others, (model.digest, stage)][-MOST_DENSE_MODELS:])
+        return stage
+
+    def infer(self, tensors: Mapping[str, NDArray]) -> Tensors:
+        """Answers with the dense model that ``dense_id`` names; opens it where it is no longer, or not yet, held."""
+        feed = dict(tensors)
+        (name,) = feed.pop(DENSE_ID).tolist()
+        digest = name.decode() if isinstance(name, bytes) else str(name)
+        stage = self._stages.get(digest) or self.hold(self._folder.dense_by_digest(digest))
+        return stage.infer(feed)
+
+
+@dataclass(frozen=True)
+class FusedAnswer:
+    """What a request to ``ranking_fused`` gets."""
+
+    scores: NDArray
+    """``[users, candidates, tasks]``."""
+    version: str
+    row_status: NDArray
+    """``[users, 7]`` int64."""
+
+
+@dataclass(eq=False)
+class FusedRelease(Release):
+    """A release with the dense model's runners: ``hstu`` and ``mlp_head``."""
+
+    steps: tuple[Stage, Stage] | None = None
+
+
+class LiveFusedStage:
+    """``ranking_fused`` over host tables: all waiting requests as batches of one release.
+
+    The rows are looked up per request, so that a bad id spoils its own request only.
+    """
+
+    def __init__(self, live: Live[FusedRelease], model: ModelFolder, policy: Policy) -> None:
+        self.tally = Tally()
+        self._live, self._users, self._rows = live, UserBatches(model), RowsOfModel(model, policy)
+
+    def answer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[FusedAnswer | RequestError]:
+        """An answer per request, or what is wrong with that request."""
+        with self._live.pin() as release:
+            with self.tally.bad_ids(release):
+                found = each(lambda request: self._look_up(release, request), requests)
+            good = [item for item in found if not isinstance(item, RequestError)]
+            scores = iter(self._users.score([packed for packed, _ in good], lambda feed: _dense_scores(release, feed)))
+        for _, counts in good:
+            self.tally.add_rows(counts)
+        return [
+            item if isinstance(item, RequestError) else FusedAnswer(next(scores), release.tables.label, item[1])
+            for item in found
+        ]
+
+    def _look_up(self, release: Release, request: Mapping[str, NDArray]) -> tuple[Tensors, NDArray]:
+        """Rows in place of the ids, and the rows' status ``[users, 7]``."""
+        packed = self._users.pack(request)
+        rows, status = self._rows.look_up(release.tables.rows, packed)
+        users = len(packed["uih_offsets"]) - 1
+        kept = {name: array for name, array in packed.items() if name not in status}
+        return kept | rows, _count_by_user(users, list(status.values()))
+
+
+def _dense_scores(release: FusedRelease, feed: Tensors) -> NDArray:
+    assert release.steps is not None
+    hstu, head = release.steps
+    rows = {"candidate_embeddings": feed["candidate_embeddings"]}
+    return head.infer(hstu.infer(feed) | rows)["preds"]
+
+
+class FixedFusedStage:
+    """``ranking_fused`` as one engine with tables of its own, which no refresh reaches."""
+
+    def __init__(self, engine: FusedStage, model: ModelFolder) -> None:
+        self._engine = engine
+        self._version = version_label(model.name, tables_digest(model.tables))
+
+    def answer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[FusedAnswer | RequestError]:
+        """An answer per request, or what is wrong with that request."""
+        return [
+            scores if isinstance(scores, RequestError) else FusedAnswer(scores, self._version, self._status(request))
+            for scores, request in zip(self._engine.infer_many(requests), requests, strict=True)
+        ]
+
+    def _status(self, request: Mapping[str, NDArray]) -> NDArray:
+        """An engine does not tell where rows came from: they count as rows of the GPU, or as padding."""
+        users = len(request["candidate_timestamps"])
+        ids = [request[name] for name in ("uih_ids", "candidate_ids", "contextual_ids") if name in request]
+        return _count_by_user(users, [np.where(part == PADDING_ID, RowStatus.PADDING, RowStatus.GPU) for part in ids])
+
+
+def _count_by_user(users: int, statuses: Sequence[NDArray]) -> NDArray:
+    """Statuses whose first dims are users with equally many tokens each -> ``[users, 7]`` int64."""
+    kinds = len(RowStatus)
+    by_user = np.concatenate([status.reshape(users, -1) for status in statuses], axis=1)
+    place = by_user.astype(np.int64) + kinds * np.arange(users)[:, None]
+    return np.bincount(place.ravel(), minlength=kinds * users).reshape(users, kinds)
+
+
+def warm(stage: Stage, spec: StageSpec) -> None:
+    """Runs a stage once, on one user with one event and one candidate: first runs are slow."""
+    feed = {tensor.name: _smallest(tensor) for tensor in spec.without(ATTENTION_NORM).inputs}
+    stage.infer(feed)
+
+
+def _smallest(tensor: TensorSpec) -> NDArray:
+    if tensor.name in OFFSETS:
+        return np.asarray([0, 1], tensor.dtype)
+    return np.zeros([1 if isinstance(dim, Dim) else dim for dim in tensor.dims], tensor.dtype)

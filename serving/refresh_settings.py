@@ -1,0 +1,56 @@
+"""Settings of refreshes: from the command line to ``config.pbtxt`` and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from hstu_trt.contract.errors import ConfigError
+from hstu_trt.tables.refresh import REFRESH_MODES, RefreshMode
+
+DEFAULT_POLL_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshSettings:
+    """How a deployment takes what is published."""
+
+    tables: Path | None = None
+    """Folder of versions; None: the model's own tables, for good."""
+    mode: RefreshMode = "auto"
+    memory_bytes: int | None = None
+    """``RefreshOptions.memory_budget``."""
+    poll_s: float = DEFAULT_POLL_S
+
+    def __post_init__(self) -> None:
+        refresh_mode(self.mode)
+        positive_seconds(str(self.poll_s))
+        if self.memory_bytes is not None and self.memory_bytes < 0:
+            raise ConfigError(f"a memory budget of {self.memory_bytes} bytes: give 0 or more")
+        if self.tables is not None and not self.tables.is_dir():
+            raise ConfigError(f"{self.tables} is no folder; it holds the versions of the tables")
+
+    def parameters(self) -> dict[str, str]:
+        """As parameters of the models."""
+        budget = {} if self.memory_bytes is None else {"refresh_memory_bytes": str(self.memory_bytes)}
+        return {"refresh": self.mode, "refresh_poll_seconds": f"{self.poll_s:g}", **budget}
+
+
+def refresh_mode(text: str) -> RefreshMode:
+    """Raises ConfigError."""
+    for known in REFRESH_MODES:
+        if text == known:
+            return known
+    raise ConfigError(f"unknown refresh mode {text!r}: choose from {', '.join(REFRESH_MODES)}")
+
+
+def positive_seconds(text: str) -> float:
+    """Raises ConfigError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf):
+        raise ConfigError(f"{text!r} is no positive number of seconds")
+    return value

@@ -1,0 +1,153 @@
+"""Releases: tables, and the dense weights that they were trained with. They move together or not at all.
+
+A folder of versions (``contract/table_versions.py``) holds tables, deltas, and model folders. Every version bears the
+``pair_id`` of the dense weights that it belongs to, so the pair needs no list of its own:
+
+    a model folder           dense weights and tables of one checkpoint: the way to new dense weights
+    tables, or a delta       served with the dense model of the same pair_id: the deployment's own, or that of a model
+                             folder beside it; refused where there is none
+
+How a request sees one release only, though its steps run in different processes: ``embedding_lookup`` pins a release
+as the request begins, and sends the digest of the dense model along with the rows (``dense_id``). ``hstu`` and
+``mlp_head`` answer with the runner of exactly that digest, which covers every file of the model; they never look at
+what is in use. Each announces what it holds (``held.py``), and ``embedding_lookup`` moves to new dense weights once
+both hold them. Should one not hold what a request names, it opens it then: late, but never mixed. ``ranking_fused``
+runs in one process and pins a release per batch.
+
+So nothing depends on when which process notices ``CURRENT``, and no versions of Triton's models have to be switched,
+of which an ensemble would take three, one after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.model import HstuConfig
+from hstu_trt.contract.model_folder import MODEL_KIND, ModelFolder, read_model_folder
+from hstu_trt.contract.stored_table import TablesFolder, is_table_name
+from hstu_trt.contract.table_format import read_tables_folder
+from hstu_trt.contract.table_versions import CURRENT_NAME, DELTA_KIND, named_version, tables_in, version_kind
+from hstu_trt.tables.delta import read_delta
+from hstu_trt.tables.host import REGENERATE
+from hstu_trt.tables.lookup_stage import check_tables
+from hstu_trt.tables.refresh import VersionOpener
+from hstu_trt.tables.version import TableVersion
+
+
+@dataclass(eq=False)
+class Release:
+    """Tables and the dense model that they belong to. Closed once no request reads it."""
+
+    tables: TableVersion
+    dense: ModelFolder
+    close_dense: Callable[[], None] = field(default=lambda: None)
+
+    def close(self) -> None:
+        """Lets go of the tables, and of the dense model where it is the release's own."""
+        self.tables.close()
+        self.close_dense()
+
+
+@dataclass(frozen=True)
+class ReleaseFolder:
+    """Where versions are published for a deployment, and the model that it was assembled for."""
+
+    path: Path
+    model: ModelFolder
+
+    def current(self) -> Path | None:
+        """The version in use; None where nothing has been published. Raises ArtefactError."""
+        return named_version(self.path, CURRENT_NAME) if (self.path / CURRENT_NAME).exists() else None
+
+    def dense_of(self, version: Path) -> ModelFolder:
+        """The dense model of a version. Raises ArtefactError, with the reason why the two cannot be served."""
+        if version_kind(version) == MODEL_KIND:
+            return self._read_model(version)
+        pair_id = pair_id_of(version)
+        if pair_id is None and self.model.pair_id is not None:
+            raise ArtefactError(
+                f"{version} does not say which dense weights it belongs to; "
+                f"convert with: hstu-trt tables convert --pair-with {self.model.path}"
+            )
+        if pair_id == self.model.pair_id:
+            return self.model
+        found = {model.digest: model for model in self._models() if model.pair_id == pair_id}
+        if len(found) != 1:
+            raise ArtefactError(
+                f"{version} belongs to the dense weights {str(pair_id)[:12]}, the model {self.model.path} has "
+                f"{str(self.model.pair_id)[:12]}; {len(found)} model folders beside it have its weights: publish the "
+                "exported model folder, which brings both"
+            )
+        return self._read_model(next(iter(found.values())).path)
+
+    def dense_by_digest(self, digest: str) -> ModelFolder:
+        """The dense model of that digest. Raises ArtefactError."""
+        for model in (self.model, *self._models()):
+            if model.digest == digest:
+                return self.model if model is self.model else self._read_model(model.path)
+        raise ArtefactError(f"no model folder of digest {digest[:12]} in {self.path}; restart the server")
+
+    def _models(self) -> Iterator[ModelFolder]:
+        """The model folders among the versions, their files not yet read."""
+        for path in sorted(self.path.iterdir()) if self.path.is_dir() else []:
+            try:
+                if is_table_name(path.name) and path.is_dir() and version_kind(path) == MODEL_KIND:
+                    yield read_model_folder(path, verify=False)
+            except ArtefactError:
+                continue  # not a version, or not a sound one
+
+    def _read_model(self, path: Path) -> ModelFolder:
+        """A verified model folder that can stand in for the deployment's. Raises ArtefactError."""
+        found = read_model_folder(path)
+        for what, new, old in (
+            ("limits", found.limits, self.model.limits),
+            ("precision", found.precision, self.model.precision),
+            ("stages", found.specs, self.model.specs),
+            ("config", _without_rows(found.ranking_config), _without_rows(self.model.ranking_config)),
+        ):
+            if new != old:
+                raise ArtefactError(
+                    f"{path} has other {what} than the model of this deployment, {self.model.path}; "
+                    "assemble a deployment of its own"
+                )
+        return found
+
+
+def _without_rows(config: HstuConfig) -> HstuConfig:
+    """Tables may grow."""
+    return dataclasses.replace(config, tables=tuple(dataclasses.replace(table, rows=0) for table in config.tables))
+
+
+def pair_id_of(version: Path) -> str | None:
+    """The dense weights that tables or a delta belong to. Raises ArtefactError."""
+    if version_kind(version) == DELTA_KIND:
+        pair_id = read_delta(version, verify=False).result.get("pair_id")
+        if pair_id is not None and not isinstance(pair_id, str):
+            raise ArtefactError(f"{version}: the pair_id of its result is {pair_id!r}")
+        return pair_id
+    return read_tables_folder(
+        version, regenerate=REGENERATE.format(folder=version), may_lack=lambda table: True
+    ).pair_id
+
+
+def open_tables_of(
+    version: Path, dense: ModelFolder, opener: VersionOpener, held: TableVersion | None = None
+) -> TableVersion:
+    """Opens the tables of a version for a dense model. Raises ArtefactError, ConfigError or OSError."""
+
+    def check(folder: TablesFolder) -> None:
+        check_tables(dense, folder)
+
+    folder = version if version_kind(version) == DELTA_KIND else tables_in(version)
+    return dataclasses.replace(opener, check=check).open(folder, version.name, held)
+
+
+def open_own_tables(model: ModelFolder, opener: VersionOpener) -> TableVersion:
+    """The tables that were exported with a model; whoever launched the server has verified the model's files."""
+    regenerate = REGENERATE.format(folder=model.tables)
+    check_tables(model, read_tables_folder(model.tables, regenerate=regenerate, may_lack=opener.may_lack))
+    return opener.open(model.tables, model.name)
