@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Tensors, check_request, offsets_of
-from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.contract.model_folder import REGENERATE, ModelFolder
 from hstu_trt.contract.runner import Runner
+from hstu_trt.contract.table_format import read_tables
 from hstu_trt.contract.tensors import ENSEMBLE, PADDING_ID, StageSpec, feature_columns
 from hstu_trt.serving.signature import ATTENTION_NORM, OFFSETS
 from hstu_trt.tables.ids import Policy, apply_policy
@@ -73,6 +74,7 @@ class FusedStage:
 
     def __init__(self, model: ModelFolder, runner: Runner, attention_norm: float, id_policy: Policy) -> None:
         config = model.ranking_config
+        self._default_rows = default_rows(model) if id_policy == "default_row" else {}
         self._users = UserBatches(model)
         self._columns = feature_columns(config)
         self._tables = {feature: config.table_of(feature) for feature in config.embedding_features}
@@ -100,6 +102,7 @@ class FusedStage:
                 policy=self._policy,
                 padding_id=_padding_id(name),
                 what=name,
+                default_rows=[self._default_rows.get(feature) for feature in features],
             )
             for name, features in self._columns.items()
         }
@@ -107,6 +110,12 @@ class FusedStage:
     def _score(self, feed: Tensors) -> NDArray:
         flat = {f"{group}_ids": feed[f"{group}_ids"].reshape(-1) for group in ("uih", "candidate")}
         return self._runner.infer(feed | flat | {ATTENTION_NORM: self._norm})["preds"]
+
+
+def default_rows(model: ModelFolder) -> dict[str, int | None]:
+    """Feature -> the row that stands in for a bad id; None: a row of zeros. Raises ArtefactError."""
+    tables = read_tables(model.tables, regenerate=REGENERATE.format(folder=model.path)).values()
+    return {feature: table.ids.default_row for table in tables for feature in table.features}
 
 
 T = TypeVar("T")
