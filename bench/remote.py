@@ -94,8 +94,11 @@ def measure(servers: LocalCluster, folder: Path, table_rows: int, rounds: int) -
         host, port = servers.names[0].split(":")
         contenders = {OURS: _ours(tables), **_redis_py(host, int(port), tables.tables[TABLE])}
         server = str(servers.nodes[0].command("INFO", "server"))
-        version = server.partition("redis_version:")[2].partition("\\r")[0]
-        found = Provenance.here(_device(), {**package_versions(("redis", "hiredis", "numpy")), "redis-server": version})
+        # Valkey tells both: the Redis that it is compatible with, and its own.
+        kind = "valkey" if "valkey_version:" in server else "redis"
+        version = server.partition(f"{kind}_version:")[2].partition("\\r")[0]
+        packages = package_versions(("redis", "hiredis", "numpy"))
+        found = Provenance.here(_device(), {**packages, f"{kind}-server": version})
         return [row for case in CASES for row in _case_rows(case, contenders, values, rounds, found)]
 
 

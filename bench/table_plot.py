@@ -26,7 +26,7 @@ def plot(rows: Sequence[ResultRow]) -> str:
     bars = _bars(rows)
     if not bars:
         raise ArtefactError("there are no rows to draw: `make bench-tables` measures them")
-    height = max(_BOTTOM, _TOP + _PITCH * len(bars)) + 66
+    height = max(_BOTTOM, _TOP + _PITCH * len(bars)) + 84
     picture = Picture(_WIDTH, height, "Hit rates of hot sets, and rows per second of each tier of embedding tables")
     _draw_hit_rates(picture)
     _draw_bars(picture, bars)
@@ -54,7 +54,7 @@ def _draw_hit_rates(picture: Picture) -> None:
                 continue  # both are the part itself
             points = [(x(f), y(rate(round(f * ROWS), ROWS, law.exponent))) for f in fractions]
             picture.line(points, f"line {colour}{style}")
-        at = {0.0: 0.3, 0.8: 0.05, 1.05: 0.0003}[law.exponent]
+        at = {0.0: 0.03, 0.8: 0.05, 1.05: 0.0003}[law.exponent]
         height = y(static_rate(round(at * ROWS), ROWS, law.exponent))
         picture.text((x(at) - 8, height - 6), law.name, f"small {colour}", "end")
 

@@ -1,4 +1,4 @@
-"""The README's section on tables: lookups of every tier, how often a hot set answers, refreshes; from committed rows."""
+"""The README's section on tables: lookups of every tier, hit rates of hot sets, refreshes; from committed rows."""
 
 from __future__ import annotations
 

@@ -177,6 +177,7 @@ def test_a_missing_library_names_the_command(monkeypatch, tmp_path):
 def test_a_missing_server_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(local_cluster, "UNPACKED", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(local_cluster.SERVER_VARIABLE, raising=False)
     with pytest.raises(ArtefactError, match="make redis"):
         local_cluster.start_cluster(tmp_path / "cluster")
 

@@ -131,7 +131,7 @@ def test_what_nobody_gives(open_tiers, folder, on_failure):
 
 def test_versions_follow_the_folder_and_share_connections(open_tiers, pushed, folder, tmp_path):
     """Whatever version the cluster calls the one in use: a folder's rows are its own."""
-    second = write_folder(tmp_path / "v2", seed=2)
+    second = write_folder(tmp_path / "v2", seed=77)
     tables, tiers = open_tiers(items={"tier": "remote"})
     with pytest.raises(RemoteError, match=r"no complete version of table 'items'.*tables push .*v2 --cluster"):
         tiers.open_tables(second)
@@ -141,7 +141,7 @@ def test_versions_follow_the_folder_and_share_connections(open_tiers, pushed, fo
         assert tiers.remote_versions(newer.folder) == {"items": "w2"}
         assert tiers.remote_versions(tables.folder) == {"items": "v1"}
         assert len(tiers._clusters) == 1
-        for source, seed in ((tables, 0), (newer, 2)):
+        for source, seed in ((tables, 0), (newer, 77)):
             rows, status = source.lookup_features_with_status(["item"], IDS[:, :1], LookupOptions(dtype="float16"))
             np.testing.assert_array_equal(rows, table_values("items", seed)[IDS[:, 0]])
             assert (status == RowStatus.REMOTE).all()
