@@ -3,7 +3,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
 .PHONY: help install demo serve test test-fast test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
-  bench-kernels bench-tables verify-tensorrt onnx engines remote-lib remote-if-possible redis clean
+  bench-kernels bench-tables readme-tables verify-tensorrt onnx engines remote-lib remote-if-possible redis valkey clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -123,12 +123,18 @@ build/remote/%.o: tables/csrc/remote/%.cpp Makefile
 
 redis: build/redis/usr/bin/redis-server  ## unpack Debian's Redis server into build/, for tests and benchmarks
 
+# pytest tests/tables/remote under HSTU_TRT_REDIS_SERVER=build/valkey/usr/bin/valkey-server tries the same with Valkey.
+valkey: build/valkey/usr/bin/valkey-server  ## unpack Valkey from Debian's backports into build/
+
 # Where one of the two cannot be had, the tests of the remote tier are skipped; in CI that is an error.
 remote-if-possible:
 	@{ $(MAKE) -s -j2 remote-lib && { command -v redis-server || $(MAKE) -s redis; } >/dev/null; } || [ "$$CI" != true ]
 
 build/redis/usr/bin/redis-server:
 	tests/support/fetch_redis.sh build/redis
+
+build/valkey/usr/bin/valkey-server:
+	tests/support/fetch_redis.sh build/valkey valkey
 
 plugins-report: install  ## registers, spills and shared memory of each CUDA kernel
 	@$(BIN)/python -m hstu_trt.plugins report
@@ -148,12 +154,24 @@ bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a 
 verify-tensorrt: install $(LEAN)  ## on a machine with TensorRT: build, test and compare all of it; adds a row to bench/results/: PRECISIONS=fp16,fp8 GPU=
 	$(BIN)/hstu-trt bench verify-tensorrt $(PRECISIONS:%=--precisions %) $(patsubst %,--gpu %,$(filter-out cpu,$(GPU)))
 
+# DLRMv3 draws its ids uniformly; Zipf 0.8 and 1.05 are what others publish with. WAIT_S waits for a quiet machine.
+WAIT_S ?= 0
+bench-tables: install tables-lib remote-if-possible  ## embedding tables, each tier that is here beside what it replaces; rows to bench/results/
+	$(BIN)/hstu-trt bench tables --zipf 0 --zipf 0.8 --zipf 1.05 --wait-s $(WAIT_S)
+	@if [ -f build/lib/libhstu_trt_remote.so ] && { [ -x build/redis/usr/bin/redis-server ] || command -v redis-server >/dev/null; }; then \
+	  $(BIN)/hstu-trt bench remote; else echo 'no redis-server: the remote tier is left out'; fi
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  $(BIN)/hstu-trt bench tables-gpu; else echo 'no CUDA GPU: its tier is left out'; fi
+	@$(MAKE) --no-print-directory readme-tables
+
 # The lines between two marks of the README become what the command prints.
-bench-tables: install  ## the README's tables and picture, from the rows in bench/results/
+readme-tables: install  ## the README's tables and pictures, from the rows in bench/results/
 	$(BIN)/hstu-trt bench plot-kernels --out docs/kernels.svg
+	$(BIN)/hstu-trt bench plot-lookups --out docs/tables.svg
 	@mkdir -p build && { echo && $(BIN)/hstu-trt bench table-kernels && echo; } >build/kernels.md
 	@{ echo && $(BIN)/hstu-trt bench table-support && echo; } >build/support.md
-	@for name in kernels support; do \
+	@{ echo && $(BIN)/hstu-trt bench table-lookups && echo; } >build/tables.md
+	@for name in kernels support tables; do \
 	  sed -i -e "/^<!-- $$name -->$$/,/^<!-- end of $$name -->$$/{//!d}" -e "/^<!-- $$name -->$$/r build/$$name.md" README.md; done
 
 # What diff compares: runner A with the model in precision REFERENCE, and runner B with the one in PRECISION.

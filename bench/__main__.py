@@ -145,6 +145,20 @@ def refresh(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def table_lookups(argv: Sequence[str]) -> int:
+    """Prints the README's section on embedding tables from rows of every tier."""
+    from hstu_trt.bench.table_report import table_main as run
+
+    return run(argv)
+
+
+def plot_lookups(argv: Sequence[str]) -> int:
+    """Draws hit rates of hot sets, and rows per second of every tier of tables."""
+    from hstu_trt.bench.table_report import plot_main as run
+
+    return run(argv)
+
+
 SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "workload": workload,
     "accuracy": accuracy,
@@ -159,6 +173,8 @@ SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "tables": tables,
     "remote": remote,
     "refresh": refresh,
+    "table-lookups": table_lookups,
+    "plot-lookups": plot_lookups,
 }
 
 

@@ -17,23 +17,28 @@ from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.tables.remote_resp import RemoteError, Reply, decode
 
 UNPACKED = Path(__file__).resolve().parents[1] / "build/redis"
+SERVER_VARIABLE = "HSTU_TRT_REDIS_SERVER"
+"""Environment variable with the path of another server, Valkey's say."""
 SLOTS = 16384
 NODE_TIMEOUT_MS = 1500
 _START_S = 20.0
 
 
 def find_server() -> Path | None:
-    """The server that `make redis` unpacked, else Redis or Valkey, 7 or later, on PATH."""
-    unpacked = UNPACKED / "usr/bin/redis-server"
+    """What HSTU_TRT_REDIS_SERVER names, what `make redis` unpacked, else Redis or Valkey, 7 or later, on PATH."""
+    named, unpacked = os.environ.get(SERVER_VARIABLE), UNPACKED / "usr/bin/redis-server"
+    if named:
+        return Path(named).absolute()
     found = unpacked if unpacked.exists() else shutil.which("redis-server") or shutil.which("valkey-server")
     return Path(found) if found else None
 
 
 def server_environment(server: Path) -> dict[str, str]:
-    """Unpacked libraries stand where the loader does not look."""
-    environment = dict(os.environ)
-    if UNPACKED in server.parents:
-        environment["LD_LIBRARY_PATH"] = ":".join(str(folder) for folder in (UNPACKED / "usr/lib").glob("*-linux-gnu"))
+    """Libraries that were unpacked with a server stand where the loader does not look."""
+    environment, root = dict(os.environ), server.parents[min(2, len(server.parents) - 1)]
+    libraries = [str(folder) for folder in (root / "usr/lib").glob("*-linux-gnu")]
+    if root != Path(root.anchor) and libraries:
+        environment["LD_LIBRARY_PATH"] = ":".join(libraries)
     return environment
 
 

@@ -31,7 +31,7 @@ from hstu_trt.contract.text import text_table
 from hstu_trt.tables.host import LookupOptions
 from hstu_trt.tables.remote import RemoteTables
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
-from hstu_trt.tables.remote_layout import DEFAULT_PARTITIONS, RemoteVersion
+from hstu_trt.tables.remote_layout import RemoteVersion
 from hstu_trt.tables.remote_push import Push
 
 Lookup = Callable[[NDArray], NDArray]
@@ -89,13 +89,16 @@ def measure(servers: LocalCluster, folder: Path, table_rows: int, rounds: int) -
     config = TableConfig(name=TABLE, rows=table_rows, dim=DIM, dtype="float16", features=("item",))
     write_tables_manifest(folder / "tables", [write_table(folder / "tables", config, [values])], "bench", {})
     with Cluster(ClusterOptions(nodes=servers.names)) as cluster:
-        Push(cluster, folder / "tables", TABLE, "v1", DEFAULT_PARTITIONS).run()
+        Push(cluster, folder / "tables", TABLE, "v1").run()
         tables = RemoteTables(cluster, [TABLE], versions={TABLE: "v1"}, deadline_ms=10_000)
         host, port = servers.names[0].split(":")
         contenders = {OURS: _ours(tables), **_redis_py(host, int(port), tables.tables[TABLE])}
         server = str(servers.nodes[0].command("INFO", "server"))
-        version = server.partition("redis_version:")[2].partition("\\r")[0]
-        found = Provenance.here(_device(), {**package_versions(("redis", "hiredis", "numpy")), "redis-server": version})
+        # Valkey tells both: the Redis that it is compatible with, and its own.
+        kind = "valkey" if "valkey_version:" in server else "redis"
+        version = server.partition(f"{kind}_version:")[2].partition("\\r")[0]
+        packages = package_versions(("redis", "hiredis", "numpy"))
+        found = Provenance.here(_device(), {**packages, f"{kind}-server": version})
         return [row for case in CASES for row in _case_rows(case, contenders, values, rounds, found)]
 
 

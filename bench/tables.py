@@ -13,9 +13,10 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -165,22 +166,31 @@ def open_host(case: TableCase, folder: Path, *, native: bool, threads: int) -> H
 
 def measure(case: TableCase, provenance: Provenance, plan: MeasuringPlan) -> list[ResultRow]:
     """Checks our rows against PyTorch's, then times the contenders in turn."""
-    threads, rng = torch.get_num_threads(), np.random.default_rng(1)
+    return next(measure_laws([case], provenance, plan))
+
+
+def measure_laws(cases: Sequence[TableCase], provenance: Provenance, plan: MeasuringPlan) -> Iterator[list[ResultRow]]:
+    """Rows case by case; the cases differ in how ids are drawn, and share a table."""
+    threads, reference = torch.get_num_threads(), torch_lookup(cases[0])
+    with tempfile.TemporaryDirectory() as folder:
+        ours, plain = (open_host(cases[0], Path(folder), native=native, threads=threads) for native in (True, False))
+        for case in cases:
+            yield _measure(case, {REFERENCE: reference, OURS: ours, "numpy": plain}, provenance, plan)
+
+
+def _measure(
+    case: TableCase, opened: Mapping[str, Any], provenance: Provenance, plan: MeasuringPlan
+) -> list[ResultRow]:
+    rng, reference, ours = np.random.default_rng(1), opened[REFERENCE], opened[OURS]
     ids = [draw_items(rng, case.lookups, rows=case.rows, exponent=case.exponent) for _ in range(_ID_SETS)]
     torch_ids = [torch.from_numpy(one) for one in ids]
-    reference = torch_lookup(case)
-    with tempfile.TemporaryDirectory() as folder:
-        ours, plain = (open_host(case, Path(folder), native=native, threads=threads) for native in (True, False))
-        calls = {
-            REFERENCE: CpuCalls(lambda turn: reference(torch_ids[turn]), plan.wait_s),
-            OURS: CpuCalls(lambda turn: ours.lookup("t", ids[turn], dtype="float16"), plan.wait_s),
-            "numpy": CpuCalls(lambda turn: plain.lookup("t", ids[turn], dtype="float16"), plan.wait_s),
-        }
-        wrong = sum(
-            _differing(reference(torch_ids[turn]).numpy(), ours.lookup("t", ids[turn], dtype="float16"))
-            for turn in range(2)
-        )
-        times = time_in_turn(calls, rounds=plan.rounds, target_ms=plan.target_ms)
+    calls = {REFERENCE: CpuCalls(lambda turn: reference(torch_ids[turn]), plan.wait_s)}
+    calls |= {name: _host_calls(host, ids, plan) for name, host in opened.items() if name != REFERENCE}
+    wrong = sum(
+        _differing(reference(torch_ids[turn]).numpy(), ours.lookup("t", ids[turn], dtype="float16"))
+        for turn in range(2)
+    )
+    times = time_in_turn(calls, rounds=plan.rounds, target_ms=plan.target_ms)
     timings = {name: Timing.of(one) for name, one in times.items()}
     return [
         ResultRow(
@@ -197,6 +207,10 @@ def measure(case: TableCase, provenance: Provenance, plan: MeasuringPlan) -> lis
         )
         for name, timing in timings.items()
     ]
+
+
+def _host_calls(host: HostTables, ids: Sequence[NDArray], plan: MeasuringPlan) -> CpuCalls:
+    return CpuCalls(lambda turn: host.lookup("t", ids[turn], dtype="float16"), plan.wait_s)
 
 
 def _differing(expected: NDArray, found: NDArray) -> int:
@@ -218,7 +232,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rows", type=int, default=2_000_000, help="of the table (default: 2000000)")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--lookups", type=int, default=9048, help="ids per call (default: 9048, a request of DLRMv3)")
-    parser.add_argument("--zipf", type=float, default=0.0, metavar="EXPONENT", help="default: uniform, as in DLRMv3")
+    text = "0: uniform, as in DLRMv3, which is the default; may be repeated"
+    parser.add_argument("--zipf", type=float, action="append", metavar="EXPONENT", help=text)
     parser.add_argument("--threads", type=int, default=default_threads(), help="of each lookup (default: all CPUs)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--target-ms", type=float, default=100.0, help="of each measurement (default: 100)")
@@ -231,11 +246,13 @@ def main(argv: Sequence[str]) -> int:
     provenance = Provenance.here(f"{cpu_name()}, {args.threads} threads", package_versions(("torch", "numpy")))
     plan = MeasuringPlan(rounds=args.rounds, target_ms=args.target_ms, wait_s=args.wait_s)
     for dtype in args.dtype or STORED:
-        case = TableCase(dtype=dtype, rows=args.rows, dim=args.dim, lookups=args.lookups, exponent=args.zipf)
-        rows = measure(case, provenance, plan)
-        append_rows(args.out, rows)
-        print(case.name)
-        print(_listing(rows))
+        cases = [
+            TableCase(dtype=dtype, rows=args.rows, dim=args.dim, lookups=args.lookups, exponent=exponent)
+            for exponent in args.zipf or (0.0,)
+        ]
+        for rows in measure_laws(cases, provenance, plan):
+            append_rows(args.out, rows)
+            print(f"{rows[0].case}\n{_listing(rows)}", flush=True)
     print(f"{provenance.device}; rows added to {args.out}")
     return 0
 

@@ -61,16 +61,24 @@ def write_manifest(folder: Path, *, kind: str, made_by: str, files: Iterable[str
     return path
 
 
-def read_manifest(folder: Path, *, kind: str, regenerate: str, verify: bool = True) -> dict[str, Any]:
+def read_manifest(
+    folder: Path,
+    *,
+    kind: str,
+    regenerate: str,
+    verify: bool = True,
+    may_lack: Callable[[str], bool] = lambda file: False,
+) -> dict[str, Any]:
     """Reads and checks ``folder/manifest.json`` and the sizes of its files; ``verify`` also re-hashes every file.
 
-    regenerate: the command to name when the folder is missing or wrong.
+    regenerate: the command to name when the folder is missing or wrong. may_lack: tells files that need not be there.
     Raises ArtefactError.
     """
     document, remedy = read_document(folder, kind=kind, regenerate=regenerate), f"make it again with: {regenerate}"
     try:
         for name, entry in document["files"].items():
-            _check_file(folder, name, entry, verify, remedy)
+            if not may_lack(name) or (folder / name).exists():
+                _check_file(folder, name, entry, verify, remedy)
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise ArtefactError(f"{folder / MANIFEST_NAME}: its list of files is malformed ({error!r}); {remedy}") from None
     return document

@@ -11,7 +11,7 @@ Several versions of such a folder may stand side by side (``table_versions.py``)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -135,16 +135,31 @@ def read_tables(folder: Path, *, regenerate: str, verify: bool = False) -> dict[
     return read_tables_folder(folder, regenerate=regenerate, verify=verify).tables
 
 
-def read_tables_folder(folder: Path, *, regenerate: str, verify: bool = False) -> TablesFolder:
+def read_tables_folder(
+    folder: Path, *, regenerate: str, verify: bool = False, may_lack: Callable[[str], bool] = lambda table: False
+) -> TablesFolder:
     """Reads a tables folder's manifest and checks it against the shards' headers (and sha256, with ``verify``).
 
+    may_lack: tells the tables whose files (those in the folder of their name) need not be there, since their rows are
+    elsewhere.
     Raises ArtefactError.
     """
-    document = read_manifest(folder, kind=TABLES_KIND, regenerate=regenerate, verify=verify)
+    document = read_manifest(
+        folder,
+        kind=TABLES_KIND,
+        regenerate=regenerate,
+        verify=verify,
+        may_lack=lambda file: may_lack(file.partition("/")[0]),
+    )
     found = parse_tables(document, folder, regenerate)
     for table in found.tables.values():
-        _check_files(folder, table, set(found.files))
+        if not may_lack(table.name) or all((folder / file).exists() for file in _files_of(table)):
+            _check_files(folder, table, set(found.files))
     return found
+
+
+def _files_of(table: StoredTable) -> list[str]:
+    return [shard.file for shard in table.shards] + [file for file in (table.ids.row_of_id,) if file is not None]
 
 
 def parse_tables(document: Mapping[str, Any], folder: Path, regenerate: str) -> TablesFolder:
@@ -218,8 +233,7 @@ def _check_features(folder: Path, tables: Iterable[StoredTable]) -> None:
 
 def _check_files(folder: Path, table: StoredTable, listed: set[str]) -> None:
     """Holds a table against the headers of its shards, and refuses files outside the folder."""
-    files = [shard.file for shard in table.shards] + [file for file in (table.ids.row_of_id,) if file is not None]
-    for file in files:
+    for file in _files_of(table):
         if file not in listed:
             raise ArtefactError(f"{folder}: shard {file} is not among the manifest's files")
         if not (folder / file).resolve().is_relative_to(folder.resolve()):

@@ -22,6 +22,7 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.manifest import MANIFEST_NAME, read_document, write_manifest, write_text_atomically
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.staging import staged_folder
+from hstu_trt.contract.table_versions import current_tables
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint, pbtxt
 from hstu_trt.serving.deployment import (
@@ -35,9 +36,12 @@ from hstu_trt.serving.deployment import (
 )
 from hstu_trt.serving.engine_steps import place_plans, read_engines, use_engines
 from hstu_trt.serving.refresh_settings import DEFAULT_POLL_S, RefreshSettings
-from hstu_trt.serving.signature import ATTENTION_NORM, FLAVOURS, MODELS, signatures
+from hstu_trt.serving.signature import ATTENTION_NORM, FLAVOURS, LOOKUP_MODELS, MODELS, TIERS_PARAMETER, signatures
 from hstu_trt.tables.ids import POLICIES
 from hstu_trt.tables.refresh import REFRESH_MODES
+from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
+from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
+from hstu_trt.tables.tiers import Tiers
 
 REPOSITORY = Path(__file__).resolve().parents[1] / "triton_repo"
 _HEADER = "# Made by hstu-trt assemble from triton_repo/{name}/{file}; edit that one.\n"
@@ -53,6 +57,8 @@ class Options:
     attention_norm: str | None = None
     """``fixed:N``; None means the model's ``max_seq_len``."""
     id_policy: str = "reject"
+    tiers: Path | None = None
+    """Settings of the tables' tiers; None: all are mapped files."""
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
 
     def __post_init__(self) -> None:
@@ -91,6 +97,8 @@ def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.Mode
         pbtxt.fit(config, wanted[name])
         for key in parameters.keys() & set(config.parameters):
             pbtxt.set_parameter(config, key, parameters[key])
+        if options.tiers is not None and name in LOOKUP_MODELS:
+            pbtxt.set_parameter(config, TIERS_PARAMETER, f"../../{TIERS_FILE}")
         if "refresh" in config.parameters and "refresh_memory_bytes" in parameters:
             pbtxt.set_parameter(config, "refresh_memory_bytes", parameters["refresh_memory_bytes"])
         if name in (ENSEMBLE, FUSED):
@@ -103,18 +111,28 @@ def assemble(model: ModelFolder, out: Path, options: Options) -> Deployment:
     """Writes the deployment folder, lints it and returns it. Raises ArtefactError, or GateError from the lint."""
     _refuse_foreign_folder(out)
     configs = fitted_configs(model, options)
+    tiers = None if options.tiers is None else _tiers_of(model, options.tiers)
     with staged_folder(out) as folder:
         (folder / MODEL_LINK).symlink_to(model.path.resolve(), target_is_directory=True)
         if options.refresh.tables is not None:
             (folder / VERSIONS_LINK).symlink_to(options.refresh.tables.resolve(), target_is_directory=True)
         for name, config in configs.items():
             _write_model(REPOSITORY / name, folder / REPOSITORY_FOLDER / name, config)
+        if tiers is not None:
+            write_text_atomically(folder / TIERS_FILE, json.dumps(tiers.to_json(), indent=2) + "\n")
         if options.engines is not None:
             (folder / ENGINES_LINK).symlink_to(options.engines.resolve(), target_is_directory=True)
             place_plans(read_engines(options.engines, model), folder / REPOSITORY_FOLDER)
         lint.require_clean(folder / REPOSITORY_FOLDER, model, options.flavour)
         _write_deployment_manifest(folder, out, model, options)
     return read_deployment(out, verify=False)
+
+
+def _tiers_of(model: ModelFolder, path: Path) -> TierSettings:
+    """Settings that fit the model's tables. Raises ArtefactError or ConfigError."""
+    settings = read_tier_settings(path)
+    Tiers(settings).read_folder(current_tables(model.tables))
+    return settings
 
 
 def _refuse_foreign_folder(out: Path) -> None:
@@ -143,9 +161,13 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
         made_by=(
             f"hstu-trt assemble --model {model.path} --flavour {options.flavour} --attention-norm {norm} "
             f"--id-policy {options.id_policy} {f'--engines {options.engines} ' if options.engines else ''}"
-            f"{f'--tables {options.refresh.tables} ' if options.refresh.tables else ''}--out {out}"
+            f"{f'--tables {options.refresh.tables} ' if options.refresh.tables else ''}"
+            f"{f'--tiers {options.tiers} ' if options.tiers else ''}--out {out}"
         ),
-        files=[path.relative_to(folder).as_posix() for path in repository.rglob("*") if path.is_file()],
+        files=[
+            *(path.relative_to(folder).as_posix() for path in repository.rglob("*") if path.is_file()),
+            *([TIERS_FILE] if options.tiers else []),
+        ],
         facts={
             "flavour": options.flavour,
             "attention_norm": norm,
@@ -164,6 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engines", type=Path, help="flavour tensorrt: folder made by hstu-trt engines")
     parser.add_argument("--attention-norm", metavar="fixed:N", help="N of the attention's 1/N (default: max_seq_len)")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table (default: reject)")
+    parser.add_argument(
+        "--tiers", type=Path, metavar="FILE", help="tiers of the tables, as tables.json says (default: mapped files)"
+    )
     parser.add_argument("--tables", type=Path, metavar="DIR", help="folder of versions of the tables, watched")
     parser.add_argument(
         "--refresh", choices=REFRESH_MODES, default="auto", help="versions side by side or as overlays (default: auto)"
@@ -190,6 +215,7 @@ def main(argv: Sequence[str]) -> int:
         engines=args.engines,
         attention_norm=args.attention_norm,
         id_policy=args.id_policy,
+        tiers=args.tiers,
         refresh=refresh,
     )
     model = read_model_folder(args.model)

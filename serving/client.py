@@ -176,7 +176,10 @@ class RankingClient:
         if status.endswith("INVALID_ARGUMENT"):
             return InputError(message)
         hint = {
-            "UNAVAILABLE": "; is the server running? hstu-trt serve --deployment DIR starts one",
+            # A server that runs says so of rows that it cannot reach.
+            "UNAVAILABLE": ""
+            if "table " in message
+            else "; is the server running? hstu-trt serve --deployment DIR starts one",
             "DEADLINE_EXCEEDED": f"; no answer within {self._timeout_s:g} s",
         }.get(status.rpartition(".")[2], "")
         return ServerError(f"{self.model} at {self._url}: {message} ({status.rpartition('.')[2]}){hint}")

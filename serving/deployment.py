@@ -4,6 +4,7 @@ DIR/
   manifest.json    kind "deployment": flavour, attention norm, id policy, digest of the model, sha256 of each file
   model            link to the exported model folder (``contract/model_folder.py``)
   engines          flavour ``tensorrt``: link to the engines folder
+  tables.json      where tables are that are not mapped files, and how to reach them (``tables/tier_settings.py``)
   tables           link to the folder of versions that is watched, if any (``releases.py``)
   models/          the Triton model repository
   run/             written by ``serve``: Triton's backends folder, the server's log, and what it serves (``held.py``)
@@ -11,12 +12,14 @@ DIR/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.manifest import read_manifest
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
+from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
+from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
 
 DEPLOYMENT_KIND = "deployment"
 MODEL_LINK = "model"
@@ -36,6 +39,7 @@ class Deployment:
     flavour: str
     attention_norm: str
     id_policy: str
+    tiers: TierSettings = field(default_factory=TierSettings)
 
     @property
     def repository(self) -> Path:
@@ -72,6 +76,7 @@ def read_deployment(folder: Path, *, verify: bool = True) -> Deployment:
             flavour=document["flavour"],
             attention_norm=document["attention_norm"],
             id_policy=document["id_policy"],
+            tiers=read_tier_settings(folder / TIERS_FILE) if TIERS_FILE in document["files"] else TierSettings(),
         )
         digest = document["model"]["digest"]
     except (KeyError, TypeError) as error:

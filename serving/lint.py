@@ -15,7 +15,8 @@ from hstu_trt.contract.errors import GateError
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.engine_steps import PLAN_FILE
-from hstu_trt.serving.signature import Port, Signature, signatures
+from hstu_trt.serving.signature import LOOKUP_MODELS, TIERS_PARAMETER, Port, Signature, signatures
+from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,7 @@ class Repository:
 
     def ensembles(self) -> Iterator[tuple[str, pbtxt.ModelConfig]]:
         """The ensembles among the configs."""
-        for name, config in self.configs.items():
-            if config.platform == "ensemble":
-                yield name, config
+        return ((name, config) for name, config in self.configs.items() if config.platform == "ensemble")
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ def lint(path: Path, model: ModelFolder, flavour: str = "cpu") -> list[Finding]:
 
 def require_clean(path: Path, model: ModelFolder, flavour: str = "cpu") -> None:
     """Raises GateError that lists every finding."""
-    findings = lint(path, model, flavour)
-    if findings:
+    if findings := lint(path, model, flavour):
         raise GateError("the model repository has faults:\n" + "\n".join(f"  {finding}" for finding in findings))
 
 
@@ -107,9 +105,8 @@ def folder_name(repository: Repository) -> Iterator[str]:
 @_rule("R1-ragged-ensemble")
 def ragged_ensemble(repository: Repository) -> Iterator[str]:
     """Triton ignores allow_ragged_batch on an ensemble."""
-    for name, config in repository.ensembles():
-        for tensor in _ragged(config):
-            yield f"{name}: allow_ragged_batch of {tensor!r} has no effect on an ensemble; set it on the steps"
+    for name, tensor in ((name, tensor) for name, config in repository.ensembles() for tensor in _ragged(config)):
+        yield f"{name}: allow_ragged_batch of {tensor!r} has no effect on an ensemble; set it on the steps"
 
 
 @_rule("R2-ragged-dims")
@@ -171,8 +168,7 @@ def queue_delay(repository: Repository) -> Iterator[str]:
         if config.dynamic_batching.max_queue_delay_microseconds:
             delayed.append(name)
     for name, config in repository.ensembles():
-        slow = [step.model_name for step in config.ensemble_scheduling.step if step.model_name in delayed]
-        if len(slow) > 1:
+        if len(slow := [s.model_name for s in config.ensemble_scheduling.step if s.model_name in delayed]) > 1:
             yield f"{name}: the queue delays of {', '.join(slow)} add up; keep one at most"
 
 
@@ -293,3 +289,12 @@ def several_gpus(repository: Repository) -> Iterator[str]:
             gpus = {gpu for group in repository.configs[step.model_name].instance_group for gpu in group.gpus}
             if len(gpus) > 1:
                 yield f"{ensemble}: step {step.model_name} spans GPUs {sorted(gpus)}; run one server per GPU"
+
+
+@_rule("R16-tiers")
+def tiers(repository: Repository) -> Iterator[str]:
+    """Without the parameter, what looks rows up would map files."""
+    for name in (name for name in LOOKUP_MODELS if name in repository.configs):
+        given = pbtxt.parameter(repository.configs[name], TIERS_PARAMETER) is not None
+        if given != (repository.path.parent / TIERS_FILE).is_file():
+            yield f"{name}: parameter {TIERS_PARAMETER!r} and {TIERS_FILE} go together; assemble the deployment again"

@@ -17,7 +17,7 @@ from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.tensors import PADDING_ID, Dim, StageSpec, TensorSpec
 from hstu_trt.serving.releases import Release, ReleaseFolder
 from hstu_trt.serving.signature import ATTENTION_NORM, DENSE_ID, OFFSETS, ROW_STATUS, TABLES_VERSION
-from hstu_trt.serving.stages import FusedStage, Stage, UserBatches, each
+from hstu_trt.serving.stages import FusedStage, RequestError, Stage, UserBatches, each
 from hstu_trt.tables.delta import tables_digest
 from hstu_trt.tables.ids import Policy, RowStatus
 from hstu_trt.tables.live import Live
@@ -71,7 +71,10 @@ class LiveLookup:
         self._rows = RowsOfModel(model, policy)
 
     def infer(self, feed: Mapping[str, NDArray]) -> Tensors:
-        """Ids by name -> rows, ``tables_version`` [1], ``row_status`` [7], ``dense_id`` [1]. Raises InputError."""
+        """Ids by name -> rows, ``tables_version`` [1], ``row_status`` [7], ``dense_id`` [1].
+
+        Raises InputError, or RemoteError.
+        """
         check_request(feed, self.spec, self._limits)
         with self._live.pin() as release, self.tally.bad_ids(release):
             rows, status = self._rows.look_up(release.tables.rows, feed)
@@ -154,17 +157,17 @@ class LiveFusedStage:
         self.tally = Tally()
         self._live, self._users, self._rows = live, UserBatches(model), RowsOfModel(model, policy)
 
-    def answer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[FusedAnswer | InputError]:
+    def answer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[FusedAnswer | RequestError]:
         """An answer per request, or what is wrong with that request."""
         with self._live.pin() as release:
             with self.tally.bad_ids(release):
                 found = each(lambda request: self._look_up(release, request), requests)
-            good = [item for item in found if not isinstance(item, InputError)]
+            good = [item for item in found if not isinstance(item, RequestError)]
             scores = iter(self._users.score([packed for packed, _ in good], lambda feed: _dense_scores(release, feed)))
         for _, counts in good:
             self.tally.add_rows(counts)
         return [
-            item if isinstance(item, InputError) else FusedAnswer(next(scores), release.tables.label, item[1])
+            item if isinstance(item, RequestError) else FusedAnswer(next(scores), release.tables.label, item[1])
             for item in found
         ]
 
@@ -191,10 +194,10 @@ class FixedFusedStage:
         self._engine = engine
         self._version = version_label(model.name, tables_digest(model.tables))
 
-    def answer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[FusedAnswer | InputError]:
+    def answer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[FusedAnswer | RequestError]:
         """An answer per request, or what is wrong with that request."""
         return [
-            scores if isinstance(scores, InputError) else FusedAnswer(scores, self._version, self._status(request))
+            scores if isinstance(scores, RequestError) else FusedAnswer(scores, self._version, self._status(request))
             for scores, request in zip(self._engine.infer_many(requests), requests, strict=True)
         ]
 

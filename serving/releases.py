@@ -129,7 +129,9 @@ def pair_id_of(version: Path) -> str | None:
         if pair_id is not None and not isinstance(pair_id, str):
             raise ArtefactError(f"{version}: the pair_id of its result is {pair_id!r}")
         return pair_id
-    return read_tables_folder(version, regenerate=REGENERATE.format(folder=version)).pair_id
+    return read_tables_folder(
+        version, regenerate=REGENERATE.format(folder=version), may_lack=lambda table: True
+    ).pair_id
 
 
 def open_tables_of(
@@ -146,5 +148,6 @@ def open_tables_of(
 
 def open_own_tables(model: ModelFolder, opener: VersionOpener) -> TableVersion:
     """The tables that were exported with a model; whoever launched the server has verified the model's files."""
-    check_tables(model, read_tables_folder(model.tables, regenerate=REGENERATE.format(folder=model.tables)))
+    regenerate = REGENERATE.format(folder=model.tables)
+    check_tables(model, read_tables_folder(model.tables, regenerate=regenerate, may_lack=opener.may_lack))
     return opener.open(model.tables, model.name)

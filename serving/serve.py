@@ -21,9 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import GateError, HstuTrtError
-from hstu_trt.contract.model_folder import REGENERATE
 from hstu_trt.contract.numerics import TOLERANCES
-from hstu_trt.contract.table_format import read_tables
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint
 from hstu_trt.serving.client import RankingClient, ServerError
@@ -43,6 +41,7 @@ from hstu_trt.serving.server import (
     tensorrt_flags,
 )
 from hstu_trt.serving.signature import MODELS
+from hstu_trt.serving.tier_report import PlacedTable, check_tiers, placed_tables, tables_json, tables_text
 
 READY_TIMEOUT_S = 120.0
 _POLL_S = 0.1
@@ -69,14 +68,14 @@ class Ready:
     """Largest difference of the canary's scores between the ensemble and the fused model."""
 
 
-def check(deployment: Deployment, *, hash_tables: bool = False) -> None:
+def check(deployment: Deployment, *, hash_tables: bool = False, connect: bool = True) -> None:
     """What can be known before a launch; hashing the tables reads them whole, so only ``--check`` does.
 
-    Raises ArtefactError, or GateError that lists the findings of the lint.
+    connect: also asks the clusters of remote tables. Raises ArtefactError, ConfigError for more memory than there is,
+    RemoteError, or GateError that lists the findings of the lint.
     """
-    model = deployment.model
-    read_tables(model.tables, regenerate=REGENERATE.format(folder=model.path), verify=hash_tables)
-    lint.require_clean(deployment.repository, model, deployment.flavour)
+    check_tiers(deployment, hash_tables=hash_tables, connect=connect)
+    lint.require_clean(deployment.repository, deployment.model, deployment.flavour)
 
 
 def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIMEOUT_S) -> tuple[ServerProcess, Ready]:
@@ -162,7 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hstu-trt serve", description="Launch Triton on a deployment.")
     parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
     parser.add_argument("--check", action="store_true", help="verify every file, the tables too, lint, and stop")
-    parser.add_argument("--dry-run", action="store_true", help="print the server's command line only")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print tables, their memory and the server's command line"
+    )
     parser.add_argument("--json", action="store_true", help="print what is served as one JSON line")
     parser.add_argument("--tritonserver", type=Path, help="binary (default: NGC install, else nvidia-pytriton wheel)")
     parser.add_argument(
@@ -181,7 +182,7 @@ def main(argv: Sequence[str]) -> int:
     """The ``serve`` verb."""
     args = _parser().parse_args(argv)
     deployment = read_deployment(args.deployment)
-    check(deployment, hash_tables=args.check)
+    check(deployment, hash_tables=args.check, connect=not args.dry_run)
     if args.check:
         text = f"{args.deployment}: files and tables verified, {len(lint.RULES)} rules kept"
         print(json.dumps({"ok": True}) if args.json else text)
@@ -191,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
     flags = tensorrt_flags(server, args.plugins) if deployment.flavour == "tensorrt" else ()
     plan = plan_launch(server, deployment.repository, deployment.run, listen, flags)
     if args.dry_run:
-        _print_plan(plan, as_json=args.json)
+        _print_plan(plan, placed_tables(deployment), as_json=args.json)
         return 0
     return _serve(deployment, server, plan, args)
 
@@ -217,10 +218,13 @@ def _serve(deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args:
     return 0
 
 
-def _print_plan(plan: LaunchPlan, *, as_json: bool) -> None:
+def _print_plan(plan: LaunchPlan, placed: list[PlacedTable], *, as_json: bool) -> None:
+    """The command line, after the tables as comments, so that a shell takes the whole."""
     if as_json:
-        print(json.dumps({"command": plan.command, "environment": plan.environment}))
+        told = {"command": plan.command, "environment": plan.environment, "tables": tables_json(placed)}
+        print(json.dumps(told))
         return
+    print("".join(f"# {line}\n" for line in tables_text(placed).splitlines()), end="")
     variables = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items()]
     print(" \\\n  ".join([*variables, *map(shlex.quote, plan.command)]))
 

@@ -28,6 +28,12 @@ FLAVOURS = ("cpu", "tensorrt")
 ENGINE_STEPS = ("hstu", "mlp_head")
 """The steps that are TensorRT plans in the flavour ``tensorrt``."""
 
+LOOKUP_MODELS = ("embedding_lookup", FUSED)
+"""The models that look rows up."""
+
+TIERS_PARAMETER = "tiers"
+"""Their parameter that names the settings of the tables' tiers; without it all tables are mapped files."""
+
 ATTENTION_NORM = "attention_norm"
 TABLES_VERSION = "tables_version"
 """Output: name and digest of the tables that answered, as in ``v000002@1f0c5a9be21d``."""

@@ -10,11 +10,16 @@ from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Tensors, check_request, offsets_of
-from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.contract.model_folder import REGENERATE, ModelFolder
 from hstu_trt.contract.runner import Runner
+from hstu_trt.contract.table_format import read_tables
 from hstu_trt.contract.tensors import ENSEMBLE, PADDING_ID, StageSpec, feature_columns
 from hstu_trt.serving.signature import ATTENTION_NORM, OFFSETS
 from hstu_trt.tables.ids import Policy, apply_policy
+from hstu_trt.tables.remote_resp import RemoteError
+
+RequestError = InputError | RemoteError
+"""Why one request has no answer: it is wrong, or rows that it needs are out of reach."""
 
 
 class Stage(Protocol):
@@ -69,6 +74,7 @@ class FusedStage:
 
     def __init__(self, model: ModelFolder, runner: Runner, attention_norm: float, id_policy: Policy) -> None:
         config = model.ranking_config
+        self._default_rows = default_rows(model) if id_policy == "default_row" else {}
         self._users = UserBatches(model)
         self._columns = feature_columns(config)
         self._tables = {feature: config.table_of(feature) for feature in config.embedding_features}
@@ -76,11 +82,11 @@ class FusedStage:
         self._norm = np.asarray([attention_norm], dtype=np.float32)
         self._policy = id_policy
 
-    def infer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[NDArray | InputError]:
+    def infer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[NDArray | RequestError]:
         """Scores ``[users, candidates, tasks]`` per request, or what is wrong with that request."""
         packed = each(self._pack, requests)
-        scores = iter(self._users.score([item for item in packed if not isinstance(item, InputError)], self._score))
-        return [item if isinstance(item, InputError) else next(scores) for item in packed]
+        scores = iter(self._users.score([item for item in packed if not isinstance(item, RequestError)], self._score))
+        return [item if isinstance(item, RequestError) else next(scores) for item in packed]
 
     def _pack(self, request: Mapping[str, NDArray]) -> Tensors:
         """One request as checked inputs of the ``ranking`` stage, ids outside the tables already dealt with."""
@@ -96,6 +102,7 @@ class FusedStage:
                 policy=self._policy,
                 padding_id=_padding_id(name),
                 what=name,
+                default_rows=[self._default_rows.get(feature) for feature in features],
             )
             for name, features in self._columns.items()
         }
@@ -105,18 +112,24 @@ class FusedStage:
         return self._runner.infer(feed | flat | {ATTENTION_NORM: self._norm})["preds"]
 
 
+def default_rows(model: ModelFolder) -> dict[str, int | None]:
+    """Feature -> the row that stands in for a bad id; None: a row of zeros. Raises ArtefactError."""
+    tables = read_tables(model.tables, regenerate=REGENERATE.format(folder=model.path)).values()
+    return {feature: table.ids.default_row for table in tables for feature in table.features}
+
+
 T = TypeVar("T")
 
 
 def each(
     function: Callable[[Mapping[str, NDArray]], T], requests: Iterable[Mapping[str, NDArray]]
-) -> list[T | InputError]:
+) -> list[T | RequestError]:
     """The function's result per request, or what is wrong with that request."""
-    results: list[T | InputError] = []
+    results: list[T | RequestError] = []
     for request in requests:
         try:
             results.append(function(request))
-        except InputError as error:
+        except (InputError, RemoteError) as error:
             results.append(error)
     return results
 

@@ -30,12 +30,15 @@ from hstu_trt.serving.live_models import LiveDense, LiveFused, LiveRows, Place, 
 from hstu_trt.serving.live_stages import FixedFusedStage, FusedAnswer, LiveFusedStage, LiveLookup, Tally
 from hstu_trt.serving.refresh_settings import positive_seconds, refresh_mode
 from hstu_trt.serving.releases import Release, ReleaseFolder
-from hstu_trt.serving.signature import ATTENTION_NORM, ROW_STATUS, TABLES_VERSION
-from hstu_trt.serving.stages import FusedStage, GuardedLookup, RunnerStage, Stage
+from hstu_trt.serving.signature import ATTENTION_NORM, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
+from hstu_trt.serving.stages import FusedStage, GuardedLookup, RequestError, RunnerStage, Stage
 from hstu_trt.serving.watching import Refresh, Watcher
 from hstu_trt.tables.ids import POLICIES, Policy
 from hstu_trt.tables.live import Live
 from hstu_trt.tables.refresh import RefreshOptions, VersionOpener
+from hstu_trt.tables.remote_resp import RemoteError
+from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
+from hstu_trt.tables.tiers import Tiers
 
 
 class _TritonModel:
@@ -100,7 +103,12 @@ class _TritonModel:
         options = RefreshOptions(
             mode=refresh_mode(self._parameter("refresh")), memory_budget=None if budget is None else int(budget)
         )
-        return VersionOpener(options=options)
+        named = self._parameters.get(TIERS_PARAMETER)
+        tiers = Tiers(TierSettings() if named is None else read_tier_settings((self._folder / named).resolve()))
+        self._opened.callback(tiers.close)
+        return VersionOpener(
+            open_tables=tiers.open_tables, memory_of=tiers.memory_of, may_lack=tiers.may_lack_files, options=options
+        )
 
     def _watch(self, watcher: Watcher) -> None:
         self._update()
@@ -147,8 +155,11 @@ class _TritonModel:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
 
     @staticmethod
-    def _refusal(error: InputError) -> Any:
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+    def _refusal(error: RequestError) -> Any:
+        """INVALID_ARGUMENT for a wrong request, UNAVAILABLE where the rows of a right one are out of reach."""
+        is_wrong = isinstance(error, InputError)
+        code = pb_utils.TritonError.INVALID_ARG if is_wrong else pb_utils.TritonError.UNAVAILABLE
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
 
     def _failure(self, error: Exception) -> Any:
         pb_utils.Logger.log_error(f"{self._name}: {''.join(traceback.format_exception(error))}")
@@ -169,7 +180,7 @@ class _StageModel(_TritonModel):
         try:
             answer = self._stage.infer(self._tensors(request))
             return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in answer.items()])
-        except InputError as error:
+        except (InputError, RemoteError) as error:
             return self._refusal(error)
         except Exception as error:  # the server must live whatever a request holds
             return self._failure(error)
@@ -201,7 +212,7 @@ class FusedModel(_TritonModel):
     """``ranking_fused``: all waiting requests that Triton hands over, run as one batch."""
 
     def _load(self, model: ModelFolder) -> None:
-        if ENGINES_PARAMETER in self._parameters:
+        if ENGINES_PARAMETER in self._parameters and TIERS_PARAMETER not in self._parameters:
             norm = parse_fixed_norm(self._parameter(ATTENTION_NORM))
             engine = FusedStage(model, self._runner(model, self._name), norm, self._id_policy())
             self._stage: LiveFusedStage | FixedFusedStage = FixedFusedStage(engine, model)
@@ -220,8 +231,8 @@ class FusedModel(_TritonModel):
             return [self._failure(error) for _ in requests]
         return [self._response(result) for result in results]
 
-    def _response(self, result: FusedAnswer | InputError) -> Any:
-        if isinstance(result, InputError):
+    def _response(self, result: FusedAnswer | RequestError) -> Any:
+        if isinstance(result, RequestError):
             return self._refusal(result)
         version = np.full((len(result.scores), 1), result.version.encode(), dtype=object)
         outputs = {"preds": result.scores, TABLES_VERSION: version, ROW_STATUS: result.row_status}

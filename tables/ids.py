@@ -81,6 +81,9 @@ def resolve_ids(
 ) -> ResolvedIds:
     """Ids ``[n]`` -> rows of a table of ``rows`` rows. ``row_of_id`` belongs to the rule's permutation."""
     ids = ids.astype(np.int64, copy=False)
+    is_plain = rule.hash == "none" and row_of_id is None and (padding_id is None or padding_id < 0)
+    if is_plain and len(ids) and ids.min() >= 0 and ids.max() < rows:
+        return ResolvedIds(ids, np.full(len(ids), int(RowStatus.HOST), np.uint8), 0, None)
     padding = np.zeros(len(ids), bool) if padding_id is None else ids == padding_id
     row = _hashed(ids, rule, rows, row_of_id)
     is_bad = (row == ZERO_ROW) & ~padding
@@ -126,19 +129,23 @@ def apply_policy(
     policy: Policy,
     padding_id: int | None,
     what: str,
+    default_rows: Sequence[int | None] = (),
 ) -> NDArray:
     """Ids ``[n, features]`` that a graph may look up: it answers a zero row for an id outside its table.
 
-    tables: of each feature; they are part of the graph, so their ids are rows, and a default row is a zero row.
-    padding_id passes under every policy.
+    tables: of each feature; they are part of the graph, so their ids are rows. default_rows: what stands in for a bad
+    id under the policy ``default_row``, per feature; None: a zero row. padding_id passes under every policy.
     Raises InputError naming tensor, feature, position and value under ``reject``, and under ``clamp`` and ``row0``
     where a table has no rows.
     """
-    if policy in ("zero", "default_row"):
+    if policy == "zero":
         return ids
     last = np.asarray([table.rows - 1 for table in tables], dtype=np.int64)
     padding = np.zeros(ids.shape, dtype=bool) if padding_id is None else ids == padding_id
     bad = ((ids < 0) | (ids > last)) & ~padding
+    if policy == "default_row":
+        stand_in = [ZERO_ROW if row is None else row for row in default_rows or [None] * len(tables)]
+        return np.where(bad, np.asarray(stand_in, dtype=np.int64), ids)
     rejected = bad if policy == "reject" else bad & (last < 0)
     if rejected.any():
         row, column = (int(i) for i in np.argwhere(rejected)[0])

@@ -15,6 +15,7 @@ from hstu_trt.contract.tensors import PADDING_ID, feature_columns, float_dtype
 from hstu_trt.tables.host import HostTables, LookupOptions, OutputDtype
 from hstu_trt.tables.ids import Policy
 from hstu_trt.tables.row_source import RowSource
+from hstu_trt.tables.tiers import IdsPart, lookup_parts
 
 
 class RowsOfModel:
@@ -33,14 +34,15 @@ class RowsOfModel:
     def look_up(self, tables: RowSource, feed: Mapping[str, NDArray]) -> tuple[Tensors, Tensors]:
         """Rows by embeddings tensor, and status ``[n, features]`` uint8 by ids tensor.
 
-        Raises InputError for an id that the policy rejects.
+        Raises InputError for an id that the policy rejects, RemoteError for rows that a cluster must give and does not.
         """
-        rows: Tensors = {}
-        status: Tensors = {}
-        for name, features in self.columns.items():
-            found = tables.lookup_features_with_status(features, feed[name], self._options[name])
-            rows[name.replace("_ids", "_embeddings")], status[name] = found
-        return rows, status
+        parts = [
+            IdsPart(features=features, ids=feed[name], options=self._options[name])
+            for name, features in self.columns.items()
+        ]
+        found = dict(zip(self.columns, lookup_parts(tables, parts), strict=True))
+        rows = {name.replace("_ids", "_embeddings"): rows for name, (rows, _) in found.items()}
+        return rows, {name: status for name, (_, status) in found.items()}
 
 
 class HostLookup:

@@ -72,6 +72,11 @@ def no_memory(folder: TablesFolder) -> int:
     return 0
 
 
+def lacks_nothing(table: str) -> bool:
+    """The files of every table are there."""
+    return False
+
+
 def accept(folder: TablesFolder) -> None:
     """Takes any tables."""
 
@@ -83,6 +88,8 @@ class VersionOpener:
     open_tables: OpenTables = HostTables.open
     memory_of: Callable[[TablesFolder], int] = no_memory
     """Bytes of memory that ``open_tables`` takes of its own."""
+    may_lack: Callable[[str], bool] = lacks_nothing
+    """Tells the tables whose files need not be there, since ``open_tables`` has their rows from elsewhere."""
     check: Callable[[TablesFolder], None] = accept
     """Raises ArtefactError for tables that the model cannot use."""
     options: RefreshOptions = RefreshOptions()
@@ -93,7 +100,7 @@ class VersionOpener:
             return self._open_delta(folder, name, held)
         digest = tables_digest(folder)
         if held is not None and digest == held.base.digest:
-            found = read_tables_folder(folder, regenerate=REGENERATE.format(folder=folder))
+            found = read_tables_folder(folder, regenerate=REGENERATE.format(folder=folder), may_lack=self.may_lack)
             self.check(found)
             return _whole(name, found, held.base)
         found = self._read_whole(folder)
@@ -103,8 +110,10 @@ class VersionOpener:
 
     def _read_whole(self, folder: Path) -> TablesFolder:
         whole = self.options.verify == "whole"
-        found = read_tables_folder(folder, regenerate=REGENERATE.format(folder=folder), verify=whole)
-        for file in [] if whole else random.sample(sorted(found.files), min(_SAMPLED_FILES, len(found.files))):
+        regenerate = REGENERATE.format(folder=folder)
+        found = read_tables_folder(folder, regenerate=regenerate, verify=whole, may_lack=self.may_lack)
+        files = [] if whole else [file for file in sorted(found.files) if (folder / file).exists()]
+        for file in random.sample(files, min(_SAMPLED_FILES, len(files))):
             if file_sha256(folder / file) != found.files[file]["sha256"]:
                 raise ArtefactError(f"{folder / file} does not match the sha256 in its manifest")
         self.check(found)

@@ -1,7 +1,8 @@
 """The remote tier: embedding tables in a Redis or Valkey Cluster, looked up by one round trip for all features.
 
 What the cluster does not give within the deadline comes from a local copy of the same version; without one, the policy
-of the deployment decides: the request fails, or gets rows of zeros. Every row carries a status that tells.
+of the deployment decides: the request fails, or gets the table's default row (a row of zeros under other id policies
+than ``default_row``, and where the table has none). Every row carries a status that tells.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
 from hstu_trt.tables.host import HostTables, LookupOptions
-from hstu_trt.tables.ids import RowStatus, range_text, resolve_ids
-from hstu_trt.tables.remote_cluster import FOUND, REFUSED, SKIPPED, UNAVAILABLE, Cluster, RemoteRows, RowsJob
+from hstu_trt.tables.ids import RowStatus
+from hstu_trt.tables.remote_cluster import FOUND, REFUSED, SKIPPED, Cluster, RemoteRows, RowsJob
+from hstu_trt.tables.remote_columns import Column, bad_id_text, check_columns, check_ids, lacking_text, make_column
 from hstu_trt.tables.remote_layout import (
     COMPLETE,
     VERSION_FIELDS,
     RemoteVersion,
+    digest_field,
     rows_digest,
     table_key,
     version_key,
@@ -32,15 +35,19 @@ from hstu_trt.tables.remote_resp import RemoteError, text_of
 from hstu_trt.tables.remote_values import decode_values
 
 OnFailure = Literal["fail", "default"]
+_HOST = int(RowStatus.HOST)
+_DEFAULT_ROW_MS = 1000.0
 
 
 @dataclass(frozen=True)
-class _Versions:
+class RemoteVersions:
     """What every row of one request comes from."""
 
     tables: Mapping[str, RemoteVersion]
     rows: Mapping[str, RemoteRows]
     local: HostTables | None
+    default_rows: Mapping[str, NDArray]
+    """Values uint8 ``[1, value_bytes]`` of the tables that have a default row."""
 
     def table_of(self, feature: str) -> RemoteVersion:
         for version in self.tables.values():
@@ -48,22 +55,6 @@ class _Versions:
                 return version
         known = sorted(feature for version in self.tables.values() for feature in version.features)
         raise ConfigError(f"no remote table for feature {feature!r}; features: {', '.join(known) or 'none'}")
-
-
-@dataclass
-class _Column:
-    """The ids of one feature, on their way to rows."""
-
-    version: RemoteVersion
-    feature: str | None
-    ids: NDArray
-    out: NDArray
-    status: NDArray
-    resolved: NDArray
-    """Status of each id before any row is asked for."""
-    rejected: int | None
-    bad: int
-    job: RowsJob
 
 
 class RemoteTables:
@@ -75,14 +66,15 @@ class RemoteTables:
         tables: Sequence[str],
         *,
         versions: Mapping[str, str] | None = None,
-        local: Path | None = None,
+        local: Path | HostTables | None = None,
         on_failure: OnFailure = "fail",
         deadline_ms: float = 15.0,
     ) -> None:
         """Opens tables at ``versions``, those not named there at the version in use.
 
-        local: tables folder with the same rows, for rows that the cluster does not give.
-        on_failure: what happens without it: ``fail`` raises RemoteError, ``default`` answers rows of zeros.
+        local: tables with the same rows, open or their folder, for rows that the cluster does not give.
+        on_failure: what happens without it: ``fail`` raises RemoteError, ``default`` answers the default row under the
+        id policy ``default_row``, and rows of zeros under the others and for a table without one.
         Raises RemoteError, or ArtefactError if the local copy holds other rows.
         """
         self.deadline_ms, self.on_failure = deadline_ms, on_failure
@@ -96,7 +88,11 @@ class RemoteTables:
         """The versions in use."""
         return self._versions.tables
 
-    def refresh(self, local: Path | None = None) -> bool:
+    def pin(self) -> RemoteVersions:
+        """The versions in use, for several lookups of one request."""
+        return self._versions
+
+    def refresh(self, local: Path | HostTables | None = None) -> bool:
         """Moves to the versions now in use, with a local copy of them; true if they are others.
 
         Requests in progress end with the versions they began with. If this raises, the old ones stay.
@@ -119,11 +115,11 @@ class RemoteTables:
         options, versions = options or LookupOptions(), self._versions
         if table not in versions.tables:
             raise ConfigError(f"no remote table {table!r}; tables: {', '.join(versions.tables) or 'none'}")
-        _check_ids(ids, 1, options.what)
+        check_ids(ids, 1, options.what)
         version = versions.tables[table]
         out, status = np.empty((len(ids), version.dim), options.dtype), np.empty(len(ids), np.uint8)
-        column = _column(versions, version, None, ids, out, status, options)
-        self._fill(versions, [column], options, deadline_ms)
+        column = make_column(versions.rows[table], version, ids, out, status, options)
+        self.fill([column], deadline_ms, versions)
         return out, status
 
     def lookup_features(
@@ -132,33 +128,48 @@ class RemoteTables:
         ids: NDArray,
         options: LookupOptions | None = None,
         deadline_ms: float | None = None,
+        at: RemoteVersions | None = None,
     ) -> tuple[NDArray, NDArray]:
-        """Rows of several features side by side, by one round trip.
+        """Rows of several features side by side, by one round trip: of the versions in use, or of those in ``at``.
 
         ids ``[n, features]`` int32 or int64 -> rows ``[n, sum of the tables' dims]`` and status ``[n, features]`` uint8
         (RowStatus). Raises InputError for ids, RemoteError under ``on_failure="fail"``.
         """
-        options, versions = options or LookupOptions(), self._versions
+        options, versions = options or LookupOptions(), at or self._versions
         tables = [versions.table_of(feature) for feature in features]
-        _check_ids(ids, 2, options.what)
-        if ids.shape[1] != len(features):
-            raise InputError(
-                f"tensor {options.what!r} must have {len(features)} columns ({', '.join(features)}), "
-                f"got {list(ids.shape)}"
-            )
+        check_columns(features, ids, options.what)
         ends = np.cumsum([0, *(table.dim for table in tables)])
         out, status = np.empty((len(ids), ends[-1]), options.dtype), np.empty((len(features), len(ids)), np.uint8)
         columns = [
-            _column(versions, table, feature, ids[:, i], out[:, ends[i] : ends[i + 1]], status[i], options)
-            for i, (feature, table) in enumerate(zip(features, tables, strict=True))
+            make_column(versions.rows[t.table], t, ids[:, i], out[:, ends[i] : ends[i + 1]], status[i], options)
+            for i, t in enumerate(tables)
         ]
-        self._fill(versions, columns, options, deadline_ms)
+        for number, (column, feature) in enumerate(zip(columns, features, strict=True)):
+            column.feature, column.number = feature, number
+        self.fill(columns, deadline_ms, versions)
         return out, status.T
 
-    def _resolve(self, local: Path | None) -> _Versions:
+    def _resolve(self, local: Path | HostTables | None) -> RemoteVersions:
         tables = {name: self._version(name) for name in self._names}
         rows = {name: RemoteRows(version) for name, version in tables.items()}
-        return _Versions(tables, rows, None if local is None else open_local(local, tables))
+        held = None if local is None else open_local(local, tables)
+        defaults = {
+            name: self._default_row(version, rows[name], version.ids.default_row)
+            for name, version in tables.items()
+            if version.ids.default_row is not None
+        }
+        return RemoteVersions(tables, rows, held, defaults)
+
+    def _default_row(self, version: RemoteVersion, rows: RemoteRows, number: int) -> NDArray:
+        values, status = np.empty((1, version.value_bytes), np.uint8), np.zeros(1, np.uint8)
+        job = RowsJob(table=rows, rows=np.asarray([number], np.int64), values=values, status=status)
+        trouble = self._cluster.read([job], _DEFAULT_ROW_MS)
+        if status[0] != FOUND:
+            raise RemoteError(
+                f"table {version.table!r}, version {version.version!r}: its default row {number} cannot be read "
+                f"({trouble or 'the cluster holds no such row'}); push the version again, it goes on"
+            )
+        return values
 
     def _version(self, table: str) -> RemoteVersion:
         name = self._pinned.get(table)
@@ -172,22 +183,34 @@ class RemoteTables:
             raise RemoteError(f"version {name!r} of table {table!r} is not complete: push it again, it goes on")
         return RemoteVersion.from_fields(table, name, fields)
 
-    def _fill(
-        self, versions: _Versions, columns: Sequence[_Column], options: LookupOptions, deadline_ms: float | None
+    def column(self, table: str, ids: NDArray, out: NDArray, status: NDArray, options: LookupOptions) -> Column:
+        """Ids ``[n]`` of a table, to be looked up by ``fill``; status ``[n]`` is contiguous, as are rows of ``out``."""
+        versions = self._versions
+        return make_column(versions.rows[table], versions.tables[table], ids, out, status, options)
+
+    def fill(
+        self,
+        columns: Sequence[Column],
+        deadline_ms: float | None = None,
+        at: RemoteVersions | None = None,
     ) -> None:
+        """Fills rows and status of columns by one round trip. Raises InputError, or RemoteError."""
+        versions = at or self._versions
         self._count("bad_ids", sum(column.bad for column in columns))
         for column in columns:
             if column.rejected is not None:
-                raise InputError(_bad_id(column, columns, options))
+                raise InputError(bad_id_text(column))
         trouble = self._cluster.read([c.job for c in columns], self.deadline_ms if deadline_ms is None else deadline_ms)
         for column in columns:
             if column.job.values is not column.out:
                 decode_values(column.version, column.job.values, column.out)
-            self._complete(versions, column, options, trouble)
+            self._complete(versions, column, trouble)
 
-    def _complete(self, versions: _Versions, column: _Column, options: LookupOptions, trouble: str) -> None:
+    def _complete(self, versions: RemoteVersions, column: Column, trouble: str) -> None:
         """Fills in the rows that the cluster did not give, and turns the client's status into RowStatus."""
-        status = column.status
+        status, options = column.status, column.options
+        if (status == FOUND).all() and (column.resolved == _HOST).all():
+            return
         lacking = np.flatnonzero((status != FOUND) & (status != SKIPPED))
         if len(lacking) and versions.local is not None:
             wanted, table = column.ids[lacking], column.version.table
@@ -197,8 +220,13 @@ class RemoteTables:
         elif len(lacking):
             if self.on_failure == "fail":
                 self._count("requests_failed", 1)
-                raise RemoteError(_lacking(column, lacking, trouble))
+                raise RemoteError(lacking_text(column, lacking, trouble))
             status[status == REFUSED] = RowStatus.MISSING
+            default_row = versions.default_rows.get(column.version.table)
+            if options.policy == "default_row" and default_row is not None:
+                row = np.empty((1, column.version.dim), column.out.dtype)
+                decode_values(column.version, default_row, row)
+                column.out[lacking] = row
             self._count("rows_default", len(lacking))
         # A row that is there tells of its id: padding, or a bad one.
         told = (column.resolved != RowStatus.HOST) & (status != RowStatus.UNAVAILABLE) & (status != RowStatus.MISSING)
@@ -210,15 +238,27 @@ class RemoteTables:
                 self._counted[name] += more
 
 
-def open_local(folder: Path, tables: Mapping[str, RemoteVersion]) -> HostTables:
+def open_local(held: Path | HostTables, tables: Mapping[str, RemoteVersion]) -> HostTables:
     """Opens a local copy. Raises ArtefactError if it lacks a table, or holds other rows than its remote version."""
-    local = HostTables.open(folder)
+    local = held if isinstance(held, HostTables) else HostTables.open(held)
+    folder = local.folder.path
     for name, version in tables.items():
         if name not in local.tables:
             raise ArtefactError(f"{folder} lacks table {name!r}: it is no copy of version {version.version!r}")
         if rows_digest(local.tables[name], local.folder.files) != version.digest:
             raise ArtefactError(f"{folder} holds other rows of table {name!r} than version {version.version!r}")
     return local
+
+
+def version_with(cluster: Cluster, table: str, digest: str) -> str:
+    """The complete version of a table whose rows have that digest. Raises RemoteError if there is none."""
+    replies = cluster.execute("HMGET", table_key(table), digest_field(digest), "current")
+    names = [text_of(reply) for reply in replies if reply is not None] if isinstance(replies, list) else []
+    for name in names:
+        fields = read_fields(cluster, table, name)
+        if fields.get("digest") == digest and fields.get(COMPLETE) == "1":
+            return name
+    raise RemoteError(f"the cluster holds no complete version of table {table!r} with these rows")
 
 
 def read_fields(cluster: Cluster, table: str, version: str, *more: str) -> dict[str, str]:
@@ -228,53 +268,3 @@ def read_fields(cluster: Cluster, table: str, version: str, *more: str) -> dict[
     if not isinstance(values, list):
         raise RemoteError(f"table {table!r}, version {version!r}: HMGET answered {values!r}")
     return {name: text_of(value) for name, value in zip(names, values, strict=True) if value is not None}
-
-
-def _check_ids(ids: NDArray, ndim: int, what: str) -> None:
-    if ids.dtype not in (np.int32, np.int64):
-        raise InputError(f"tensor {what!r} must be int64 or int32, got {ids.dtype}")
-    if ids.ndim != ndim:
-        raise InputError(f"tensor {what!r} must have {ndim} dimensions, got shape {list(ids.shape)}")
-
-
-def _column(
-    versions: _Versions,
-    version: RemoteVersion,
-    feature: str | None,
-    ids: NDArray,
-    out: NDArray,
-    status: NDArray,
-    options: LookupOptions,
-) -> _Column:
-    ids = ids.astype(np.int64, copy=False)
-    found = resolve_ids(ids, version.ids, version.rows, None, options.policy, options.padding_id)
-    values = out if version.dtype == options.dtype else np.empty((len(ids), version.value_bytes), np.uint8)
-    rows = np.ascontiguousarray(found.rows, np.int64)
-    if options.policy == "row0" and version.row0:
-        rows = np.where(found.status == RowStatus.BAD_ID, version.row0, rows)
-    job = RowsJob(table=versions.rows[version.table], rows=rows, values=values, status=status)
-    return _Column(version, feature, ids, out, status, found.status, found.rejected, found.bad, job)
-
-
-def _bad_id(column: _Column, columns: Sequence[_Column], options: LookupOptions) -> str:
-    place = column.rejected or 0
-    feature, at = "", f"{place}"
-    if column.feature is not None:
-        number = next(i for i, other in enumerate(columns) if other is column)
-        feature, at = f" (feature {column.feature!r})", f"{place}, {number}"
-    about = range_text(column.version.table, column.version.rows)
-    return f"tensor {options.what!r}{feature} holds {column.ids[place]} at [{at}]; {about}"
-
-
-def _lacking(column: _Column, lacking: NDArray, trouble: str) -> str:
-    version, status = column.version, column.status[lacking]
-    counts = {
-        "unavailable": int((status == UNAVAILABLE).sum()),
-        "missing": int((status == cast(int, RowStatus.MISSING)).sum()),
-        "refused for their length or type": int((status == REFUSED).sum()),
-    }
-    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return (
-        f"table {version.table!r}, version {version.version!r}: of {len(column.ids)} rows {told}, "
-        f"the first of them row {column.job.rows[lacking[0]]}{'; ' + trouble if trouble else ''}"
-    )

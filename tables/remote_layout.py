@@ -1,6 +1,7 @@
 """How tables lie in a cluster: keys, fields and values. The C++ client (``csrc/remote/rows.cpp``) agrees.
 
-    e:{item_id}          hash: current -> the version in use; version:<v> -> when its push began
+    e:{item_id}          hash: current -> the version in use; version:<v> -> when its push began; digest:<d> -> the
+                         complete version with these rows
     e:{item_id:v7}       hash: the description of version v7 (RemoteVersion), and how far its push has come
     e:{item_id:v7:255}   hash: row number, 8 bytes little endian -> the row's bytes, and its scale if it is quantised
 
@@ -23,7 +24,9 @@ from hstu_trt.contract.stored_table import HashKind, IdRule, StoredTable, is_tab
 from hstu_trt.tables.remote_resp import RemoteError
 
 LAYOUT = 1
-DEFAULT_PARTITIONS = 256
+LEAST_PARTITIONS = 64
+MOST_PARTITIONS = 1 << 14
+PARTITION_BYTES = 128 << 20
 _NUMBERS = ("layout", "rows", "dim", "partitions")
 VERSION_FIELDS = (*_NUMBERS, "dtype", "digest", "features", "hash", "seed", "default_row", "row0", "pair_id")
 SCALE_BYTES = 4
@@ -68,7 +71,7 @@ class RemoteVersion:
     @property
     def value_bytes(self) -> int:
         """Bytes of a row with its scale."""
-        return self.dim * storage_dtype(self.dtype).itemsize + SCALE_BYTES * self.is_quantised
+        return value_bytes(self.dtype, self.dim)
 
     @property
     def key_prefix(self) -> str:
@@ -129,9 +132,29 @@ def _id_rule(fields: Mapping[str, str], rows: int) -> IdRule:
     return IdRule(hash=cast(HashKind, kind), seed=int(fields["seed"]), default_row=default_row)
 
 
+def value_bytes(dtype: str, dim: int) -> int:
+    """Bytes of a stored row with its scale, if it has one."""
+    return dim * storage_dtype(dtype).itemsize + SCALE_BYTES * (quantiser_of(dtype) is not None)
+
+
+def default_partitions(rows: int, row_bytes: int) -> int:
+    """The least power of two of partitions of at most 128 MiB of rows, but 64 to spread them over the nodes.
+
+    Fewer partitions put more ids of a request into one HMGET; a partition is also what moves from node to node at once,
+    and Redis moves nothing above 512 MB (``proto-max-bulk-len``).
+    """
+    needed = -(-rows * row_bytes // PARTITION_BYTES)
+    return min(MOST_PARTITIONS, max(LEAST_PARTITIONS, 1 << max(0, needed - 1).bit_length()))
+
+
 def table_key(table: str) -> str:
     """The key that names a table's versions."""
     return f"e:{{{table}}}"
+
+
+def digest_field(digest: str) -> str:
+    """The field of a table's hash that names the version with these rows."""
+    return f"digest:{digest}"
 
 
 def version_key(table: str, version: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hstu_trt.contract.errors import GateError
 from hstu_trt.tables.remote import read_fields
 from hstu_trt.tables.remote_cluster import FOUND, UNAVAILABLE, Cluster, RemoteRows, RowsJob
-from hstu_trt.tables.remote_layout import COMPLETE, PUSHED, RemoteVersion, table_key
+from hstu_trt.tables.remote_layout import COMPLETE, PUSHED, RemoteVersion, digest_field, table_key
 from hstu_trt.tables.remote_resp import RemoteError, text_of
 from hstu_trt.tables.remote_source import RemoteSource
 
@@ -43,8 +43,11 @@ class Pushed:
 class Push:
     """One table of a folder, to be pushed as a version."""
 
-    def __init__(self, cluster: Cluster, folder: Path, table: str, version: str, partitions: int) -> None:
-        """Hashes the folder's shards. Raises ArtefactError, or ConfigError for another table or version name."""
+    def __init__(self, cluster: Cluster, folder: Path, table: str, version: str, partitions: int | None = None) -> None:
+        """Hashes the folder's shards. partitions: of the version; None: as many as suit the table.
+
+        Raises ArtefactError, or ConfigError for another table or version name.
+        """
         self._cluster = cluster
         self._source = RemoteSource(folder, table, version, partitions)
         self.version = self._source.version
@@ -65,6 +68,7 @@ class Push:
             progress("written", len(rows) * self.version.value_bytes)
         self._verify(progress)
         self._note(COMPLETE, "1")
+        self._execute("HSET", table_key(self.version.table), digest_field(self.version.digest), self.version.version)
         return Pushed(self.version, max(0, self.version.rows - first), self.version.rows)
 
     def _begin(self) -> int:
@@ -161,5 +165,8 @@ def retire(cluster: Cluster, table: str, version: str, after_s: int) -> int:
     keys = [described.key, *(described.partition_key(partition) for partition in range(described.partitions))]
     for key in keys:
         cluster.execute("EXPIRE", key, str(after_s))
+    named = cluster.execute("HMGET", table_key(table), digest_field(described.digest))
+    if isinstance(named, list) and text_of(named[0]) == version:
+        cluster.execute("HDEL", table_key(table), digest_field(described.digest))
     cluster.execute("HDEL", table_key(table), f"version:{version}")
     return len(keys)

@@ -14,7 +14,7 @@ from hstu_trt.contract.stored_table import IdRule
 from hstu_trt.contract.table_format import read_tables_folder
 from hstu_trt.contract.table_versions import current_tables
 from hstu_trt.tables.host import REGENERATE
-from hstu_trt.tables.remote_layout import RemoteVersion, rows_digest
+from hstu_trt.tables.remote_layout import RemoteVersion, default_partitions, rows_digest, value_bytes
 from hstu_trt.tables.remote_values import encode_values
 from hstu_trt.tables.table_arrays import TableArrays, open_arrays
 
@@ -22,14 +22,19 @@ from hstu_trt.tables.table_arrays import TableArrays, open_arrays
 class RemoteSource:
     """A table of a folder, and the version that it becomes."""
 
-    def __init__(self, folder: Path, table: str, version: str, partitions: int) -> None:
-        """Hashes the folder's files. Raises ArtefactError, or ConfigError for a table that is not there."""
+    def __init__(self, folder: Path, table: str, version: str, partitions: int | None = None) -> None:
+        """Hashes the folder's files. partitions: of the version; None: as many as suit the table.
+
+        Raises ArtefactError, or ConfigError for a table that is not there.
+        """
         folder = current_tables(folder)
         found = read_tables_folder(folder, regenerate=REGENERATE.format(folder=folder), verify=True)
         if table not in found.tables:
             raise ConfigError(f"{folder} has no table {table!r}; tables: {', '.join(found.tables) or 'none'}")
         stored = found.tables[table]
         self._arrays = open_arrays(folder, stored)
+        if partitions is None:
+            partitions = default_partitions(stored.rows, value_bytes(stored.dtype, stored.dim))
         self.version = RemoteVersion(
             table=table, version=version, rows=stored.rows, dim=stored.dim, dtype=stored.dtype,
             features=tuple(stored.features), partitions=partitions, digest=rows_digest(stored, found.files),

@@ -11,7 +11,6 @@ from typing import Any
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.text import bytes_text, text_table
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions, Credentials, Tls
-from hstu_trt.tables.remote_layout import DEFAULT_PARTITIONS
 from hstu_trt.tables.remote_push import Push, publish, retire
 from hstu_trt.tables.remote_state import SLOTS, cluster_state, table_versions
 from hstu_trt.tables.terminal import Progress, Verbs, json_option
@@ -32,7 +31,9 @@ def add_parsers(verbs: Verbs) -> None:
     text = "bring a table into a cluster as a new version and read every row back; called again, it goes on"
     push = verb("push", _push, text, versioned)
     push.add_argument("folder", type=Path, help="the tables folder")
-    push.add_argument("--partitions", type=int, default=DEFAULT_PARTITIONS, help="keys per version, a power of two")
+    push.add_argument(
+        "--partitions", type=int, help="keys per version, a power of two (default: by the bytes of the table)"
+    )
     push.add_argument("--publish", action="store_true", help="make it the version in use")
     verb(
         "cluster-publish",

@@ -74,6 +74,7 @@ BREAKS = [
     ("R13-ensemble-wiring", "ranking", lambda c: step_of(c, "hstu").output_map.clear(), "nothing makes"),
     ("R13-ensemble-wiring", "ranking", lambda c: step_of(c, "hstu").output_map.update({"b": "c"}), "no output 'b'"),
     ("R14-response-cache", "hstu", lambda c: setattr(c.response_cache, "enable", True), "response_cache"),
+    ("R16-tiers", "ranking_fused", lambda c: pbtxt.set_parameter(c, "tiers", "../../tables.json"), "go together"),
     ("R15-gpus", "hstu", lambda c: c.instance_group[0].gpus.extend([0, 1]), "one server per GPU"),
 ]
 

@@ -5,6 +5,7 @@ import pytest
 
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model import TableConfig
+from hstu_trt.contract.table_format import IdRule, write_table, write_tables_manifest
 from hstu_trt.contract.tensors import FUSED
 from hstu_trt.serving.requests import one_user, pack, sample
 from hstu_trt.serving.stages import FusedStage, RunnerStage
@@ -93,6 +94,26 @@ def test_bad_request_leaves_its_batch_mates_alone(model):
     assert first.tolist() == last.tolist() == stage.infer_many([good])[0].tolist()
 
 
+def test_the_default_row_stands_in_for_a_bad_id(make_model):
+    """As the host tier answers it: by the table's manifest."""
+    model = make_model()
+    rule = IdRule(default_row=4)
+    rows = np.arange(36, dtype=np.float16).reshape(9, 4)
+    tables = [
+        write_table(model.tables, table, [rows], ids=rule if table.name == "item_id" else None)
+        for table in model.ranking_config.tables
+    ]
+    write_tables_manifest(model.tables, tables, "a test", {})
+    stage, _ = fused(model, "default_row")
+    request = request_of(model, 3, 2)
+    request["candidate_ids"] = np.asarray([[99, 1, -7, 2]])
+    (scores,) = stage.infer_many([request])
+    assert (scores.ravel() - request["uih_ids"].sum()).tolist() == [4 + 1, 4 + 2]
+    ids = {"uih_ids": [[0, 0]], "candidate_ids": [[99, 1]], "contextual_ids": [[0]]}
+    looked_up = HostLookup(model, "default_row").infer({name: np.asarray(value) for name, value in ids.items()})
+    assert looked_up["candidate_embeddings"].tolist() == [[*rows[4], *rows[1]]]
+
+
 def test_all_bad_requests_run_nothing(model):
     stage, runner = fused(model)
     bad = request_of(model, 3, 2) | {"uih_timestamps": np.zeros((1, 2), np.int64)}
@@ -130,6 +151,16 @@ def test_id_policy(policy, padding, ids, wanted):
     ids = np.asarray(ids, np.int64)
     found = apply_policy(ids, ("a", "b"), (TABLE, TABLE), policy=policy, padding_id=padding, what="uih_ids")
     assert found.tolist() == np.asarray(wanted).tolist()
+
+
+def test_default_rows_stand_in_for_bad_ids():
+    ids = np.asarray([[-1, 99], [5, -1], [4, 0]], np.int64)
+    options = {"policy": "default_row", "what": "uih_ids"}
+    found = apply_policy(ids, ("a", "b"), (TABLE, TABLE), padding_id=None, default_rows=(3, None), **options)
+    assert found.tolist() == [[3, -1], [3, -1], [4, 0]]
+    found = apply_policy(ids, ("a", "b"), (TABLE, TABLE), padding_id=-1, default_rows=(3, 2), **options)
+    assert found.tolist() == [[-1, 2], [3, -1], [4, 0]]
+    assert apply_policy(ids, ("a", "b"), (TABLE, TABLE), padding_id=None, **options).tolist()[0] == [-1, -1]
 
 
 @pytest.mark.parametrize("value", [-1, 5, np.iinfo(np.int64).max, np.iinfo(np.int64).min])

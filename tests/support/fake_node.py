@@ -7,7 +7,7 @@ import threading
 class FakeNode:
     """Serves all slots of a cluster of one; ``answer(parts) -> bytes`` makes the reply to HMGET and HSET.
 
-    None as an answer closes the connection; a list is sent piece by piece.
+    None as an answer, or in a list of pieces, closes the connection; a list is sent piece by piece.
     """
 
     def __init__(self, answer):
@@ -53,6 +53,8 @@ class FakeNode:
                     if reply is None:
                         return
                     for part in reply if isinstance(reply, list) else [reply]:
+                        if part is None:
+                            return
                         stream.sendall(part)
         except (OSError, ValueError):
             return

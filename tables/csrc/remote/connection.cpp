@@ -84,11 +84,11 @@ void Connection::flush() {
   sent_ = 0;
 }
 
-bool Connection::receive() {
+bool Connection::receive(bool closing) {
   if (!broken.empty()) return false;
   size_t room = kReceive;
   if (tls_ != nullptr) received_.resize(kReceive);
-  char* space = tls_ != nullptr ? received_.data() : in.space(kReceive, &room);
+  char* const space = tls_ != nullptr ? received_.data() : in.space(kReceive, &room);
   ssize_t const received = recv(socket_, space, room, 0);
   if (received < 0 && errno == EINTR) return true;
   if (received < 0 && (errno == EAGAIN || errno == ENOTCONN)) return false;
@@ -99,9 +99,10 @@ bool Connection::receive() {
   bytes_received += received;
   progress_us = now_us();
   stale = false;
+  bool const is_drained = static_cast<size_t>(received) < room && !closing;
   if (tls_ == nullptr) {
     in.filled(static_cast<size_t>(received));
-    return true;
+    return !is_drained;
   }
   try {
     tls_->decrypt({received_.data(), static_cast<size_t>(received)}, in, wire_);
@@ -110,7 +111,7 @@ bool Connection::receive() {
   } catch (std::runtime_error const& error) {
     fail(error.what());
   }
-  return true;
+  return !is_drained;
 }
 
 }  // namespace hstu_trt::remote

@@ -41,8 +41,9 @@ class Connection {
 
   // Sends what is queued in `out`, as far as the socket takes it.
   void flush();
-  // Receives up to one buffer; true if there may be more. Both set `broken` on an error.
-  bool receive();
+  // Receives up to one buffer; true if there may be more. Both set `broken` on an error. `closing`: the other side has
+  // closed, so that what fills no whole buffer is followed by the end, of which no event will tell.
+  bool receive(bool closing);
   void fail(std::string why);
 
   Node& node;

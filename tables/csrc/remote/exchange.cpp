@@ -130,7 +130,7 @@ void Exchange::wait(int64_t now) {
   for (int event = 0; event < ready; ++event) {
     auto& connection = *static_cast<Connection*>(events[event].data.ptr);
     connection.flush();
-    read_replies(connection);
+    read_replies(connection, (events[event].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0);
   }
 }
 

@@ -33,7 +33,7 @@ class Exchange {
 
   // What comes back.
   void wait(int64_t now);
-  void read_replies(Connection& connection);
+  void read_replies(Connection& connection, bool closing);
   void take(Connection& connection, Token const& token);
   void complete(Connection& connection, Due& due);
   void command_error(Connection& connection, Command& command, std::string_view error);

@@ -26,10 +26,12 @@ bool is_refused_login(std::string_view error) {
 
 }  // namespace
 
-void Exchange::read_replies(Connection& connection) {
+void Exchange::read_replies(Connection& connection, bool closing) {
   int64_t const before = connection.bytes_received;
   try {
-    while (connection.receive()) {
+    bool more = true;
+    while (more) {
+      more = connection.receive(closing);
       Token token;
       while (connection.broken.empty() && connection.in.next(&token)) take(connection, token);
     }

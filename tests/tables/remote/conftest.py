@@ -6,7 +6,7 @@ import signal
 import pytest
 from remote_tables import SHAPES, push, wait_for_replicas, write_folder
 
-from hstu_trt.bench.local_cluster import start_cluster
+from hstu_trt.bench.local_cluster import SERVER_VARIABLE, start_cluster
 from hstu_trt.tables.remote import RemoteTables
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_push import publish
@@ -69,5 +69,5 @@ def unharmed(pushed):
 @pytest.fixture(autouse=True)
 def no_login(monkeypatch):
     for name in list(os.environ):
-        if name.startswith("HSTU_TRT_REDIS"):
+        if name.startswith("HSTU_TRT_REDIS") and name != SERVER_VARIABLE:
             monkeypatch.delenv(name)

@@ -73,6 +73,7 @@ BROKEN = {
     "no CR LF after a value": WHOLE[:-2] + b"xy",
     "text": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "nothing, and the end": None,
+    "half of it, and the end": [WHOLE[:40], None],
     "an error without a word": b"-\r\n",
     "MOVED to nowhere": b"-MOVED 1\r\n",
     "MOVED of another slot": b"-MOVED 99999 127.0.0.1:1\r\n",
@@ -122,6 +123,13 @@ def test_a_reply_byte_by_byte():
         values, status, *_ = read(node, deadline_ms=2000)
     np.testing.assert_array_equal(values[:, 0], ROWS)
     assert (status == FOUND).all()
+
+
+def test_the_whole_reply_and_the_end_are_not_waited_for():
+    with FakeNode(lambda parts: [WHOLE, None]) as node:
+        _, status, _, seconds, _ = read(node, deadline_ms=2000, reads=3)
+    assert (status == FOUND).all()
+    assert seconds < 0.5
 
 
 def test_moved_in_a_circle_ends():

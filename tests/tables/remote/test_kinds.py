@@ -51,6 +51,13 @@ def opened(pushed, kinds):
         yield RemoteTables(cluster, NAMES, versions=dict.fromkeys(NAMES, "k1"), deadline_ms=2000, local=kinds)
 
 
+@pytest.fixture(scope="module")
+def patient(pushed):
+    """A client that asks a node again, however often it was given no time."""
+    with Cluster(ClusterOptions(nodes=pushed.names, breaker_failures=1_000_000)) as cluster:
+        yield cluster
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_rows_are_those_of_the_host(opened, kinds, name, dtype):
@@ -69,6 +76,24 @@ def test_all_kinds_side_by_side(opened, kinds):
     rows, status = opened.lookup_features(NAMES, ids, LookupOptions(dtype="float16"))
     np.testing.assert_array_equal(rows, expected)
     assert (status == RowStatus.REMOTE).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_default_row_answers_for_rows_that_nobody_gives(opened, patient, name, dtype):
+    lonely = RemoteTables(patient, [name], versions={name: "k1"}, on_failure="default", deadline_ms=2000)
+    default_row = lonely.tables[name].ids.default_row
+    for policy in ("default_row", "zero", "clamp"):
+        options = LookupOptions(policy=policy, padding_id=-1, dtype=dtype)
+        rows, status = lonely.lookup(name, IDS, options, deadline_ms=0)
+        expected = np.zeros(DIM, dtype)
+        if policy == "default_row" and default_row is not None:
+            expected = lonely.lookup(name, np.asarray([default_row]), options)[0][0]
+            assert expected.any()
+        lost = status == RowStatus.UNAVAILABLE
+        assert lost[(IDS >= 0) & (IDS < ROWS)].all()
+        np.testing.assert_array_equal(rows[lost], np.broadcast_to(expected, (lost.sum(), DIM)))
+        assert not rows[IDS == -1].any()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,7 @@ from hstu_trt.bench import local_cluster
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.tables import remote_library as remote_library_module
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions, Credentials, RemoteRows, Tls
-from hstu_trt.tables.remote_layout import RemoteVersion
+from hstu_trt.tables.remote_layout import RemoteVersion, default_partitions
 from hstu_trt.tables.remote_library import remote_library
 from hstu_trt.tables.remote_resp import RemoteError, decode
 
@@ -58,6 +58,17 @@ def test_partitions_are_splitmix64():
     rows = RemoteRows(VERSION)
     for row in [0, 1, 2, 12345, 2**31, 10**9, 2**62, 2**63 - 1]:
         assert remote_library().partition(rows.handle, row) == splitmix64(row) % 256
+
+
+@pytest.mark.parametrize(
+    ("rows", "row_bytes", "partitions"),
+    [
+        (0, 4, 64), (100_000, 1024, 64), (64 << 20, 128, 64), ((64 << 20) + 1, 128, 128),
+        (10**9, 516, 4096), (10**9, 1024, 8192), (10**11, 1024, 1 << 14),
+    ],
+)  # fmt: skip
+def test_partitions_grow_with_the_table(rows, row_bytes, partitions):
+    assert default_partitions(rows, row_bytes) == partitions
 
 
 def test_a_description_survives():
@@ -166,6 +177,7 @@ def test_a_missing_library_names_the_command(monkeypatch, tmp_path):
 def test_a_missing_server_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(local_cluster, "UNPACKED", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(local_cluster.SERVER_VARIABLE, raising=False)
     with pytest.raises(ArtefactError, match="make redis"):
         local_cluster.start_cluster(tmp_path / "cluster")
 
