@@ -8,6 +8,7 @@ anything unexpected answers INTERNAL and is logged with its traceback.
 from __future__ import annotations
 
 import json
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -41,11 +42,16 @@ from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
 from hstu_trt.tables.tiers import Tiers
 
 
+_SWITCH_S = 0.0005
+
+
 class _TritonModel:
     """What the models share: their parameters, the model folder, and the form of an error."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Called once by Triton; ``args`` holds the model's name, folder and config as strings."""
+        # A request must not wait 5 ms, Python's default, for each turn of the thread that opens the next version.
+        sys.setswitchinterval(_SWITCH_S)
         self._name = args["model_name"]
         self._folder = Path(args["model_repository"])
         config = json.loads(args["model_config"])
