@@ -41,7 +41,6 @@ from hstu_trt.tables.remote_resp import RemoteError
 from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
 from hstu_trt.tables.tiers import Tiers
 
-
 _SWITCH_S = 0.0005
 
 
