@@ -3,7 +3,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
 .PHONY: help install demo serve test test-fast test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
-  bench-kernels bench-tables readme-tables verify-tensorrt onnx engines remote-lib remote-if-possible redis valkey clean
+  bench-kernels bench-tables readme-tables verify-tensorrt onnx engines remote-lib remote-if-possible redis valkey fuzz clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -135,6 +135,21 @@ build/redis/usr/bin/redis-server:
 
 build/valkey/usr/bin/valkey-server:
 	tests/support/fetch_redis.sh build/valkey valkey
+
+# Damaged files and replies to all that reads them: SECONDS_EACH of Python, ROUNDS of each reader in C++ with sanitizers.
+SECONDS_EACH ?= 120
+ROUNDS ?= 20000
+FUZZED := $(addprefix plugins/csrc/trt/,json.cpp stored_table.cpp) $(addprefix tables/csrc/remote/,resp.cpp topology.cpp)
+FUZZ ?= build/fuzz_native
+fuzz: install tables-lib $(FUZZ)  ## damaged tables, deltas, settings and replies, to all that reads them: SECONDS_EACH= ROUNDS=
+	$(BIN)/python tests/fuzz/fuzz_tables.py --seconds $(SECONDS_EACH)
+	@rm -rf build/fuzz && PYTHONPATH=tests/fuzz:$$PYTHONPATH $(BIN)/python -c \
+	  'import pathlib, fuzz_tables; fuzz_tables.make_tables(pathlib.Path("build/fuzz"), 0)'
+	$(FUZZ) build/fuzz $$(date +%s) $(ROUNDS)
+
+$(FUZZ): tests/fuzz/fuzz_native.cpp $(FUZZED)
+	@mkdir -p $(@D)
+	$(CXX) -std=c++20 -O1 -g -pthread -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $^
 
 plugins-report: install  ## registers, spills and shared memory of each CUDA kernel
 	@$(BIN)/python -m hstu_trt.plugins report

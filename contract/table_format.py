@@ -167,7 +167,7 @@ def parse_tables(document: Mapping[str, Any], folder: Path, regenerate: str) -> 
     try:
         tables = [_stored_table(name, entry) for name, entry in document["tables"].items()]
         version, pair_id = (_text_or_none(document, key) for key in ("version", "pair_id"))
-        files = {str(name): dict(entry) for name, entry in document["files"].items()}
+        files = {str(name): {**entry, "sha256": str(entry["sha256"])} for name, entry in document["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
         raise ArtefactError(f"{folder}: the manifest's tables are malformed ({error}); {regenerate}") from None
     _check_features(folder, tables)

@@ -10,6 +10,7 @@ delta writes the new version bit by bit: its shards must have the sha256 of the 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def check_compatible(old: TablesFolder, new: TablesFolder) -> None:
                 "a delta cannot remove rows, nor add some where ids are hashed"
             )
         file = before.ids.row_of_id
-        if file is not None and old.files[file]["sha256"] != new.files[file]["sha256"]:
+        if file is not None and old.files[file]["sha256"] != new.files.get(file, {}).get("sha256"):
             raise ConfigError(f"table {before.name}: ids are permuted otherwise in {new.path}")
 
 
@@ -234,6 +235,9 @@ def _check_names(delta: Path, target: TablesFolder, listed: Collection[str]) -> 
         files = [f"{name}/{number:05d}.safetensors" for number in range(len(table.shards))]
         if not is_table_name(name) or [shard.file for shard in table.shards] != files:
             raise ArtefactError(f"{delta}: table {name!r} has shards that are not its own")
+        ends = [0, *itertools.accumulate(shard.rows for shard in table.shards)]
+        if [shard.first_row for shard in table.shards] != ends[:-1] or ends[-1] != table.rows:
+            raise ArtefactError(f"{delta}: the shards of table {name!r} do not add up to its {table.rows} rows")
         file = f"{name}/00000.safetensors"
         if file not in listed or not (delta / file).resolve().is_relative_to(delta.resolve()):
             raise ArtefactError(f"{delta}: {file} is not among the manifest's files, or leads outside of the folder")
@@ -253,6 +257,8 @@ def read_changed(path: Path, before: StoredTable, after: StoredTable) -> Changed
         return map_file(path, at, shape, np.dtype(kind)) if count else np.empty(shape, kind)
 
     numbers = column(ROW_NUMBER, "int64", (count,))
+    if after.rows - before.rows > count:
+        raise ArtefactError(f"{path} lacks some of the new rows {before.rows} to {after.rows - 1}")
     further = np.arange(before.rows, after.rows)
     if (np.diff(numbers) <= 0).any() or (count and not 0 <= numbers[0] <= numbers[-1] < after.rows):
         raise ArtefactError(f"{path}: its row numbers do not rise from 0 to {after.rows - 1}")

@@ -1,0 +1,51 @@
+"""A short run of `make fuzz`: cases that are the same every time."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def run_python(*arguments):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_damaged_tables_are_refused_or_read():
+    done = run_python(str(HERE / "fuzz_tables.py"), "--seconds", "4", "--first", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    cases = re.search(r"(\d+) cases from 1 on, 0 faults", done.stdout)
+    assert cases and int(cases[1]) > 100
+
+
+def test_a_case_can_be_repeated():
+    done = run_python(str(HERE / "fuzz_tables.py"), "--target", "settings", "--only", "17")
+    assert "1 cases" in done.stdout
+
+
+def test_damaged_input_to_readers_in_cpp(tmp_path):
+    if shutil.which("make") is None or shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("no C++ compiler")
+    program = tmp_path / "fuzz_native"
+    built = subprocess.run(
+        ["make", "-s", f"FUZZ={program}", str(program)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if "cannot find" in built.stderr and "san" in built.stderr:
+        pytest.skip("no libraries of the sanitizers")
+    assert built.returncode == 0, built.stderr
+    script = f"import pathlib, fuzz_tables; fuzz_tables.make_tables(pathlib.Path({str(tmp_path / 't')!r}), 0)"
+    assert run_python("-c", script).returncode == 0
+    # The sanitizers want to be the first library, whatever else is preloaded.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(
+        [program, tmp_path / "t", "1", "300"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": 300\n") == 6
