@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hstu_trt.contract.table_format import read_tables
 from hstu_trt.contract.table_versions import current_tables
 from hstu_trt.contract.text import bytes_text, text_table
 from hstu_trt.tables.host import REGENERATE
-from hstu_trt.tables.plan import DTYPE_BYTES, GB, GPUS, Machine, Placement, TableSize, place_tables
+from hstu_trt.tables.plan import DTYPE_BYTES, GB, GPUS, Gpu, Machine, Placement, TableSize, cluster_bytes, place_tables
 from hstu_trt.tables.popularity import Popularity
 from hstu_trt.tables.terminal import DTYPES, Verbs, json_option, pairs
 
@@ -30,7 +31,7 @@ def add_parsers(verbs: Verbs) -> None:
     one.add_argument(
         "--dtype", action="append", choices=DTYPE_BYTES, help="default: as stored and int8; else float16, int8"
     )
-    one.add_argument("--gpu", choices=GPUS, default="h100", help="default: h100")
+    one.add_argument("--gpu", choices=[*GPUS, "all"], default="h100", help="default: h100; all: side by side, in short")
     one.add_argument("--gpu-memory", type=float, metavar="GB", help="default: the GPU's")
     one.add_argument("--gpu-share", type=float, default=0.75, help="of its memory for tables (default: 0.75)")
     one.add_argument("--link", type=float, metavar="GB/s", help="host to GPU (default: what the GPU's PCIe gives)")
@@ -51,31 +52,52 @@ def _plan(options: argparse.Namespace) -> int:
     for name in ("gpu_share", "host_memory", "pin_rate", "lookups", "requests_per_s"):
         if getattr(options, name) <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} must be > 0, got {getattr(options, name)}")
-    gpu = GPUS[options.gpu]
-    gpu = replace(gpu, memory=_or(options.gpu_memory, gpu.memory), link=_or(options.link, gpu.link))
-    machine = Machine(
-        gpu=gpu,
-        gpu_share=options.gpu_share,
-        host_memory=options.host_memory * GB,
-        pin_rate=options.pin_rate * GB,
-    )
-    popularities = [Popularity(text) for text in options.popularity or POPULARITIES]
-    plans = {
-        title: place_tables(tables, machine, popularities, options.lookups)
-        for title, tables in _table_sets(options).items()
-    }
-    assumptions = _assumptions(machine, options)
+    popularities, table_sets = [Popularity(text) for text in options.popularity or POPULARITIES], _table_sets(options)
+    machines = [_machine(gpu, options) for gpu in (GPUS.values() if options.gpu == "all" else [GPUS[options.gpu]])]
+    plans = [
+        (machine, title, place_tables(tables, machine, popularities, options.lookups))
+        for machine in machines
+        for title, tables in table_sets.items()
+    ]
+    assumptions = _assumptions(machines, options)
     if options.json:
-        found = [{"dtype": title, **_row(p, options)} for title, placements in plans.items() for p in placements]
+        found = [{"gpu": m.gpu.name, "dtype": title, **_row(p, options)} for m, title, plan in plans for p in plan]
         print(json.dumps({"assumptions": assumptions, "placements": found}, indent=1))
         return 0
-    for title, placements in plans.items():
+    if options.gpu == "all":
+        _print_in_short(plans)
+    for _, title, placements in plans if options.gpu != "all" else []:
         print(f"{title}:")
         _print(placements, options)
         print()
     print("Assumed, not measured:")
     print("\n".join(f"  {line}" for line in assumptions))
     return 0
+
+
+def _machine(gpu: Gpu, options: argparse.Namespace) -> Machine:
+    return Machine(
+        gpu=replace(gpu, memory=_or(options.gpu_memory, gpu.memory), link=_or(options.link, gpu.link)),
+        gpu_share=options.gpu_share,
+        host_memory=options.host_memory * GB,
+        pin_rate=options.pin_rate * GB,
+    )
+
+
+def _print_in_short(plans: Sequence[tuple[Machine, str, list[Placement]]]) -> None:
+    laws = list(plans[0][2][0].hit_rates) if plans and plans[0][2] else []
+    cells = [
+        [
+            machine.gpu.name, title, p.table.name, p.tier, bytes_text(p.gpu_bytes), bytes_text(p.pinned_bytes),
+            *(f"{p.hit_rates[law]:.1%}" for law in laws),
+        ]
+        for machine, title, placements in plans
+        for p in placements
+    ]  # fmt: skip
+    print(
+        text_table(["GPU", "dtype", "table", "tier", "on the GPU", "on the host", *(f"hits {n}" for n in laws)], cells)
+    )
+    print()
 
 
 def _or(given: float | None, usual: float) -> float:
@@ -112,16 +134,20 @@ def _described(name: str, text: str) -> TableSize:
         raise ConfigError(f"--table {name}={text}: expected ROWSxDIM, as in 1e9x512") from None
 
 
-def _assumptions(machine: Machine, options: argparse.Namespace) -> list[str]:
-    gpu = machine.gpu
-    memory = f"{gpu.memory / GB:.0f} GB, {machine.gpu_share:.0%} of it for tables"
+def _assumptions(machines: Sequence[Machine], options: argparse.Namespace) -> list[str]:
+    machine = machines[0]
     return [
-        f"{gpu.name}: {memory}, {gpu.bandwidth / GB:.0f} GB/s (data sheet), {gpu.link / GB:.0f} GB/s from the host",
+        *(
+            f"{gpu.name}: {gpu.memory / GB:.0f} GB, {machine.gpu_share:.0%} of it for tables, {gpu.bandwidth / GB:.0f} "
+            f"GB/s (data sheet), {gpu.link / GB:.0f} GB/s from the host"
+            for gpu in (one.gpu for one in machines)
+        ),
         f"host: {machine.host_memory / GB:.0f} GB for tables, pinned at {machine.pin_rate / GB:g} GB/s: where one "
         "thread faults the pages in, 300 GB took tens of minutes; faulting them in by many threads first is faster",
         f"a request looks up {options.lookups} rows of each table, gets fp16; {options.requests_per_s:g} requests/s",
         "the hottest rows lie on the GPU (rank order); under uniform lookups, as in DLRMv3, hits are their share",
         "hits and misses are read one after the other; transfers only, no launch, no queueing",
+        "in a cluster: Redis 7 with jemalloc, hashes as `tables push` makes them, no replicas (each is the same again)",
     ]
 
 
@@ -133,6 +159,7 @@ def _row(placement: Placement, options: argparse.Namespace) -> dict[str, Any]:
         "dim": table.dim,
         "stored": table.dtype,
         "bytes": table.payload_bytes,
+        "cluster_bytes": cluster_bytes(table),
         "tier": placement.tier,
         "gpu_bytes": placement.gpu_bytes,
         "pinned_bytes": placement.pinned_bytes,
@@ -153,10 +180,21 @@ def _print(placements: list[Placement], options: argparse.Namespace) -> None:
                 [
                     row["table"], bytes_text(row["bytes"]), row["tier"], bytes_text(row["gpu_bytes"]),
                     _duration(row["pin_seconds"]), text, f"{hit:.1%}", "-" if time is None else f"{time:.0f}",
-                    "-" if rate is None else f"{rate / GB:.1f}",
+                    "-" if rate is None else f"{rate / GB:.1f}", bytes_text(row["cluster_bytes"]),
                 ]
             )  # fmt: skip
-    header = ["table", "size", "tier", "on the GPU", "pinning", "popularity", "hits", "us/request", "link GB/s"]
+    header = [
+        "table",
+        "size",
+        "tier",
+        "on the GPU",
+        "pinning",
+        "popularity",
+        "hits",
+        "us/request",
+        "link GB/s",
+        "in a cluster",
+    ]
     print(text_table(header, cells))
 
 

@@ -16,6 +16,7 @@ from hstu_trt.contract.shards import write_vector
 from hstu_trt.contract.table_format import read_tables_folder, write_table, write_tables_manifest
 from hstu_trt.tables.delta import apply_delta, make_delta, tables_digest
 from hstu_trt.tables.host import HostTables, LookupOptions
+from hstu_trt.tables.plan import GPUS, TableSize, cluster_bytes
 from hstu_trt.tables.popularity import Popularity, zipf_share
 
 ROWS = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
@@ -413,3 +414,24 @@ def test_a_folder_is_planned_as_stored_and_in_int8(folder, capsys):
 def test_wrong_plans_are_refused(capsys, arguments, message):
     assert run("plan", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "measured"), [("float16", 512, 1340.2), ("int8", 512, 698.9), ("float16", 64, 218.8)]
+)
+def test_bytes_in_a_cluster_are_those_of_redis(dtype, dim, measured):
+    """measured: used_memory of Redis 7.0.15 after a push of 200,000 rows, per row."""
+    table = TableSize(name="t", rows=200_000, dim=dim, dtype=dtype)
+    assert cluster_bytes(table) / table.rows == pytest.approx(measured, rel=0.01)
+
+
+def test_all_gpus_side_by_side(capsys):
+    sizes = ["--table=item_id=1e9x512", "--table=user_id=1e7x512", "--gpu=all", "--dtype=int8", "--host-memory=600"]
+    found = plan(capsys, *sizes)
+    assert {placement["gpu"] for placement in found["placements"]} == set(GPUS)
+    by_gpu = {p["gpu"]: p for p in found["placements"] if p["table"] == "item_id"}
+    assert by_gpu["h200"]["hit_rates"]["uniform"] > by_gpu["h100"]["hit_rates"]["uniform"] > 0
+    assert by_gpu["l4"]["cluster_bytes"] == pytest.approx(0.7e12, rel=0.01)
+    assert run("plan", *sizes) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(("l4 ", "h100 ")) for line in lines) == 4
