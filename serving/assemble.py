@@ -193,7 +193,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--refresh", choices=REFRESH_MODES, default="auto", help="versions side by side or as overlays (default: auto)"
     )
-    parser.add_argument("--refresh-memory", type=float, metavar="GB", help="budget for rows in memory (default: free)")
+    parser.add_argument(
+        "--refresh-memory", type=float, metavar="GB", help="rows in memory, per process (default: free)"
+    )
     parser.add_argument("--refresh-poll", type=float, default=DEFAULT_POLL_S, help="seconds between looks (default: 1)")
     parser.add_argument("--out", type=Path, required=True, help="deployment folder to write")
     parser.add_argument("--dry-run", action="store_true", help="print the difference to the repository, write nothing")

@@ -27,8 +27,9 @@ class Board:
         self.folder = run / LIVE_FOLDER / str(server)
 
     def write(self, model: str, facts: dict[str, Any]) -> None:
-        """Says what a model holds."""
-        write_text_atomically(self.folder / f"{model}.json", json.dumps({"model": model, **facts}) + "\n")
+        """Says what a model holds. Where nothing can be written, requests are served all the same."""
+        with contextlib.suppress(OSError):
+            write_text_atomically(self.folder / f"{model}.json", json.dumps({"model": model, **facts}) + "\n")
 
     def remove(self, model: str) -> None:
         """Takes a model's word back, when it is unloaded."""

@@ -33,6 +33,7 @@ from hstu_trt.contract.table_format import read_tables_folder
 from hstu_trt.contract.table_versions import CURRENT_NAME, DELTA_KIND, named_version, tables_in, version_kind
 from hstu_trt.tables.background import in_background
 from hstu_trt.tables.delta import read_delta
+from hstu_trt.tables.delta_chain import chain_to_whole
 from hstu_trt.tables.host import REGENERATE
 from hstu_trt.tables.lookup_stage import check_tables
 from hstu_trt.tables.refresh import VersionOpener
@@ -133,6 +134,21 @@ def pair_id_of(version: Path) -> str | None:
     return read_tables_folder(
         version, regenerate=REGENERATE.format(folder=version), may_lack=lambda table: True
     ).pair_id
+
+
+def check_published(folder: ReleaseFolder) -> Path | None:
+    """The version in use, if any, after a look at whether it can be served. Raises ArtefactError."""
+    version = folder.current()
+    if version is None:
+        return None
+    dense = folder.dense_of(version)
+    if version_kind(version) == DELTA_KIND:
+        chain_to_whole(read_delta(version))
+    else:
+        tables = tables_in(version)
+        regenerate = REGENERATE.format(folder=tables)
+        check_tables(dense, read_tables_folder(tables, regenerate=regenerate, may_lack=lambda table: True))
+    return version
 
 
 def open_tables_of(

@@ -28,6 +28,7 @@ from hstu_trt.serving.client import RankingClient, ServerError
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.drain import wait_until_quiet
 from hstu_trt.serving.failure import cause_of_failure
+from hstu_trt.serving.releases import ReleaseFolder, check_published
 from hstu_trt.serving.requests import sample
 from hstu_trt.serving.server import (
     LOOPBACK,
@@ -75,6 +76,7 @@ def check(deployment: Deployment, *, hash_tables: bool = False, connect: bool = 
     RemoteError, or GateError that lists the findings of the lint.
     """
     check_tiers(deployment, hash_tables=hash_tables, connect=connect)
+    check_published(ReleaseFolder(deployment.versions, deployment.model))
     lint.require_clean(deployment.repository, deployment.model, deployment.flavour)
 
 
@@ -253,6 +255,7 @@ def _banner(deployment: Deployment, plan: LaunchPlan, ready: Ready) -> str:
         f"  models  {', '.join(MODELS)}",
         f"  limits  {limits.users} users, {limits.history} events and {limits.candidates} candidates per user",
         f"  norm    {deployment.attention_norm}; ids outside a table: {deployment.id_policy}",
+        *([f"  refresh follows {deployment.versions.resolve()}"] if deployment.versions.exists() else []),
         f"  check   {ENSEMBLE} and {FUSED} agree within {ready.canary_difference:.1g} on a sample request",
         *_version_warning(ready.version),
         "try it:",

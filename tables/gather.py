@@ -36,12 +36,12 @@ class NumpyGather:
     """Looks up in the arrays of one table."""
 
     def __init__(self, arrays: TableArrays) -> None:
-        self._arrays = arrays
+        self.arrays = arrays
 
     def lookup(self, ids: NDArray, out: NDArray, status: NDArray, policy: Policy, padding_id: int | None) -> Outcome:
         """Fills ``out`` [n, dim] float32 or float16, and ``status`` [n] uint8, for ids ``[n]`` int32 or int64."""
-        table = self._arrays.table
-        found = resolve_ids(ids, table.ids, table.rows, self._arrays.row_of_id, policy, padding_id)
+        table = self.arrays.table
+        found = resolve_ids(ids, table.ids, table.rows, self.arrays.row_of_id, policy, padding_id)
         if found.rejected is not None:
             return Outcome(found.bad, found.rejected)
         status[...] = found.status
@@ -56,21 +56,21 @@ class NumpyGather:
 
     def gather_rows(self, rows: NDArray, out: NDArray) -> None:
         """Fills ``out`` [n, dim] with rows ``[n]`` int64, all of the table."""
-        if len(self._arrays.values) == 1:
+        if len(self.arrays.values) == 1:
             self._take(0, rows, out)
             return
-        number = np.searchsorted(self._arrays.first_rows, rows, side="right") - 1
+        number = np.searchsorted(self.arrays.first_rows, rows, side="right") - 1
         for shard in np.unique(number):
             here = np.flatnonzero(number == shard)
-            part = np.empty((len(here), self._arrays.table.dim), out.dtype)
-            self._take(shard, rows[here] - self._arrays.first_rows[shard], part)
+            part = np.empty((len(here), self.arrays.table.dim), out.dtype)
+            self._take(shard, rows[here] - self.arrays.first_rows[shard], part)
             out[here] = part
 
     def _take(self, shard: int, rows: NDArray, out: NDArray) -> None:
-        values = self._arrays.values[shard].take(rows, axis=0)
+        values = self.arrays.values[shard].take(rows, axis=0)
         with np.errstate(over="ignore"):
-            if self._arrays.scales:
-                scaled = QuantisedRows(values, self._arrays.scales[shard].take(rows))
-                out[...] = dequantise_rows(scaled, self._arrays.table.dtype)
+            if self.arrays.scales:
+                scaled = QuantisedRows(values, self.arrays.scales[shard].take(rows))
+                out[...] = dequantise_rows(scaled, self.arrays.table.dtype)
             else:
                 out[...] = values

@@ -143,7 +143,7 @@ class NativeGather:
     def __init__(
         self, arrays: TableArrays, library: NativeLibrary, *, threads: int | None = None, portable: bool = False
     ) -> None:
-        self._table, self._arrays, self._library = arrays.table, arrays, library
+        self._table, self.arrays, self._library = arrays.table, arrays, library
         self._threads, self._portable = threads or default_threads(), portable
         self._overlay: _OverlayRows | None = None
         self._held: tuple[NDArray | None, ...] = ()
@@ -167,7 +167,7 @@ class NativeGather:
         at = [None if array is None else array.ctypes.data for array in (numbers, slots, values, scales)]
         other._table, other._held = table, (numbers, slots, values, scales)
         other._overlay = _OverlayRows(at[0], at[1], len(slots) - 1, at[2], at[3])
-        other._rule = _rule_fields(table, self._arrays.row_of_id)
+        other._rule = _rule_fields(table, self.arrays.row_of_id)
         return other
 
     def lookup(self, ids: NDArray, out: NDArray, status: NDArray, policy: Policy, padding_id: int | None) -> Outcome:
@@ -183,7 +183,7 @@ class NativeGather:
         params = _GatherParams(
             shards=ctypes.addressof(self._shards),
             overlay=None if self._overlay is None else ctypes.addressof(self._overlay),
-            shard_count=len(self._arrays.values), dim=table.dim, rule=rule,
+            shard_count=len(self.arrays.values), dim=table.dim, rule=rule,
             ids=ids.ctypes.data, id_stride=ids.strides[0], count=len(ids), out=out.ctypes.data,
             out_stride=out.strides[0], status=status.ctypes.data, status_stride=status.strides[0],
             type=_ROW_TYPES[table.dtype], out_type=_ROW_TYPES[str(out.dtype)], ids_are_32_bit=ids.dtype == np.int32,

@@ -20,7 +20,7 @@ from hstu_trt.tables.gather import NumpyGather, Outcome, RowGather
 from hstu_trt.tables.host import HostTables
 from hstu_trt.tables.ids import ZERO_ROW, Policy, resolve_ids
 from hstu_trt.tables.native import NativeGather
-from hstu_trt.tables.table_arrays import TableArrays
+from hstu_trt.tables.table_arrays import TableArrays, write_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,25 @@ def overlaid_gather(base: RowGather, overlay: Overlay, row_of_id: NDArray | None
     if isinstance(base, NativeGather):
         return base.overlaid(overlay.table, overlay.numbers, overlay.values, overlay.scales)
     return OverlayGather(base, overlay, row_of_id)
+
+
+def can_fold(base: HostTables, overlays: Mapping[str, Overlay]) -> bool:
+    """Whether the overlays' rows can take the place of the base's in memory: no table has grown or is a mapped file."""
+    for name, overlay in overlays.items():
+        gather = base.gathers[name]
+        if not isinstance(gather, NativeGather | NumpyGather) or overlay.table.rows != base.tables[name].rows:
+            return False
+        if not all(shard.flags.writeable for shard in (*gather.arrays.values, *gather.arrays.scales)):
+            return False
+    return True
+
+
+def fold(base: HostTables, overlays: Mapping[str, Overlay]) -> None:
+    """Writes the overlays' rows over the base's. Whoever reads meanwhile must ask these overlays first."""
+    for name, overlay in overlays.items():
+        gather = base.gathers[name]
+        assert isinstance(gather, NativeGather | NumpyGather)
+        write_rows(gather.arrays, overlay.numbers, overlay.values, overlay.scales)
 
 
 class OverlayGather:

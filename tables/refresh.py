@@ -13,6 +13,8 @@ What decides between the two forms, by ``RefreshOptions.mode``:
 
 Tables that are mapped, not read, take no memory, so two always fit. A delta is laid over the whole version that it
 leads on from, which is the one already open or stands beside it. Going back from an overlay to its base opens nothing.
+Publishing the whole version that an overlay leads to folds the overlay into the rows in memory, which makes room for
+the next one.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from hstu_trt.tables.background import in_background
 from hstu_trt.tables.delta import DeltaFolder, changed_rows, check_compatible, read_delta, tables_digest
 from hstu_trt.tables.delta_chain import chain_to, chain_to_whole
 from hstu_trt.tables.host import REGENERATE, HostTables, LookupOptions
-from hstu_trt.tables.overlay import Overlay, overlaid_tables
+from hstu_trt.tables.overlay import Overlay, can_fold, fold, overlaid_tables
 from hstu_trt.tables.row_source import OpenTables, RowSource
 from hstu_trt.tables.table_arrays import PERMUTATION_TENSOR, open_arrays
 from hstu_trt.tables.version import SharedRows, TableVersion
@@ -108,6 +110,8 @@ class VersionOpener:
         found = in_background(lambda: self._read_whole(folder))
         if held is None or self._fits(found, held):
             return _whole(name, found, self._open_rows(found, digest))
+        if held.digest == digest:
+            return self._fold(found, name, held)
         return self._overlay_of_whole(found, name, digest, held)
 
     def _read_whole(self, folder: Path) -> TablesFolder:
@@ -142,6 +146,22 @@ class VersionOpener:
         if self.options.memory_budget is None:
             return int(_SHARE_OF_FREE_MEMORY * _available_memory())
         return max(0, self.options.memory_budget - (0 if held is None else held.memory_bytes))
+
+    def _fold(self, found: TablesFolder, name: str, held: TableVersion) -> TableVersion:
+        """The rows of the overlay in use, in place of the base's: from now on the base is this version.
+
+        Safe while requests read: they ask the overlay first, so none sees a row that is being written; and no version
+        without this overlay may be left on the base. Where that is not so, the overlay stays.
+        """
+        base = held.base
+        assert isinstance(base.rows, HostTables)
+        if base.holders > 1 or not can_fold(base.rows, held.overlays):
+            return self._laid_over(base, found, dict(held.overlays), name, held.digest, held.memory_bytes)
+        fold(base.rows, held.overlays)
+        rows = HostTables(found, base.rows.gathers)
+        # The old base's rows are no longer those of its digest: nobody may go back to them.
+        base.digest = held.digest
+        return _whole(name, found, SharedRows(rows, held.digest, base.memory))
 
     def _overlay_of_whole(self, found: TablesFolder, name: str, digest: str, held: TableVersion) -> TableVersion:
         base = held.base.rows.folder

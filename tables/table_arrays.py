@@ -64,6 +64,21 @@ def open_arrays(folder: Path, table: StoredTable, read: ReadFile = map_file) -> 
     return TableArrays(table, tuple(values), tuple(scales), first_rows, row_of_id)
 
 
+def write_rows(arrays: TableArrays, numbers: NDArray, values: NDArray, scales: NDArray | None) -> None:
+    """Overwrites rows of arrays in memory.
+
+    numbers ``[n]`` int64, rising; values ``[n, dim]`` as stored; scales ``[n]`` float32 of a quantised table.
+    """
+    ends = np.searchsorted(numbers, [*arrays.first_rows[1:], arrays.table.rows])
+    first = 0
+    for shard, end in enumerate(ends):
+        here = numbers[first:end] - arrays.first_rows[shard]
+        arrays.values[shard][here] = values[first:end]
+        if scales is not None:
+            arrays.scales[shard][here] = scales[first:end]
+        first = end
+
+
 def read_rows(arrays: TableArrays, first: int, count: int) -> Block:
     """A copy of consecutive rows ``[count, dim]`` as they are stored, from whichever shards they lie in."""
     table = arrays.table

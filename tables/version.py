@@ -17,6 +17,10 @@ class SharedRows:
         self.rows, self.digest, self.memory = rows, digest, memory
         self._holders = 0
 
+    @property
+    def holders(self) -> int:
+        return self._holders
+
     def hold(self) -> None:
         self._holders += 1
 

@@ -1,14 +1,20 @@
 """CURRENT: readers see one whole version, and nothing is published that is damaged."""
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 
 from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.manifest import write_manifest
 from hstu_trt.contract.model import TableConfig
+from hstu_trt.contract.model_folder import write_model_folder
+from hstu_trt.contract.presets import debug
+from hstu_trt.contract.shards import write_shard
 from hstu_trt.contract.table_format import read_tables, write_table, write_tables_manifest
-from hstu_trt.contract.table_versions import current_tables, publish_version
+from hstu_trt.contract.table_versions import current_tables, publish_version, rollback_version
+from hstu_trt.contract.tensors import default_limits
 
 REGENERATE = "hstu-trt tables convert"
 
@@ -33,6 +39,63 @@ def test_the_published_version_is_in_use_and_can_be_taken_back(store):
         assert current_tables(store) == store / version
         assert (store / "CURRENT").read_text() == f"{version}\n"
     assert sorted(path.name for path in store.iterdir()) == ["CURRENT", "PREVIOUS", "v1", "v2"]
+
+
+def test_a_model_folder_brings_its_tables(store):
+    config = dataclasses.replace(debug(), tables=())
+    write_version(store / "m3" / "tables", 3, "tables")
+    facts = {"name": "m", "config": config, "limits": default_limits(config), "precision": "fp32", "made_by": "a test"}
+    write_model_folder(store / "m3", **facts, facts={})
+    publish_version(store / "m3", regenerate=REGENERATE)
+    assert current_tables(store) == store / "m3" / "tables"
+    spoil(store / "m3/tables/item/00000.safetensors")
+    with pytest.raises(ArtefactError, match="does not match the sha256"):
+        publish_version(store / "m3", regenerate=REGENERATE)
+
+
+def test_a_delta_in_use_is_for_servers_alone(store):
+    write_shard(store / "d3/item/00000.safetensors", "float32", 2, [np.zeros((1, 2), np.float32)])
+    write_manifest(store / "d3", kind="tables delta", made_by="", files=["item/00000.safetensors"], facts={})
+    publish_version(store / "d3", regenerate=REGENERATE)
+    with pytest.raises(ArtefactError, match=r"'d3', a delta, .*tables delta apply"):
+        current_tables(store)
+    spoil(store / "d3/item/00000.safetensors")
+    with pytest.raises(ArtefactError, match="does not match the sha256"):
+        publish_version(store / "d3", regenerate=REGENERATE)
+
+
+def test_the_way_back_is_to_what_was_in_use_before(store):
+    with pytest.raises(ArtefactError, match=r"has no PREVIOUS; name a version with: hstu-trt tables publish"):
+        rollback_version(store, regenerate=REGENERATE)
+    for version in ("v1", "v2", "v2"):
+        publish_version(store / version, regenerate=REGENERATE)
+    for version in ("v1", "v2"):
+        assert rollback_version(store, regenerate=REGENERATE) == store / version
+        assert current_tables(store) == store / version
+    (store / "PREVIOUS").write_text("v2\n")
+    with pytest.raises(ArtefactError, match="'v2' is in use already"):
+        rollback_version(store, regenerate=REGENERATE)
+    (store / "PREVIOUS").write_text("v1\n")
+    spoil(store / "v1/item/00000.safetensors")
+    with pytest.raises(ArtefactError, match="does not match the sha256"):
+        rollback_version(store, regenerate=REGENERATE)
+    assert current_tables(store) == store / "v2"
+
+
+def test_only_versions_are_published(store):
+    (store / "linked").symlink_to(store / "v1")
+    (store / "empty").mkdir()
+    write_manifest(store / "other", kind="deployment", made_by="", files=[], facts={})
+    for name, says in (("linked", "is a link"), ("empty", "is not readable"), ("other", "holds 'deployment'")):
+        with pytest.raises(ArtefactError, match=says):
+            publish_version(store / name, regenerate=REGENERATE)
+    assert not (store / "CURRENT").exists()
+
+
+def spoil(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def test_a_tables_folder_is_its_own_version(store):

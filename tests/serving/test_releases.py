@@ -25,7 +25,7 @@ from hstu_trt.serving.live_stages import (
     text_tensor,
 )
 from hstu_trt.serving.refresh_settings import RefreshSettings
-from hstu_trt.serving.releases import Release, ReleaseFolder
+from hstu_trt.serving.releases import Release, ReleaseFolder, check_published
 from hstu_trt.serving.requests import one_user, pack, sample
 from hstu_trt.serving.stages import FusedStage
 from hstu_trt.serving.watching import Watcher
@@ -87,6 +87,20 @@ def test_a_version_finds_its_dense_model(folder):
     assert folder.dense_by_digest(folder.model.digest) is folder.model
     with pytest.raises(ArtefactError, match="no model folder of digest ffff"):
         folder.dense_by_digest("f" * 64)
+
+
+def test_what_cannot_be_served_is_found_before_the_launch(folder):
+    assert check_published(folder) is None
+    for name in ("v1", "d2", "b3", "v4"):
+        publish(folder, name)
+        assert check_published(folder).name == name
+    shutil.rmtree(folder.path / "b3")
+    with pytest.raises(ArtefactError, match="0 model folders"):
+        check_published(folder)
+    publish(folder, "d2")
+    shutil.rmtree(folder.path / "v1")
+    with pytest.raises(ArtefactError, match="no whole version"):
+        check_published(folder)
 
 
 UNFIT = {

@@ -206,6 +206,55 @@ def test_what_decides_between_two_versions_and_an_overlay(store, mode, budget, n
     assert answer(opened.rows, some_ids()) == answer(HostTables.open(store / name.replace("d", "v")), some_ids())
 
 
+def size_of(folder):
+    tables = read_tables_folder(folder, regenerate="").tables
+    return sum(table.payload_bytes for table in tables.values())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("native", [True, False])
+def test_the_whole_version_of_an_overlay_folds_it(tmp_path, dtype, native):
+    """Delta after delta within a budget that two whole versions do not fit."""
+    block = rows_of(1, ROWS, dtype)
+    for number in range(1, 6):
+        write_version(tmp_path / f"v{number}", block, dtype)
+        block = replaced(block, number, 0.2, dtype)
+    budget = int(1.5 * size_of(tmp_path / "v1"))
+    one = dataclasses.replace(
+        opener(memory_budget=budget), open_tables=lambda folder: HostTables.open(folder, resident=True, native=native)
+    )
+    live = Live(one.open(tmp_path / "v1", "v1"))
+    for number in range(2, 6):
+        delta = write_delta(tmp_path, f"d{number}", f"v{number - 1}", f"v{number}")
+        whole = tmp_path / f"v{number}"
+        expected = answer(HostTables.open(whole, native=False), some_ids())
+        live.swap(one.open(delta, delta.name, live.current))
+        assert live.current.overlays
+        with live.pin() as version:
+            live.swap(one.open(whole, whole.name, live.current))
+            assert answer(version.rows, some_ids()) == expected, "still read while it is folded"
+        live.sweep()
+        assert not live.current.overlays
+        assert live.current.memory_bytes == size_of(whole)
+        assert answer(live.current.rows, some_ids()) == expected
+    live.swap(one.open(tmp_path / "v4", "v4", live.current))
+    assert live.current.overlays, "the way back is an overlay now"
+    assert answer(live.current.rows, some_ids()) == answer(HostTables.open(tmp_path / "v4"), some_ids())
+
+
+def test_nothing_is_folded_while_the_base_is_read(store):
+    one = opener(memory_budget=int(1.5 * size_of(store / "v1")), how="resident")
+    live = Live(one.open(store / "v1", "v1"))
+    with live.pin() as version:
+        before = answer(version.rows, some_ids())
+        live.swap(one.open(store / "d2", "d2", live.current))
+        live.swap(one.open(store / "v2", "v2", live.current))
+        assert live.current.overlays
+        assert answer(version.rows, some_ids()) == before
+        with live.pin() as current:
+            assert answer(current.rows, some_ids()) == answer(HostTables.open(store / "v2"), some_ids())
+
+
 def test_the_way_back_from_an_overlay_opens_nothing(store):
     one = opener(memory_budget=1)
     one = dataclasses.replace(one, options=RefreshOptions(memory_budget=6_000, overlay_share=1.0))
@@ -331,6 +380,11 @@ def test_random_interleavings_see_one_version_each(shared_store, seed):
         tables_digest(store / name): answer(HostTables.open(store / name, native=False), ids)
         for name in ("v1", "v2", "v3")
     }
+    tight = seed % 2 == 1
+    if tight:  # overlays, and folds where the version that they lead to is published
+        one = dataclasses.replace(
+            one, options=RefreshOptions(memory_budget=int(1.6 * size_of(store / "v1")), overlay_share=1.0)
+        )
     live, stop = Live(one.open(store / "v1", "v1")), threading.Event()
 
     def read():
@@ -351,7 +405,7 @@ def test_random_interleavings_see_one_version_each(shared_store, seed):
                 live.swap(one.open(store / name, name, live.current))
             except ArtefactError as error:
                 refused += 1
-                assert name == "x2", error
+                assert name == "x2" or (tight and "does not fit" in str(error)), error
         with live.pin() as version:
             assert answer(version.rows, ids) == expected[version.digest]
         stop.set()

@@ -1,4 +1,4 @@
-"""Runs ranking_fused.onnx on all waiting requests at once."""
+"""Looks rows up and runs hstu.onnx and mlp_head.onnx, or one engine, on all waiting requests at once."""
 
 from hstu_trt.serving.triton_models import FusedModel as TritonPythonModel
 
