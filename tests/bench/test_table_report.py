@@ -52,6 +52,14 @@ def test_refreshes_are_shown_where_there_are_rows():
     assert "| 10 refreshes | overlay | 5,000 | p99_ms 12.25, failed 0 |" in text
 
 
+def test_the_picture_leaves_the_other_tiers_room():
+    others = [row("tables gpu", f"fp16 {n}", "EmbeddingLookup", 8.0, per_s=1e9) for n in range(40)]
+    others += [row("tables gpu", "fp16 9048", "EmbeddingLookup, one output", 8.0, per_s=1e9)]
+    words = " ".join(ElementTree.fromstring(plot([*others, *ROWS])).itertext())
+    assert words.count("GPU: fp16") == 1
+    assert "remote: 512 ids" in words
+
+
 def test_the_picture_is_whole():
     picture = ElementTree.fromstring(plot(ROWS))
     words = " ".join(picture.itertext())
