@@ -9,6 +9,7 @@ while a version was being taken stand beside those of the rest of the same run.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import tempfile
 import time
@@ -162,7 +163,7 @@ def result_rows(outcome: Outcome, case: str, clients: int) -> list[ResultRow]:
 def _device() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
-            return line.partition(":")[2].strip()
+            return f"{line.partition(':')[2].strip()}, {len(os.sched_getaffinity(0))} cores"
     return platform.machine()
 
 
