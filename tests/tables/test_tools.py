@@ -280,6 +280,13 @@ def damage_delta(folder, change):
     path.write_text(json.dumps(document))
 
 
+def claim_rows(delta, shards):
+    """50 rows of items, of which that many more in the last shard."""
+    items = delta["result"]["tables"]["items"]
+    items["rows"] = 50
+    items["shards"][-1][2] += shards
+
+
 HOSTILE = {
     "no result": (lambda d: d.update(result=3), "its result is 3"),
     "empty result": (lambda d: d.update(result={}), "malformed"),
@@ -291,10 +298,8 @@ HOSTILE = {
         lambda d: d["result"]["files"]["items/00000.safetensors"].update(sha256="0" * 64),
         "does not match the sha256",
     ),
-    "more rows": (
-        lambda d: (d["result"]["tables"]["items"].update(rows=50), d["result"]["tables"]["items"]["shards"]),
-        "lacks some of the new rows",
-    ),
+    "more rows": (lambda d: claim_rows(d, shards=10), "lacks some of the new rows"),
+    "more rows than its shards": (lambda d: claim_rows(d, shards=0), "do not add up to its 50 rows"),
 }
 
 
