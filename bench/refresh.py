@@ -9,6 +9,7 @@ while a version was being taken stand beside those of the rest of the same run.
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import tempfile
 import time
@@ -37,6 +38,7 @@ from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
 
 POLL_S = 0.1
+PHASES = ("between refreshes", "while tables are replaced", "while dense weights are replaced")
 _AGAIN = "hstu-trt bench refresh"
 
 
@@ -79,8 +81,8 @@ class Outcome:
     """What a run under load showed."""
 
     samples: list[Sample]
-    windows: list[tuple[float, float]] = field(default_factory=list)
-    """From publishing a version to its being served, or refused."""
+    windows: list[tuple[str, float, float]] = field(default_factory=list)
+    """Phase, and when a version was published, and served or refused."""
     refreshes: int = 0
     refused: int = 0
     named: set[str] = field(default_factory=set)
@@ -90,13 +92,14 @@ class Outcome:
         """What is not as it should be, by request."""
         return [f"{sample.model}: {sample.verdict}" for sample in self.samples if sample.verdict != "ok"]
 
-    def latencies_ms(self, model: str, *, during: bool) -> NDArray:
-        """Of the requests that ran while a version was being taken, or of the others."""
-        chosen = [s for s in self.samples if s.model == model and during == self._overlaps(s)]
+    def latencies_ms(self, model: str, phase: str) -> NDArray:
+        """Of the requests that ran in a phase; one that saw two counts where more was replaced."""
+        chosen = [s for s in self.samples if s.model == model and self._phase(s) == phase]
         return np.asarray([1e3 * (sample.ended - sample.began) for sample in chosen])
 
-    def _overlaps(self, sample: Sample) -> bool:
-        return any(sample.began < end and sample.ended > first for first, end in self.windows)
+    def _phase(self, sample: Sample) -> str:
+        seen = {phase for phase, first, end in self.windows if sample.began < end and sample.ended > first}
+        return max(seen, key=PHASES.index, default=PHASES[0])
 
 
 def run_under_load(deployment: Deployment, load: Load, steps: Sequence[Step], live: Path, gap_s: float) -> Outcome:
@@ -108,7 +111,7 @@ def run_under_load(deployment: Deployment, load: Load, steps: Sequence[Step], li
             began = time.monotonic()
             step.publish(deployment.versions)
             wait_for(live, step.version)
-            outcome.windows.append((began, time.monotonic()))
+            outcome.windows.append((PHASES[2 if step.kind.startswith("dense") else 1], began, time.monotonic()))
             outcome.refused += step.version.must_be_refused
             outcome.refreshes += not step.version.must_be_refused
             time.sleep(gap_s)
@@ -137,23 +140,25 @@ def refresh_run(model: ModelFolder, folder: Path, requests: list[Tensors], clien
 
 
 def result_rows(outcome: Outcome, case: str, clients: int) -> list[ResultRow]:
-    """Per model a row of the latencies during refreshes, and one of those without."""
-    here = Provenance.here(_device(), package_versions(("numpy", "onnxruntime", "tritonclient", "nvidia-pytriton")))
+    """Per model a row of the latencies in each phase."""
+    here = vars(
+        Provenance.here(_device(), package_versions(("numpy", "onnxruntime", "tritonclient", "nvidia-pytriton")))
+    )
+    counts = {"failed_or_mixed": len(outcome.wrong), "refreshes": outcome.refreshes, "refused": outcome.refused}
     rows = []
     for model in MODELS:
-        figures = {during: outcome.latencies_ms(model, during=during) for during in (False, True)}
-        medians = {during: float(np.median(figure)) for during, figure in figures.items()}
-        for during, figure in figures.items():
-            p25, p75, p99 = (float(value) for value in np.percentile(figure, (25, 75, 99)))
-            checks = {"p99_us": 1e3 * p99, "max_us": 1e3 * float(figure.max()), "requests": len(figure)}
-            checks |= {"failed_or_mixed": len(outcome.wrong), "refreshes": outcome.refreshes}
-            checks |= {"refused": outcome.refused, "refresh_s": float(np.median([b - a for a, b in outcome.windows]))}
+        usual = float(np.median(outcome.latencies_ms(model, PHASES[0])))
+        for phase in PHASES:
+            figure = outcome.latencies_ms(model, phase)
+            median, p25, p75, p99 = (float(value) for value in np.percentile(figure, (50, 25, 75, 99)))
+            checks = {"p99_us": 1e3 * p99, "max_us": 1e3 * float(figure.max()), "requests": len(figure), **counts}
+            if lasted := [end - first for name, first, end in outcome.windows if name == phase]:
+                checks["refresh_s"] = float(np.median(lasted))
             rows.append(
                 ResultRow(
-                    **vars(here), suite="refresh", case=f"{case}, {model}, {clients} clients",
-                    variant="during refreshes" if during else "between refreshes",
-                    median_us=1e3 * medians[during], spread=(p75 - p25) / medians[during],
-                    ratio_to={"between refreshes": medians[False] / medians[during]}, checks=checks,
+                    **here, suite="refresh", case=f"{case}, {model}, {clients} clients", variant=phase,
+                    median_us=1e3 * median, spread=(p75 - p25) / median,
+                    ratio_to={PHASES[0]: usual / median}, checks=checks,
                 )
             )  # fmt: skip
     return rows
@@ -162,7 +167,7 @@ def result_rows(outcome: Outcome, case: str, clients: int) -> list[ResultRow]:
 def _device() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
-            return line.partition(":")[2].strip()
+            return f"{line.partition(':')[2].strip()}, {len(os.sched_getaffinity(0))} cores"
     return platform.machine()
 
 

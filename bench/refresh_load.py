@@ -125,5 +125,5 @@ def wait_for(live: Path, version: Published, timeout_s: float = 60.0) -> None:
             board["done"] = done or (not version.must_be_refused and board["tables_version"] == version.label)
         if all(board["done"] for board in boards):
             return
-        time.sleep(0.01)
+        time.sleep(0.05)
     raise GateError(f"{version.name} ({version.label}) was not taken as it should within {timeout_s:g} s: {seen}")

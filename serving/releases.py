@@ -31,7 +31,6 @@ from hstu_trt.contract.model_folder import MODEL_KIND, ModelFolder, read_model_f
 from hstu_trt.contract.stored_table import TablesFolder, is_table_name
 from hstu_trt.contract.table_format import read_tables_folder
 from hstu_trt.contract.table_versions import CURRENT_NAME, DELTA_KIND, named_version, tables_in, version_kind
-from hstu_trt.tables.background import in_background
 from hstu_trt.tables.delta import read_delta
 from hstu_trt.tables.delta_chain import chain_to_whole
 from hstu_trt.tables.host import REGENERATE
@@ -104,7 +103,7 @@ class ReleaseFolder:
 
     def _read_model(self, path: Path) -> ModelFolder:
         """A verified model folder that can stand in for the deployment's. Raises ArtefactError."""
-        found = in_background(lambda: read_model_folder(path))
+        found = read_model_folder(path)
         for what, new, old in (
             ("limits", found.limits, self.model.limits),
             ("precision", found.precision, self.model.precision),

@@ -19,7 +19,6 @@ the next one.
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +35,6 @@ from hstu_trt.contract.stored_table import TablesFolder
 from hstu_trt.contract.table_format import read_tables_folder
 from hstu_trt.contract.table_versions import DELTA_KIND, version_kind
 from hstu_trt.contract.text import bytes_text
-from hstu_trt.tables.background import in_background
 from hstu_trt.tables.delta import DeltaFolder, changed_rows, check_compatible, read_delta, tables_digest
 from hstu_trt.tables.delta_chain import chain_to, chain_to_whole
 from hstu_trt.tables.host import REGENERATE, HostTables, LookupOptions
@@ -107,7 +105,7 @@ class VersionOpener:
             found = read_tables_folder(folder, regenerate=REGENERATE.format(folder=folder), may_lack=self.may_lack)
             self.check(found)
             return _whole(name, found, held.base)
-        found = in_background(lambda: self._read_whole(folder))
+        found = self._read_whole(folder)
         if held is None or self._fits(found, held):
             return _whole(name, found, self._open_rows(found, digest))
         if held.digest == digest:
@@ -171,8 +169,7 @@ class VersionOpener:
         most, overlays = min(self._memory_left(held), self._most_bytes(found)), {}
         for table, stored in found.tables.items():
             before, after = open_arrays(base.path, base.tables[table]), open_arrays(found.path, stored)
-            changed = in_background(functools.partial(changed_rows, before, after, most))
-            overlays[table] = Overlay.of(stored, changed)
+            overlays[table] = Overlay.of(stored, changed_rows(before, after, most))
         return self._laid_over(held.base, found, overlays, name, digest, most)
 
     def _open_delta(self, folder: Path, name: str, held: TableVersion | None) -> TableVersion:
@@ -181,7 +178,7 @@ class VersionOpener:
         if held is not None and chain is not None:
             return self._apply(held.base, chain, name, self._memory_left(held))
         whole, chain = chain_to_whole(read_delta(folder))
-        found = in_background(lambda: self._read_whole(whole))
+        found = self._read_whole(whole)
         left = self._memory_left(held)
         if held is not None and self.memory_of(found) > left:
             raise ArtefactError(
