@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// From ids to where their rows lie: one lane per id, whatever the width of a row.
+#pragma once
+
+#include "params.h"
+
+namespace hstu_trt {
+
+// Which rows a warp copies. Rows over the bus are slow, and a warp that waits for them copies no others.
+enum class Role { kAll, kHot, kCold };
+
+// A row of the output to be written.
+struct RowSource {
+  void const* row;     // nullptr: zeros
+  float const* scale;  // nullptr: not quantised
+  int32_t place;       // row of the output; -1: none
+};
+
+struct FoundRow {
+  void const* row;
+  float const* scale;
+  RowStatus status;
+  bool is_cold;
+};
+
+__device__ inline int64_t find_in_overlay(EmbeddingTable const& table, int64_t row) {
+  int64_t const mask = table.overlay_mask;
+  int64_t at = static_cast<int64_t>(splitmix64(row, 0)) & mask;
+  for (int64_t tried = 0; tried <= mask; ++tried, at = (at + 1) & mask) {
+    OverlaySlot const slot = table.overlay_slots[at];
+    if (slot.row == row) return slot.place;
+    if (slot.row < 0) break;
+  }
+  return -1;
+}
+
+// Where row `row` of the table lies. No number leads outside of what the table has.
+__device__ inline FoundRow find_row(EmbeddingTable const& table, int64_t row, int64_t row_bytes) {
+  if (table.overlay_slots) {
+    int64_t const place = find_in_overlay(table, row);
+    if (place >= 0) {
+      float const* const scale = table.overlay_scales ? table.overlay_scales + place : nullptr;
+      return {static_cast<char const*>(table.overlay) + place * row_bytes, scale, RowStatus::kGpu, false};
+    }
+  }
+  float const* const scale = table.scales ? table.scales + row : nullptr;
+  if (row < table.hot_rows) {
+    return {static_cast<char const*>(table.hot) + row * row_bytes, scale, RowStatus::kGpu, false};
+  }
+  int64_t const behind = row - table.hot_rows;
+  if (behind < table.cold_rows) {
+    return {static_cast<char const*>(table.cold) + behind * row_bytes, scale, RowStatus::kHost, true};
+  }
+  return {nullptr, nullptr, RowStatus::kMissing, false};
+}
+
+__device__ inline IdRule rule_of(EmbeddingParams const& p, EmbeddingTable const& table) {
+  return {table.rows,   table.seed, table.row_of_id, table.id_count, table.default_row,
+          p.padding_id, table.hash, p.policy,        p.has_padding,  0};
+}
+
+__device__ inline bool is_behind_end(EmbeddingParams const& p, int64_t place) {
+  if (!p.lengths) return false;
+  int64_t const sequence = place / p.padded_length;
+  return place - sequence * p.padded_length >= p.lengths[sequence];
+}
+
+// The row of output row `place`.
+__device__ inline FoundRow resolve(EmbeddingParams const& p, EmbeddingColumns const& columns,
+                                   EmbeddingTable const& table, int64_t place, int64_t row_bytes) {
+  if (is_behind_end(p, place)) return {nullptr, nullptr, RowStatus::kPadding, false};
+  int64_t const at = place * columns.id_stride;
+  int64_t const id =
+      p.wide_ids ? static_cast<int64_t const*>(columns.ids)[at] : static_cast<int32_t const*>(columns.ids)[at];
+  ResolvedId const resolved = resolve_id(rule_of(p, table), id, RowStatus::kGpu);
+  if (resolved.row < 0) return {nullptr, nullptr, resolved.status, false};
+  FoundRow found = find_row(table, resolved.row, row_bytes);
+  // A bad id's row may come from anywhere: that the id is bad is what counts.
+  if (resolved.status == RowStatus::kBadId) found.status = RowStatus::kBadId;
+  return found;
+}
+
+// Fills sources[0 .. returned number) with those of the ids [first, first + count) that are this role's, count <= 32.
+// To be called by whole warps. The role that is not kCold also writes status and counts bad ids.
+__device__ inline int find_sources(EmbeddingParams const& p, EmbeddingColumns const& columns,
+                                   EmbeddingTable const& table, int64_t row_bytes, Role role, int64_t first, int count,
+                                   RowSource* sources) {
+  constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
+  int const lane = static_cast<int>(threadIdx.x % 32);
+  FoundRow found{nullptr, nullptr, RowStatus::kGpu, false};
+  bool const given = lane < count;
+  if (given) found = resolve(p, columns, table, first + lane, row_bytes);
+  if (role != Role::kCold) {
+    if (given && columns.status) {
+      columns.status[(first + lane) * columns.status_stride] = static_cast<uint8_t>(found.status);
+    }
+    if (columns.bad_ids) {
+      uint32_t const bad = __ballot_sync(kAllLanes, given && found.status == RowStatus::kBadId);
+      if (bad != 0 && lane == 0) atomicAdd(reinterpret_cast<unsigned long long*>(columns.bad_ids), __popc(bad));
+    }
+  }
+  bool const own = given && (role == Role::kAll || found.is_cold == (role == Role::kCold));
+  uint32_t const owned = __ballot_sync(kAllLanes, own);
+  if (own) sources[__popc(owned & ((1u << lane) - 1u))] = {
+        found.row, found.scale, static_cast<int32_t>(first + lane)};
+  __syncwarp();
+  return __popc(owned);
+}
+
+}  // namespace hstu_trt
