@@ -12,7 +12,7 @@ from torch import Tensor
 from hstu_trt.contract.errors import InputError
 from hstu_trt.plugins.embedding_tables import DeviceTable, LiveTables
 from hstu_trt.plugins.library import (
-    DATA_TYPES,
+    TABLE_TYPES,
     MAX_COLUMNS,
     EmbeddingColumns,
     EmbeddingParams,
@@ -161,6 +161,6 @@ def _launch(params: EmbeddingParams, device: torch.device) -> None:
 
 def _number(dtype: torch.dtype) -> int:
     name = str(dtype).removeprefix("torch.")
-    if name not in DATA_TYPES:
+    if name not in TABLE_TYPES:
         raise UnsupportedError(f"embedding lookup: {name} is no type of these kernels")
-    return DATA_TYPES[name]
+    return TABLE_TYPES[name]

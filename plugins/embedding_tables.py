@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.stored_table import HashKind
-from hstu_trt.plugins.library import DATA_TYPES, EmbeddingTable, UnsupportedError, load_library
+from hstu_trt.plugins.library import TABLE_TYPES, EmbeddingTable, UnsupportedError, load_library
 
 _HASHES: dict[HashKind, int] = {"none": 0, "splitmix64": 1, "permutation": 2}
 _ZERO_ROW = -1
@@ -98,7 +98,7 @@ class DeviceTable:
         if any(t.dim() != 2 or t.shape[1] != self.dim or t.dtype != self.hot.dtype for t in stored):
             shapes = ", ".join(f"{list(t.shape)} {t.dtype}" for t in stored)
             raise InputError(f"hot and cold rows and those of an overlay have one type and width: {shapes}")
-        if str(self.hot.dtype).removeprefix("torch.") not in DATA_TYPES:
+        if str(self.hot.dtype).removeprefix("torch.") not in TABLE_TYPES:
             raise UnsupportedError(f"embedding lookup: {self.hot.dtype} is no type of these kernels")
         if self.cold is not None and self.hot.is_cuda and not self.cold.is_pinned():
             raise InputError("cold rows must be in pinned host memory")

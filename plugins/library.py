@@ -19,8 +19,10 @@ LIBRARY_VARIABLE = "HSTU_TRT_LIB"
 ABI_VERSION = 3
 KERNELS = {"auto": 0, "sm90": 1, "smxx": 2, "fp32": 3}
 """Kernels as ``AttentionKernel`` numbers them (kernels/attention/attention.h)."""
-DATA_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e4m3fn": 3, "int8": 4}
+DATA_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e4m3fn": 3}
 """Types by their name in torch, as ``DataType`` numbers them."""
+TABLE_TYPES = {**DATA_TYPES, "int8": 4}
+"""Those of embedding tables."""
 
 
 class KernelError(HstuTrtError):
@@ -102,16 +104,11 @@ class EmbeddingParams(Structure):
         ("out", c_void_p), ("lengths", c_void_p), ("live_tables", c_void_p), ("latch", c_void_p), ("count", c_int64),
         ("out_stride", c_int64), ("padded_length", c_int64), ("padding_id", c_int64), ("policy", c_int32),
         ("has_padding", c_int32), ("output_type", c_int32), ("wide_ids", c_int32), ("has_cold_rows", c_int32),
-        ("column_count", c_int32), ("columns", EmbeddingColumns * MAX_COLUMNS),
+        ("wide_status", c_int32), ("column_count", c_int32), ("reserved", c_int32), ("columns", EmbeddingColumns * MAX_COLUMNS),
     )  # fmt: skip
 
 
-_MIRRORS = {
-    "attention_params": AttentionParams,
-    "embedding_params": EmbeddingParams,
-    "embedding_columns": EmbeddingColumns,
-    "embedding_table": EmbeddingTable,
-}
+_STRUCTS = ("attention_params", "embedding_params", "embedding_columns", "embedding_table")
 
 
 class _Field(Structure):
@@ -123,8 +120,8 @@ _EMBEDDING_PARAMS = POINTER(EmbeddingParams)
 _FUNCTIONS = {
     "hstu_trt_abi_version": (c_int32, []),
     "hstu_trt_cuda_archs": (c_char_p, []),
-    **{f"hstu_trt_{name}_size": (c_size_t, []) for name in _MIRRORS},
-    **{f"hstu_trt_{name}_fields": (c_size_t, [POINTER(POINTER(_Field))]) for name in _MIRRORS},
+    **{f"hstu_trt_{name}_size": (c_size_t, []) for name in _STRUCTS},
+    **{f"hstu_trt_{name}_fields": (c_size_t, [POINTER(POINTER(_Field))]) for name in _STRUCTS},
     "hstu_trt_attention_unsupported": (c_char_p, [_PARAMS, c_int32, c_int32]),
     "hstu_trt_attention_workspace_size": (c_size_t, [_PARAMS, c_int32]),
     "hstu_trt_launch_attention": (c_int32, [_PARAMS, c_int32, c_void_p]),
@@ -160,7 +157,8 @@ class KernelLibrary:
         """Sentences on where the library's structs are not the mirrors; none if they are the same."""
         version = self._functions.hstu_trt_abi_version()
         found = [f"version {version} of the C face, not {ABI_VERSION}"] if version != ABI_VERSION else []
-        for name, mirror in _MIRRORS.items():
+        mirrors = (AttentionParams, EmbeddingParams, EmbeddingColumns, EmbeddingTable)
+        for name, mirror in zip(_STRUCTS, mirrors, strict=True):
             size = getattr(self._functions, f"hstu_trt_{name}_size")()
             found += _differences(self.fields(name), size, mirror)
         return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gpu_tables import STORED, folder_arrays, host_answer, on_gpu, same_bits, to_device, with_rule, write_folder
+from gpu_tables import STORED, folder_arrays, gpu_status, host_answer, same_bits, to_device, with_rule, write_folder
 from id_rules import HIGHEST, IDS, LOWEST, PERMUTATION, RULES, VECTORS
 from numpy.typing import NDArray
 from torch import Tensor
@@ -77,7 +77,7 @@ def test_rows_have_the_bits_of_the_host_tier(
             expected = host_answer(arrays, ids, "zero", None, output)
             found = gpu_answer(table, ids, LookupOptions(output_dtype=OUTPUTS[output]))
             assert same_bits(found[0], expected[0]), (dim, count)
-            assert np.array_equal(found[1], on_gpu(expected[1]))
+            assert np.array_equal(found[1], gpu_status(arrays, ids, "zero", None))
             assert found[2] == expected[2]
 
 
@@ -106,7 +106,7 @@ def test_ids_lead_to_the_rows_of_the_host_tier(  # noqa: PLR0913, PLR0917
         options = LookupOptions(policy=policy, padding_id=padding_id, output_dtype=torch.float16)
         found = gpu_answer(to_device(arrays), ids, options)
         assert same_bits(found[0], expected[0])
-        assert np.array_equal(found[1], on_gpu(expected[1]))
+        assert np.array_equal(found[1], gpu_status(arrays, ids, policy, padding_id))
         assert found[2] == expected[2]
 
 
@@ -153,7 +153,8 @@ def test_tables_of_all_types_side_by_side(
         found = lookup_tables(torch.from_numpy(ids).cuda(), [to_device(part) for part in parts], options, report)
         expected = [host_answer(part, ids[:, k], "zero", None, "float16") for k, part in enumerate(parts)]
         assert same_bits(found, np.concatenate([one[0] for one in expected], axis=1))
-        assert np.array_equal(status.cpu().numpy(), on_gpu(np.stack([one[1] for one in expected], axis=1)))
+        wanted = [gpu_status(part, ids[:, k], "zero", None) for k, part in enumerate(parts)]
+        assert np.array_equal(status.cpu().numpy(), np.stack(wanted, axis=1))
         assert bad.tolist() == [one[2] for one in expected]
 
 
@@ -169,8 +170,7 @@ def test_cold_rows_are_the_same_rows(
             options = LookupOptions(policy="clamp", padding_id=-2, output_dtype=torch.float16)
             found = gpu_answer(to_device(arrays, hot_rows=hot_rows), ids, options)
             assert same_bits(found[0], expected[0])
-            cold = (ids >= hot_rows) & (ids < 61)
-            assert np.array_equal(found[1], np.where(cold, RowStatus.HOST, on_gpu(expected[1])))
+            assert np.array_equal(found[1], gpu_status(arrays, ids, "clamp", -2, hot_rows))
 
 
 @pytest.mark.parametrize("dtype", STORED)

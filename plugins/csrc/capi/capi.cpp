@@ -83,7 +83,9 @@ constexpr HstuTrtField kEmbeddingFields[] = {
     FIELD(output_type),
     FIELD(wide_ids),
     FIELD(has_cold_rows),
+    FIELD(wide_status),
     FIELD(column_count),
+    FIELD(reserved),
     FIELD(columns),
 };
 

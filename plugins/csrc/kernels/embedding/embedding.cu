@@ -38,8 +38,9 @@ char const* columns_unsupported(EmbeddingParams const& p, EmbeddingColumns const
   if (c.dim < 1) return "dim must be at least 1";
   if (c.first < 0 || c.first + static_cast<int64_t>(c.dim) > p.out_stride) return "columns lie outside of the output";
   if (!is_type(c.type)) return "a table is fp32, fp16, bf16, int8 or fp8";
+  if (char const* const sentence = p.live_tables ? nullptr : table_unsupported(c.table, c.type)) return sentence;
   if (p.count > 0 && !c.ids) return "ids or output are missing";
-  return p.live_tables ? nullptr : table_unsupported(c.table, c.type);
+  return nullptr;
 }
 
 cudaError_t launch_columns(EmbeddingParams const& params, DataType type, cudaStream_t stream) {
@@ -77,11 +78,10 @@ char const* embedding_unsupported(EmbeddingParams const& p) noexcept {
     return "with lengths, the number of ids must be a multiple of the padded length";
   }
   if (p.latch && !p.live_tables) return "a latch is for live tables";
-  if (p.count > 0 && !p.out) return "ids or output are missing";
   for (int i = 0; i < p.column_count; ++i) {
     if (char const* const sentence = columns_unsupported(p, p.columns[i])) return sentence;
   }
-  return nullptr;
+  return p.count > 0 && !p.out ? "ids or output are missing" : nullptr;
 }
 
 cudaError_t launch_embedding_lookup(EmbeddingParams const& params, cudaStream_t stream) noexcept {

@@ -41,7 +41,7 @@ struct EmbeddingTable {
 // Columns of the output, and the table whose rows stand there.
 struct EmbeddingColumns {
   void const* ids;      // [count] int32, or int64 with wide_ids
-  uint8_t* status;      // [count] RowStatus, or nullptr
+  void* status;         // [count] RowStatus as uint8, or int32 with wide_status; or nullptr
   uint64_t* bad_ids;    // device memory, or nullptr: ids outside of the table are added to it
   EmbeddingTable table; // counts unless the call has live_tables
   int64_t id_stride;    // elements from one id to the next
@@ -74,7 +74,9 @@ struct EmbeddingParams {
   DataType output_type;  // kFloat32, kFloat16 or kBFloat16
   int32_t wide_ids;
   int32_t has_cold_rows;  // some table may have: a hint, which makes lookups in such tables faster
+  int32_t wide_status;
   int32_t column_count;
+  int32_t reserved;
   EmbeddingColumns columns[kMaxEmbeddingColumns];
 };
 

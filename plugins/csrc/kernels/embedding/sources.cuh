@@ -80,6 +80,16 @@ __device__ inline FoundRow resolve(EmbeddingParams const& p, EmbeddingColumns co
   return found;
 }
 
+__device__ inline void write_status(EmbeddingParams const& p, EmbeddingColumns const& columns, int64_t place,
+                                    RowStatus status) {
+  int64_t const at = place * columns.status_stride;
+  if (p.wide_status) {
+    static_cast<int32_t*>(columns.status)[at] = static_cast<int32_t>(status);
+  } else {
+    static_cast<uint8_t*>(columns.status)[at] = static_cast<uint8_t>(status);
+  }
+}
+
 // Fills sources[0 .. returned number) with those of the ids [first, first + count) that are this role's, count <= 32.
 // To be called by whole warps. The role that is not kCold also writes status and counts bad ids.
 __device__ inline int find_sources(EmbeddingParams const& p, EmbeddingColumns const& columns,
@@ -91,9 +101,7 @@ __device__ inline int find_sources(EmbeddingParams const& p, EmbeddingColumns co
   bool const given = lane < count;
   if (given) found = resolve(p, columns, table, first + lane, row_bytes);
   if (role != Role::kCold) {
-    if (given && columns.status) {
-      columns.status[(first + lane) * columns.status_stride] = static_cast<uint8_t>(found.status);
-    }
+    if (given && columns.status) write_status(p, columns, first + lane, found.status);
     if (columns.bad_ids) {
       uint32_t const bad = __ballot_sync(kAllLanes, given && found.status == RowStatus::kBadId);
       if (bad != 0 && lane == 0) atomicAdd(reinterpret_cast<unsigned long long*>(columns.bad_ids), __popc(bad));
