@@ -8,6 +8,7 @@ PyTorch's fastest elementwise kernel. Contenders of a case are timed in turn, in
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ MEMCPY, COPY_KERNEL = "copy: cudaMemcpy", "copy: elementwise kernel"
 REQUEST = 9048
 """Ids of one request of DLRMv3."""
 PARTS = ("gather", "host", "columns", "refresh")
-_SETS = 8
+SETS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Plan:
     rounds: int
     target_ms: float
     compiled: bool
+    fbgemm: bool
 
 
 @dataclass
@@ -84,27 +86,29 @@ def gather_cases(plan: Plan) -> Iterator[GatherCase]:
 
 def measure_gather(case: GatherCase, table: DeviceTable, provenance: Provenance, plan: Plan) -> list[ResultRow]:
     """One table in GPU memory."""
+    import torch
+
     from hstu_trt.bench import table_gpu_data as data
     from hstu_trt.plugins.embedding import LookupOptions, lookup_tables
 
-    import torch
-
-    ids, outs = data.random_ids(case.lookups, case.rows, _SETS), data.outputs(case.lookups, case.dim, _SETS)
+    ids, outs = data.random_ids(case.lookups, case.rows, SETS), data.outputs(case.lookups, case.dim, SETS)
     options = LookupOptions(output_dtype=torch.float16)
     found = Case(case.name, case.lookups, case.moved_bytes)
     calls: dict[str, Callable[[int], object]] = {
         OURS: lambda n: lookup_tables(ids[n], [table], options, out=outs[n]),
         f"{OURS}, one output": lambda n: lookup_tables(ids[n], [table], options, out=outs[0]),
     }
+    if plan.fbgemm and case.dtype != "fp8":
+        calls[table_gpu_fbgemm.NAME] = table_gpu_fbgemm.contender(table, ids)
     calls |= torch_gathers(case, table, ids, outs, compiled=plan.compiled)
     expected = calls[INDEX_SELECT](0)
     assert isinstance(expected, torch.Tensor)
     expected = expected.clone()
     calls[OURS](0)
     found.checks[OURS] = {"rows_that_differ": data.differing_rows(expected, outs[0])}
-    found.contenders = {name: GraphedCalls([_bound(call, n) for n in range(_SETS)]) for name, call in calls.items()}
+    found.contenders = {name: graphed(call) for name, call in calls.items()}
     found.contenders |= copies(case.moved_bytes)
-    rows = found.rows(provenance, plan, [INDEX_SELECT, "torch F.embedding", "torch.compile", MEMCPY, COPY_KERNEL])
+    rows = found.rows(provenance, plan, [INDEX_SELECT, "torch F.embedding", "torch.compile", table_gpu_fbgemm.NAME])
     return [_with_copy_share(row, rows) for row in rows]
 
 
@@ -122,7 +126,7 @@ def torch_gathers(
             INDEX_SELECT: lambda n: torch.index_select(values, 0, flat[n], out=outs[n]),
             "torch F.embedding": lambda n: embedding(flat[n], values),
         }
-        fused = torch.compile(lambda one: values[one])
+        fused = torch.compile(lambda one: values[one], dynamic=True)
     else:
         codes = values.view(torch.int8)
 
@@ -131,7 +135,9 @@ def torch_gathers(
             return (rows.to(torch.float32) * torch.index_select(scales, 0, one)[:, None]).to(torch.float16)
 
         calls = {INDEX_SELECT: lambda n: dequantise(flat[n])}
-        fused = torch.compile(lambda one: (values[one].to(torch.float32) * scales[one][:, None]).to(torch.float16))
+        fused = torch.compile(
+            lambda one: (values[one].to(torch.float32) * scales[one][:, None]).to(torch.float16), dynamic=True
+        )
     return calls | ({"torch.compile": lambda n: fused(flat[n])} if compiled else {})
 
 
@@ -140,15 +146,17 @@ def copies(moved_bytes: int) -> dict[str, Contender]:
     import torch
 
     words = moved_bytes // 8 // 4 * 4
-    pairs = [(torch.randint(0, 1 << 30, (words,), dtype=torch.int32, device="cuda"),) * 1 for _ in range(_SETS)]
-    targets = [torch.empty_like(pair[0]) for pair in pairs]
-    memcpy = [_bound(lambda n: targets[n].copy_(pairs[n][0]), n) for n in range(_SETS)]
-    kernel = [_bound(lambda n: torch.bitwise_not(pairs[n][0], out=targets[n]), n) for n in range(_SETS)]
-    return {MEMCPY: GraphedCalls(memcpy), COPY_KERNEL: GraphedCalls(kernel)}
+    sources = [torch.randint(0, 1 << 30, (words,), dtype=torch.int32, device="cuda") for _ in range(SETS)]
+    targets = [torch.empty_like(source) for source in sources]
+    return {
+        MEMCPY: graphed(lambda n: targets[n].copy_(sources[n])),
+        COPY_KERNEL: graphed(lambda n: torch.bitwise_not(sources[n], out=targets[n])),
+    }
 
 
-def _bound(call: Callable[[int], object], number: int) -> Callable[[], object]:
-    return lambda: call(number)
+def graphed(call: Callable[[int], object]) -> GraphedCalls:
+    """The call on each input set, in a graph."""
+    return GraphedCalls([functools.partial(call, number) for number in range(SETS)])
 
 
 def _with_copy_share(row: ResultRow, rows: Sequence[ResultRow]) -> ResultRow:
@@ -172,12 +180,11 @@ def run_gather(plan: Plan, provenance: Provenance) -> Iterator[list[ResultRow]]:
     for case in gather_cases(plan):
         if (case.dtype, case.dim) != key:
             table = None
+            torch.compiler.reset()
             _free()
             key, table = (case.dtype, case.dim), device_table(case.dtype, case.rows, case.dim)
         assert table is not None
         yield measure_gather(case, table, provenance, plan)
-        torch.compiler.reset()
-        _free()
 
 
 def _free() -> None:
@@ -196,6 +203,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--target-ms", type=float, default=20.0, help="of each measurement (default: 20)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--fbgemm", type=Path, metavar="FOLDER", help="libraries of fbgemm-gpu, to be timed along")
     parser.add_argument("--out", type=Path, help="rows are added to it (default: bench/results/tables_<gpu>.jsonl)")
     parser.add_argument("--commit", help="of the rows, where this tree is no git checkout")
     args = parser.parse_args(argv)
@@ -204,8 +212,12 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--parts {min(unknown)!r}: choose from {', '.join(PARTS)}")
     plan = Plan(
         parts=parts, table_bytes=int(args.table_gib * 2**30), host_bytes=int(args.host_gib * 2**30),
-        rounds=args.rounds, target_ms=args.target_ms, compiled=not args.no_compile,
+        rounds=args.rounds, target_ms=args.target_ms, compiled=not args.no_compile, fbgemm=args.fbgemm is not None,
     )  # fmt: skip
+    if args.fbgemm:
+        from hstu_trt.bench import table_gpu_fbgemm
+
+        table_gpu_fbgemm.load(args.fbgemm)
     return run(plan, args.out, args.commit)
 
 

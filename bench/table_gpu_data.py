@@ -52,7 +52,9 @@ def device_table(dtype: str, rows: int, dim: int) -> DeviceTable:
     """Random rows, in GPU memory."""
     generator = torch.Generator("cuda").manual_seed(_SEED)
     if dtype == "fp16":
-        return DeviceTable(hot=torch.empty((rows, dim), dtype=torch.float16, device="cuda").normal_(generator=generator))
+        return DeviceTable(
+            hot=torch.empty((rows, dim), dtype=torch.float16, device="cuda").normal_(generator=generator)
+        )
     scales = torch.rand(rows, device="cuda", generator=generator) + 0.5
     values = torch.empty((rows, dim), dtype=torch.int8, device="cuda").random_(-127, 128, generator=generator)
     if dtype == "fp8":
@@ -114,4 +116,3 @@ def outputs(count: int, width: int, sets: int) -> list[Tensor]:
 def differing_rows(expected: Tensor, found: Tensor) -> float:
     """Rows of which a bit differs."""
     return float((expected.view(torch.int16) != found.view(torch.int16)).any(dim=1).sum())
-

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hstu_trt.bench import table_gpu_data as data
 from hstu_trt.bench.result_rows import Provenance, ResultRow
-from hstu_trt.bench.table_gpu import OURS, REQUEST, SUITE, Case, Plan
-from hstu_trt.bench.timing import GraphedCalls, Timing
+from hstu_trt.bench.table_gpu import OURS, REQUEST, SETS, SUITE, Case, Plan, graphed
+from hstu_trt.bench.timing import Timing
 from hstu_trt.plugins.embedding import LookupOptions, lookup_tables
 from hstu_trt.plugins.embedding_tables import DeviceTable, LiveTables
 
@@ -25,7 +25,6 @@ CPU_WAY = "torch CPU gather and copy"
 LINK = "link: cudaMemcpy of pinned memory"
 ZIPF = 1.05
 HOT_SHARES = (0.01, 0.1)
-_SETS = 8
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,10 @@ class HostCalls:
         end = time.perf_counter() + target_ms / 1e3
         while len(times) < 5 or time.perf_counter() < end:
             begin = time.perf_counter()
-            self.call(len(times) % _SETS)
+            self.call(len(times) % SETS)
             torch.cuda.synchronize()
             times.append((time.perf_counter() - begin) * 1e6)
         return statistics.median(times)
-
-
-def graphed(call: Callable[[int], object]) -> GraphedCalls:
-    """The call on each input set, in a graph."""
-    return GraphedCalls([lambda n=n: call(n) for n in range(_SETS)])  # type: ignore[misc]
 
 
 def run_host(plan: Plan, provenance: Provenance) -> Iterator[list[ResultRow]]:
@@ -68,7 +62,7 @@ def measure_zero_copy(host: data.HostRows, count: int, provenance: Provenance, p
     """Every row over the bus, against the CPU's gather into pinned memory with one copy."""
     rows = len(host.rows)
     table = DeviceTable(hot=host.rows.new_empty((0, DIM), device="cuda"), cold=host.rows)
-    ids, outs = data.random_ids(count, rows, _SETS), data.outputs(count, DIM, _SETS)
+    ids, outs = data.random_ids(count, rows, SETS), data.outputs(count, DIM, SETS)
     on_host = [one[:, 0].cpu() for one in ids]
     staging = torch.empty((count, DIM), dtype=torch.float16, pin_memory=True)
     case = Case(f"host fp16 {count} of {rows} x {DIM}", count, count * 2 * DIM)
@@ -97,13 +91,13 @@ def measure_hot_set(
     rows, hot_rows = len(host.rows), int(len(host.rows) * share)
     hot = host.rows[:hot_rows].cuda()
     table = DeviceTable(hot=hot, cold=host.rows[hot_rows:])
-    ids, outs = data.random_ids(count, rows, _SETS, exponent=ZIPF), data.outputs(count, DIM, _SETS)
+    ids, outs = data.random_ids(count, rows, SETS, exponent=ZIPF), data.outputs(count, DIM, SETS)
     hits = [one[one < hot_rows][:, None] for one in ids]
     misses = [one[one >= hot_rows][:, None] for one in ids]
     case = Case(f"hot set {share:g} zipf {ZIPF:g}, fp16 {count} of {rows} x {DIM}", count, count * 2 * DIM)
     lookup_tables(ids[0], [table], HALF, out=outs[0])
     expected = host.rows[ids[0][:, 0].cpu()].cuda()
-    rate = sum(len(one) for one in hits) / (count * _SETS)
+    rate = sum(len(one) for one in hits) / (count * SETS)
     case.checks[OURS] = {"rows_that_differ": data.differing_rows(expected, outs[0]), "hit_rate": rate}
     case.contenders = {
         OURS: graphed(lambda n: lookup_tables(ids[n], [table], HALF, out=outs[n])),
@@ -121,9 +115,9 @@ def run_columns(plan: Plan, provenance: Provenance) -> Iterator[list[ResultRow]]
     """Several tables side by side, against a gather each and a cat."""
     for count, dims in ((REQUEST, (512, 512, 512)), (REQUEST * 4, (512, 512, 512)), (REQUEST, (128,) * 4)):
         tables = [data.device_table("fp16", plan.table_bytes // (4 * dim), dim) for dim in dims]
-        ids = data.random_ids(count * len(dims), len(tables[0].hot), _SETS)
+        ids = data.random_ids(count * len(dims), len(tables[0].hot), SETS)
         sets = [one.view(count, len(dims)) for one in ids]
-        outs = data.outputs(count, sum(dims), _SETS)
+        outs = data.outputs(count, sum(dims), SETS)
         yield measure_columns(sets, tables, outs, provenance, plan)
         del tables, ids, sets, outs
         torch.cuda.empty_cache()

@@ -115,7 +115,10 @@ EMBEDDING_LOOKUP = OpSpec(
         Attribute("table_name", "string", "", "the table's name in the tables room"),
         Attribute("output_type", "int", 1, "ONNX element type of the output: 1 float32, 10 float16"),
         Attribute(
-            "policy", "string", "zero", "of bad ids: reject (zeros, the status tells), zero, clamp, row0, default_row",
+            "policy",
+            "string",
+            "zero",
+            "of bad ids: reject (zeros, the status tells), zero, clamp, row0, default_row",
             optional=True,
         ),
         Attribute("has_padding", "int", 0, "1: padding_id answers zeros and is no bad id", optional=True),

@@ -142,7 +142,9 @@ def _op(spec: OpSpec) -> Op:
     ]
     ports = [port for port in spec.outputs if not port.optional]
     outputs = [OpSchema.FormalParameter(port.name, f"T_{port.name}") for port in ports]
-    constraints = [(f"T_{port.name}", [_ONNX_TYPES[d] for d in port.dtypes], port.doc) for port in (*spec.inputs, *ports)]
+    constraints = [
+        (f"T_{port.name}", [_ONNX_TYPES[d] for d in port.dtypes], port.doc) for port in (*spec.inputs, *ports)
+    ]
     attributes = [
         OpSchema.Attribute(a.name, _ATTRIBUTE_KINDS[a.kind], a.doc, required=True)
         for a in spec.attributes

@@ -12,8 +12,8 @@ from torch import Tensor
 from hstu_trt.contract.errors import InputError
 from hstu_trt.plugins.embedding_tables import DeviceTable, LiveTables
 from hstu_trt.plugins.library import (
-    TABLE_TYPES,
     MAX_COLUMNS,
+    TABLE_TYPES,
     EmbeddingColumns,
     EmbeddingParams,
     UnsupportedError,
@@ -88,12 +88,12 @@ def lookup_tables(
     return out
 
 
-def lookup_padded(
-    ids: Tensor, lengths: Tensor, table: DeviceTable, options: LookupOptions = LookupOptions()
-) -> Tensor:
+def lookup_padded(ids: Tensor, lengths: Tensor, table: DeviceTable, options: LookupOptions = LookupOptions()) -> Tensor:
     """Padded sequences: ids ``[b, s]``, lengths ``[b]`` int32 -> ``[b, s, dim]``, zeros behind the ends."""
     if lengths.dtype != torch.int32 or lengths.shape != ids.shape[:1] or lengths.device != ids.device:
-        raise InputError(f"lengths must be int32 [{len(ids)}] on {ids.device}, got {lengths.dtype} {list(lengths.shape)}")
+        raise InputError(
+            f"lengths must be int32 [{len(ids)}] on {ids.device}, got {lengths.dtype} {list(lengths.shape)}"
+        )
     flat = ids.reshape(-1, 1)
     _check(flat, (table,))
     params, width = _params(flat, (table,), options, LookupReport())
@@ -122,7 +122,7 @@ def _params(
     params = EmbeddingParams(
         count=len(ids), padding_id=options.padding_id or 0, policy=_POLICIES.index(options.policy),
         has_padding=options.padding_id is not None, output_type=_number(options.output_dtype),
-        wide_ids=ids.dtype == torch.int64, has_cold_rows=any(table.cold_rows for table in tables),
+        wide_ids=ids.dtype == torch.int64,
         column_count=len(tables),
     )  # fmt: skip
     first = 0

@@ -100,7 +100,7 @@ class DeviceTable:
             raise InputError(f"hot and cold rows and those of an overlay have one type and width: {shapes}")
         if str(self.hot.dtype).removeprefix("torch.") not in TABLE_TYPES:
             raise UnsupportedError(f"embedding lookup: {self.hot.dtype} is no type of these kernels")
-        if self.cold is not None and self.hot.is_cuda and not self.cold.is_pinned():
+        if self.cold is not None and len(self.cold) and self.hot.is_cuda and not self.cold.is_pinned():
             raise InputError("cold rows must be in pinned host memory")
         quantised = self.hot.dtype in _QUANTISED
         if quantised != (self.scales is not None) or (self.scales is not None and len(self.scales) != self.stored_rows):
@@ -127,17 +127,18 @@ class DeviceTable:
 
     def params(self) -> EmbeddingTable:
         """As the kernel takes it; addresses are good as long as this object lives."""
-        overlay = self.overlay
-        return EmbeddingTable(
+        struct = EmbeddingTable(
             hot=_address(self.hot), cold=_address(self.cold), scales=_address(self.scales),
-            row_of_id=_address(self.row_of_id), overlay=_address(overlay and overlay.values),
-            overlay_scales=_address(overlay and overlay.scales), overlay_slots=_address(overlay and overlay.slots),
-            overlay_mask=len(overlay.slots) - 1 if overlay else 0,
+            row_of_id=_address(self.row_of_id),
             rows=self.stored_rows if self.rows is None else self.rows, hot_rows=len(self.hot),
             cold_rows=self.cold_rows, id_count=0 if self.row_of_id is None else len(self.row_of_id),
             default_row=_ZERO_ROW if self.default_row is None else self.default_row, seed=self.seed,
             version=self.version, hash=_HASHES[self.hash],
         )  # fmt: skip
+        if overlay := self.overlay:
+            struct.overlay, struct.overlay_scales = _address(overlay.values), _address(overlay.scales)
+            struct.overlay_slots, struct.overlay_mask = _address(overlay.slots), len(overlay.slots) - 1
+        return struct
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -103,8 +103,8 @@ class EmbeddingParams(Structure):
     _fields_ = (
         ("out", c_void_p), ("lengths", c_void_p), ("live_tables", c_void_p), ("latch", c_void_p), ("count", c_int64),
         ("out_stride", c_int64), ("padded_length", c_int64), ("padding_id", c_int64), ("policy", c_int32),
-        ("has_padding", c_int32), ("output_type", c_int32), ("wide_ids", c_int32), ("has_cold_rows", c_int32),
-        ("wide_status", c_int32), ("column_count", c_int32), ("reserved", c_int32), ("columns", EmbeddingColumns * MAX_COLUMNS),
+        ("has_padding", c_int32), ("output_type", c_int32), ("wide_ids", c_int32),
+        ("wide_status", c_int32), ("column_count", c_int32), ("columns", EmbeddingColumns * MAX_COLUMNS),
     )  # fmt: skip
 
 

@@ -116,7 +116,9 @@ def run_lookups() -> int:
         scales = torch.rand(80, device="cuda") if dtype in (torch.int8, torch.float8_e4m3fn) else None
         for dim in (1, 20, 128, 512, 520):
             values = torch.randint(0, 100, (80, dim * dtype.itemsize), dtype=torch.uint8).view(dtype)
-            overlay = Overlay.build(np.arange(0, 80, 9), values[:9].cuda(), None if scales is None else scales[:9].clone())
+            overlay = Overlay.build(
+                np.arange(0, 80, 9), values[:9].cuda(), None if scales is None else scales[:9].clone()
+            )
             whole = DeviceTable(hot=values.cuda(), scales=scales, overlay=overlay)
             cold = DeviceTable(hot=values[:31].cuda(), cold=values[31:].clone().pin_memory(), scales=scales)
             report = LookupReport(

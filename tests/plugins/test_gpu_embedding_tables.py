@@ -50,9 +50,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Ta
     return {(dtype, dim): folder_arrays(folder, f"{dtype}.{dim}") for dtype in STORED for dim in DIMS}
 
 
-def gpu_answer(
-    table: DeviceTable, ids: NDArray, options: LookupOptions
-) -> tuple[Tensor, NDArray, int]:
+def gpu_answer(table: DeviceTable, ids: NDArray, options: LookupOptions) -> tuple[Tensor, NDArray, int]:
     on_device = torch.from_numpy(ids).cuda()[:, None]
     report = LookupReport(
         status=torch.full((len(ids), 1), 99, dtype=torch.uint8, device="cuda"),
@@ -82,9 +80,7 @@ def test_rows_have_the_bits_of_the_host_tier(
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16"])
-def test_bfloat16_rows_come_out(
-    library: KernelLibrary, stored: dict[tuple[str, int], TableArrays], dtype: str
-) -> None:
+def test_bfloat16_rows_come_out(library: KernelLibrary, stored: dict[tuple[str, int], TableArrays], dtype: str) -> None:
     ids = many_ids(61, 200)
     expected = torch.from_numpy(host_answer(stored[dtype, 128], ids, "zero", None, "float32")[0]).bfloat16()
     found = gpu_answer(to_device(stored[dtype, 128]), ids, LookupOptions(output_dtype=torch.bfloat16))
@@ -95,7 +91,7 @@ def test_bfloat16_rows_come_out(
 @pytest.mark.parametrize("padding_id", [None, -1, 5])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("hashing", RULES)
-def test_ids_lead_to_the_rows_of_the_host_tier(  # noqa: PLR0913, PLR0917
+def test_ids_lead_to_the_rows_of_the_host_tier(
     library: KernelLibrary, stored: dict[tuple[str, int], TableArrays], hashing: str, policy, padding_id, wide: bool
 ) -> None:
     rule, permutation = RULES[hashing]
@@ -112,7 +108,9 @@ def test_ids_lead_to_the_rows_of_the_host_tier(  # noqa: PLR0913, PLR0917
 
 def test_a_permutation_that_leads_outside_of_the_table(library: KernelLibrary) -> None:
     table = DeviceTable(
-        hot=torch.ones(5, 8, device="cuda"), hash="permutation", row_of_id=torch.from_numpy(PERMUTATION.astype(np.int32)).cuda()
+        hot=torch.ones(5, 8, device="cuda"),
+        hash="permutation",
+        row_of_id=torch.from_numpy(PERMUTATION.astype(np.int32)).cuda(),
     )
     found = gpu_answer(table, np.arange(8), LookupOptions())
     assert found[0][:, 0].tolist() == [1, 1, 1, 1, 0, 0, 1, 0]
@@ -133,16 +131,12 @@ def test_the_hash_has_the_vectors_of_all_languages(library: KernelLibrary) -> No
     one = torch.ones(1, 1, device="cuda")
     for id_, seed, rows, _, row in VECTORS:
         overlay = Overlay.build(np.asarray([row]), one)
-        table = DeviceTable(
-            hot=one[:0], rows=rows, hash="splitmix64", seed=seed, overlay=overlay
-        )
+        table = DeviceTable(hot=one[:0], rows=rows, hash="splitmix64", seed=seed, overlay=overlay)
         found = gpu_answer(table, np.asarray([id_]), LookupOptions())
         assert found[0].item() == 1.0, (id_, seed, rows)
 
 
-def test_tables_of_all_types_side_by_side(
-    library: KernelLibrary, stored: dict[tuple[str, int], TableArrays]
-) -> None:
+def test_tables_of_all_types_side_by_side(library: KernelLibrary, stored: dict[tuple[str, int], TableArrays]) -> None:
     for dims in ((128, 512, 64, 8), (1, 3, 100, 520), (512, 1032, 20, 128)):
         parts = [stored[dtype, dim] for dtype, dim in zip(STORED, dims, strict=True)]
         ids = np.stack([many_ids(61, 500, seed) for seed in range(4)], axis=1)

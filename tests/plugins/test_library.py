@@ -15,10 +15,10 @@ import pytest
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.plugins.library import (
     DATA_TYPES,
-    TABLE_TYPES,
     KERNELS,
     LIBRARY_VARIABLE,
     ROOT,
+    TABLE_TYPES,
     AttentionParams,
     EmbeddingColumns,
     EmbeddingParams,

@@ -82,10 +82,8 @@ constexpr HstuTrtField kEmbeddingFields[] = {
     FIELD(has_padding),
     FIELD(output_type),
     FIELD(wide_ids),
-    FIELD(has_cold_rows),
     FIELD(wide_status),
     FIELD(column_count),
-    FIELD(reserved),
     FIELD(columns),
 };
 

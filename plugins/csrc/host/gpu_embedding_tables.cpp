@@ -81,12 +81,14 @@ void run_stored_cases(Checks& checks, Creators const& creators, char const* fold
   StoredCase one;
   int count = 0, same = 0;
   while (list >> one) {
+    take_log();
     bool const good = check_case(creators, folder, one);
     count += 1;
     same += good;
     if (!good) {
       checks.check(false, "rows of the host tier: " + one.tables + ", " + one.table + ", hot " + one.hot_rows + ", " +
-                              one.policy);
+                              one.policy,
+                   take_log());
     }
   }
   unsetenv("HSTU_TRT_TABLES_HOT_ROWS");

@@ -158,7 +158,6 @@ int32_t EmbeddingLookup::enqueue(PluginTensorDesc const* input_descs, PluginTens
   if (!by_name()) columns.table.hot = inputs[1];
   if (table_) {
     params.live_tables = table_->live_tables();
-    params.has_cold_rows = table_->has_cold_rows();
     columns.live_table = table_->place();
     if (table_->changes()) params.latch = static_cast<EmbeddingTable const**>(workspace);
   }

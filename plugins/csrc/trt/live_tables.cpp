@@ -67,8 +67,7 @@ LiveTables::Place LiveTables::open(std::string const& name) {
   if (current_) next->tables = current_->tables;
   next->tables.push_back(load(name));
   next->version = next->tables.back()->version();
-  EmbeddingTable const& table = next->tables.back()->table();
-  Place const place{static_cast<int32_t>(names_.size()), stored.dim, stored.type, table.cold_rows > 0};
+  Place const place{static_cast<int32_t>(names_.size()), stored.dim, stored.type};
   publish(next);
   names_.push_back(name);
   places_.push_back(place);

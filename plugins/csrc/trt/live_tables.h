@@ -29,7 +29,6 @@ class LiveTables {
     int32_t number;
     int32_t dim;
     DataType type;
-    bool has_cold_rows;
   };
 
   // Loads the table unless it is there. Throws std::runtime_error.

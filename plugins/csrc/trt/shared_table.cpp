@@ -73,7 +73,6 @@ class AcquiredTable final : public SharedTable {
   EmbeddingTable const* const* live_tables() const noexcept override { return live_->word(); }
   int32_t place() const noexcept override { return place_.number; }
   bool changes() const noexcept override { return live_->changes(); }
-  bool has_cold_rows() const noexcept override { return place_.has_cold_rows; }
   int32_t dim() const noexcept override { return place_.dim; }
   DataType type() const noexcept override { return place_.type; }
 

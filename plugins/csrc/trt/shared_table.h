@@ -24,7 +24,6 @@ class SharedTable {
   virtual int32_t place() const noexcept = 0;
   // Whether the word may change while a lookup runs.
   virtual bool changes() const noexcept = 0;
-  virtual bool has_cold_rows() const noexcept = 0;
   virtual int32_t dim() const noexcept = 0;
   virtual DataType type() const noexcept = 0;
 };

@@ -59,8 +59,8 @@ struct EmbeddingParams {
   void* out;                // [count, out_stride]
   int32_t const* lengths;   // [count / padded_length], or nullptr: ids behind a sequence's end count as padding
   // Device memory, or nullptr: a word with the address of an array of tables in device memory. The kernel reads them
-  // instead of `table`, so that captured launches see versions that were exchanged. dim and type stay, and rows begin
-  // at multiples of 16 bytes if those of the output do.
+  // instead of `table`, so that captured launches see versions that were exchanged. Widths and types stay, and the
+  // addresses of rows are multiples of 16 bytes.
   EmbeddingTable const* const* live_tables;
   // Device memory of the caller's, or nullptr. With it, the word is read once per launch, by a small kernel before the
   // lookup: a launch sees one version whenever the word changes. Without, the word must not change during a launch.
@@ -73,10 +73,8 @@ struct EmbeddingParams {
   int32_t has_padding;
   DataType output_type;  // kFloat32, kFloat16 or kBFloat16
   int32_t wide_ids;
-  int32_t has_cold_rows;  // some table may have: a hint, which makes lookups in such tables faster
   int32_t wide_status;
   int32_t column_count;
-  int32_t reserved;
   EmbeddingColumns columns[kMaxEmbeddingColumns];
 };
 

@@ -27,23 +27,6 @@ template <class PackT>
 __device__ __forceinline__ PackT load_row(PackT const* from) {
   PackT result;
   auto* const words = reinterpret_cast<uint32_t*>(&result);
-#if defined(EMB_L2_FIRST)
-  if constexpr (sizeof(PackT) == 16) {
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "l"(from), "l"(policy));
-    return result;
-  }
-#elif defined(EMB_L2_256)
-  if constexpr (sizeof(PackT) == 16) {
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "l"(from));
-    return result;
-  }
-#endif
   if constexpr (sizeof(PackT) == 16) {
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -56,20 +39,6 @@ __device__ __forceinline__ PackT load_row(PackT const* from) {
     result = *from;
   }
   return result;
-}
-
-template <class PackT>
-__device__ __forceinline__ void store_row(PackT* to, PackT const& value) {
-#ifdef EMB_STORE_CS
-  auto const* const words = reinterpret_cast<uint32_t const*>(&value);
-  if constexpr (sizeof(PackT) == 16) {
-    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
-                 "r"(words[3])
-                 : "memory");
-    return;
-  }
-#endif
-  *to = value;
 }
 
 template <class Out>

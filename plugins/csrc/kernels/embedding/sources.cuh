@@ -6,9 +6,6 @@
 
 namespace hstu_trt {
 
-// Which rows a warp copies. Rows over the bus are slow, and a warp that waits for them copies no others.
-enum class Role { kAll, kHot, kCold };
-
 // A row of the output to be written.
 struct RowSource {
   void const* row;     // nullptr: zeros
@@ -90,29 +87,21 @@ __device__ inline void write_status(EmbeddingParams const& p, EmbeddingColumns c
   }
 }
 
-// Fills sources[0 .. returned number) with those of the ids [first, first + count) that are this role's, count <= 32.
-// To be called by whole warps. The role that is not kCold also writes status and counts bad ids.
-__device__ inline int find_sources(EmbeddingParams const& p, EmbeddingColumns const& columns,
-                                   EmbeddingTable const& table, int64_t row_bytes, Role role, int64_t first, int count,
-                                   RowSource* sources) {
-  constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
+// The row of this lane's id among [first, first + count), count <= 32; what is left of its status is written and
+// counted. To be called by whole warps; lanes from `count` on get zeros.
+__device__ inline FoundRow find_own_row(EmbeddingParams const& p, EmbeddingColumns const& columns,
+                                        EmbeddingTable const& table, int64_t row_bytes, int64_t first, int count) {
   int const lane = static_cast<int>(threadIdx.x % 32);
   FoundRow found{nullptr, nullptr, RowStatus::kGpu, false};
-  bool const given = lane < count;
-  if (given) found = resolve(p, columns, table, first + lane, row_bytes);
-  if (role != Role::kCold) {
-    if (given && columns.status) write_status(p, columns, first + lane, found.status);
-    if (columns.bad_ids) {
-      uint32_t const bad = __ballot_sync(kAllLanes, given && found.status == RowStatus::kBadId);
-      if (bad != 0 && lane == 0) atomicAdd(reinterpret_cast<unsigned long long*>(columns.bad_ids), __popc(bad));
-    }
+  if (lane < count) {
+    found = resolve(p, columns, table, first + lane, row_bytes);
+    if (columns.status) write_status(p, columns, first + lane, found.status);
   }
-  bool const own = given && (role == Role::kAll || found.is_cold == (role == Role::kCold));
-  uint32_t const owned = __ballot_sync(kAllLanes, own);
-  if (own) sources[__popc(owned & ((1u << lane) - 1u))] = {
-        found.row, found.scale, static_cast<int32_t>(first + lane)};
-  __syncwarp();
-  return __popc(owned);
+  if (columns.bad_ids) {
+    uint32_t const bad = __ballot_sync(0xFFFFFFFFu, lane < count && found.status == RowStatus::kBadId);
+    if (bad != 0 && lane == 0) atomicAdd(reinterpret_cast<unsigned long long*>(columns.bad_ids), __popc(bad));
+  }
+  return found;
 }
 
 }  // namespace hstu_trt
