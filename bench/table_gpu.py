@@ -89,6 +89,7 @@ def measure_gather(case: GatherCase, table: DeviceTable, provenance: Provenance,
     import torch
 
     from hstu_trt.bench import table_gpu_data as data
+    from hstu_trt.bench import table_gpu_fbgemm
     from hstu_trt.plugins.embedding import LookupOptions, lookup_tables
 
     ids, outs = data.random_ids(case.lookups, case.rows, SETS), data.outputs(case.lookups, case.dim, SETS)
