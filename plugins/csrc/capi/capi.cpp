@@ -70,21 +70,9 @@ constexpr HstuTrtField kFields[] = {
 #define FIELD(name) {#name, offsetof(EmbeddingParams, name), sizeof(EmbeddingParams::name)}
 
 constexpr HstuTrtField kEmbeddingFields[] = {
-    FIELD(out),
-    FIELD(lengths),
-    FIELD(live_tables),
-    FIELD(latch),
-    FIELD(count),
-    FIELD(out_stride),
-    FIELD(padded_length),
-    FIELD(padding_id),
-    FIELD(policy),
-    FIELD(has_padding),
-    FIELD(output_type),
-    FIELD(wide_ids),
-    FIELD(wide_status),
-    FIELD(column_count),
-    FIELD(columns),
+    FIELD(out),         FIELD(lengths),       FIELD(live_tables), FIELD(latch),        FIELD(count),
+    FIELD(out_stride),  FIELD(padded_length), FIELD(padding_id),  FIELD(policy),       FIELD(has_padding),
+    FIELD(output_type), FIELD(wide_ids),      FIELD(wide_status), FIELD(column_count), FIELD(columns),
 };
 
 #undef FIELD
@@ -99,9 +87,11 @@ constexpr HstuTrtField kEmbeddingColumnsFields[] = {
 #define FIELD(name) {#name, offsetof(EmbeddingTable, name), sizeof(EmbeddingTable::name)}
 
 constexpr HstuTrtField kEmbeddingTableFields[] = {
-    FIELD(hot),           FIELD(cold),         FIELD(scales), FIELD(row_of_id), FIELD(overlay),   FIELD(overlay_scales),
-    FIELD(overlay_slots), FIELD(overlay_mask), FIELD(rows),   FIELD(hot_rows),  FIELD(cold_rows), FIELD(id_count),
-    FIELD(default_row),   FIELD(seed),         FIELD(version), FIELD(hash),     FIELD(reserved),
+    FIELD(hot),         FIELD(cold),           FIELD(scales),        FIELD(row_of_id),
+    FIELD(overlay),     FIELD(overlay_scales), FIELD(overlay_slots), FIELD(overlay_mask),
+    FIELD(rows),        FIELD(hot_rows),       FIELD(cold_rows),     FIELD(id_count),
+    FIELD(default_row), FIELD(seed),           FIELD(version),       FIELD(hash),
+    FIELD(reserved),
 };
 
 #undef FIELD
@@ -135,9 +125,7 @@ char const* hstu_trt_cuda_archs(void) { return hstu_trt::attention_archs(); }
 
 size_t hstu_trt_attention_params_size(void) { return sizeof(AttentionParams); }
 
-size_t hstu_trt_attention_params_fields(HstuTrtField const** fields) {
-  return point_at(kFields, fields);
-}
+size_t hstu_trt_attention_params_fields(HstuTrtField const** fields) { return point_at(kFields, fields); }
 
 char const* hstu_trt_attention_unsupported(AttentionParams const* params, int32_t kernel, int32_t capability) {
   return hstu_trt::attention_unsupported(*params, static_cast<AttentionKernel>(kernel), capability);
@@ -159,9 +147,7 @@ int32_t hstu_trt_value_blocks(int32_t rows, int32_t users) { return hstu_trt::va
 
 size_t hstu_trt_embedding_params_size(void) { return sizeof(EmbeddingParams); }
 
-size_t hstu_trt_embedding_params_fields(HstuTrtField const** fields) {
-  return point_at(kEmbeddingFields, fields);
-}
+size_t hstu_trt_embedding_params_fields(HstuTrtField const** fields) { return point_at(kEmbeddingFields, fields); }
 
 size_t hstu_trt_embedding_columns_size(void) { return sizeof(EmbeddingColumns); }
 

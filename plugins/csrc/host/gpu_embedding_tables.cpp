@@ -86,9 +86,10 @@ void run_stored_cases(Checks& checks, Creators const& creators, char const* fold
     count += 1;
     same += good;
     if (!good) {
-      checks.check(false, "rows of the host tier: " + one.tables + ", " + one.table + ", hot " + one.hot_rows + ", " +
-                              one.policy,
-                   take_log());
+      checks.check(
+          false,
+          "rows of the host tier: " + one.tables + ", " + one.table + ", hot " + one.hot_rows + ", " + one.policy,
+          take_log());
     }
   }
   unsetenv("HSTU_TRT_TABLES_HOT_ROWS");

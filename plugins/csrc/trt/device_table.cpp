@@ -58,9 +58,8 @@ void copy_to_host(void* to, unsigned char const* from, size_t bytes) {
   std::vector<std::thread> threads;
   size_t const part = (bytes + kThreads - 1) / kThreads;
   for (size_t begin = 0; begin < bytes; begin += part) {
-    threads.emplace_back([=] {
-      std::memcpy(static_cast<unsigned char*>(to) + begin, from + begin, std::min(part, bytes - begin));
-    });
+    threads.emplace_back(
+        [=] { std::memcpy(static_cast<unsigned char*>(to) + begin, from + begin, std::min(part, bytes - begin)); });
   }
   for (std::thread& thread : threads) thread.join();
 }
@@ -130,8 +129,8 @@ void DeviceTable::load_rows(StoredTable const& stored, StoredShard const& shard)
   if (shard.rows == 0) return;
   std::string const what = shard.path;
   int64_t const row_bytes = stored.row_bytes();
-  int64_t const end = stored.is_quantised() ? shard.scale_offset + 4 * shard.rows
-                                            : shard.payload_offset + shard.rows * row_bytes;
+  int64_t const end =
+      stored.is_quantised() ? shard.scale_offset + 4 * shard.rows : shard.payload_offset + shard.rows * row_bytes;
   MappedFile const file(shard.path, static_cast<size_t>(end));
   int64_t const hot = std::clamp<int64_t>(table_.hot_rows - shard.first_row, 0, shard.rows);
   copy_to_device(static_cast<unsigned char const*>(table_.hot) + shard.first_row * row_bytes,

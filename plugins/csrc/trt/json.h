@@ -31,7 +31,8 @@ class Json {
  private:
   friend class JsonReader;
 
-  std::variant<std::nullptr_t, bool, double, uint64_t, std::string, std::vector<Json>, std::map<std::string, Json>> value_;
+  std::variant<std::nullptr_t, bool, double, uint64_t, std::string, std::vector<Json>, std::map<std::string, Json>>
+      value_;
 };
 
 }  // namespace hstu_trt::trt

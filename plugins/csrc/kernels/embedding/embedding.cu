@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "embedding.h"
-
 #include "launchers.h"
 
 namespace hstu_trt {
 namespace {
 
 __global__ void latch_kernel(EmbeddingTable const* const* live_tables, EmbeddingTable const** latch) {
-  *latch = *const_cast<EmbeddingTable const* const volatile*>(live_tables);
+  *latch = *const_cast<EmbeddingTable const* volatile const*>(live_tables);
 }
 
 __global__ void publish_kernel(EmbeddingTable const** live_tables, EmbeddingTable const* tables) {
@@ -22,7 +21,8 @@ bool is_power_of_two(int64_t number) { return number > 0 && (number & (number - 
 
 char const* table_unsupported(EmbeddingTable const& table, DataType type) {
   if (table.rows < 0 || table.hot_rows < 0 || table.cold_rows < 0) return "numbers of rows must not be negative";
-  if ((table.hot_rows > 0 && !table.hot) || (table.cold_rows > 0 && !table.cold)) return "rows of the table are missing";
+  if ((table.hot_rows > 0 && !table.hot) || (table.cold_rows > 0 && !table.cold))
+    return "rows of the table are missing";
   bool const stored = table.hot_rows > 0 || table.cold_rows > 0;
   if (is_quantised(type) && stored && !table.scales) return "scales of the quantised rows are missing";
   if (table.hash < IdHash::kNone || table.hash > IdHash::kPermutation) return "the hash is none that the kernel knows";
@@ -30,7 +30,8 @@ char const* table_unsupported(EmbeddingTable const& table, DataType type) {
   if (table.default_row < kZeroRow) return "the default row must be a row, or -1 for zeros";
   if (!table.overlay_slots) return nullptr;
   if (!is_power_of_two(table.overlay_mask + 1)) return "an overlay's number of slots must be a power of two";
-  if (!table.overlay || (is_quantised(type) && !table.overlay_scales)) return "rows or scales of the overlay are missing";
+  if (!table.overlay || (is_quantised(type) && !table.overlay_scales))
+    return "rows or scales of the overlay are missing";
   return nullptr;
 }
 
@@ -73,7 +74,8 @@ char const* embedding_unsupported(EmbeddingParams const& p) noexcept {
   bool const out_type = p.output_type == DataType::kFloat32 || p.output_type == DataType::kFloat16 ||
                         p.output_type == DataType::kBFloat16;
   if (!out_type) return "the output is fp32, fp16 or bf16";
-  if (p.policy < IdPolicy::kReject || p.policy > IdPolicy::kDefaultRow) return "the policy is none that the kernel knows";
+  if (p.policy < IdPolicy::kReject || p.policy > IdPolicy::kDefaultRow)
+    return "the policy is none that the kernel knows";
   if (p.lengths && (p.padded_length < 1 || p.count % p.padded_length != 0)) {
     return "with lengths, the number of ids must be a multiple of the padded length";
   }

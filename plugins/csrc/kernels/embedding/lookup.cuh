@@ -39,7 +39,7 @@ constexpr int64_t kStagedBytes = EMB_KB << 10;
 constexpr int64_t kMostStagedBytes = 48 << 10;
 
 // Lanes that share a row of so many packs: a power of two.
-__host__ __device__ inline int lanes_per_row(int packs) {
+__host__ inline __device__ int lanes_per_row(int packs) {
   int lanes = 1;
   while (lanes < kWarpSize && lanes < packs) lanes *= 2;
   return lanes;
@@ -47,7 +47,8 @@ __host__ __device__ inline int lanes_per_row(int packs) {
 
 // Copies count rows. kRows of each group of lanes are on their way at a time, kSteps packs per lane of each.
 template <class T, class Out, int kCount, int kRows, int kSteps>
-__device__ __forceinline__ void copy_rows(RowSource const* sources, int count, Out* out, int64_t out_stride, int packs) {
+__device__ __forceinline__ void copy_rows(RowSource const* sources, int count, Out* out, int64_t out_stride,
+                                          int packs) {
   int const lane = static_cast<int>(threadIdx.x % kWarpSize);
   int const lanes = lanes_per_row(packs), groups = kWarpSize / lanes;
   int const group = lane / lanes, first_pack = lane % lanes;
@@ -87,7 +88,7 @@ __device__ __forceinline__ void copy_rows(RowSource const* sources, int count, O
   }
 }
 
-__device__ inline EmbeddingTable const& table_of(EmbeddingParams const& p, EmbeddingColumns const& columns) {
+inline __device__ EmbeddingTable const& table_of(EmbeddingParams const& p, EmbeddingColumns const& columns) {
   return p.live_tables ? (*p.live_tables)[columns.live_table] : columns.table;
 }
 
@@ -116,8 +117,11 @@ __device__ __forceinline__ void start_row_load(uint32_t to, void const* from, ui
 #ifdef EMB_HINT
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-               ::"r"(to), "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
 #else
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                "l"(from), "r"(bytes), "r"(barrier)
@@ -260,8 +264,8 @@ cudaError_t launch_ways(EmbeddingParams const& p, int widest, cudaStream_t strea
   if constexpr (kCount > 1) {
     if (is_hopper && row_bytes <= kMostStagedBytes && fits<kCount>(p, sizeof(T), kVectorBytes, kVectorBytes)) {
       int const rows = static_cast<int>(std::clamp<int64_t>(kStagedBytes / row_bytes, 1, kStagedRows));
-      return launch(staged_kernel<T, Out, kCount, kRows, kSteps>, p, rows, 1, static_cast<size_t>(rows * row_bytes) + EMB_PAD,
-                    true, stream);
+      return launch(staged_kernel<T, Out, kCount, kRows, kSteps>, p, rows, 1,
+                    static_cast<size_t>(rows * row_bytes) + EMB_PAD, true, stream);
     }
   }
   int const rows = std::min(kWarpSize, kRows * (kWarpSize / lanes_per_row(widest / kCount)));

@@ -3,6 +3,8 @@
 
 namespace hstu_trt {
 
-cudaError_t lookup_bf16(EmbeddingParams const& params, cudaStream_t stream) { return launch_type<__nv_bfloat16>(params, stream); }
+cudaError_t lookup_bf16(EmbeddingParams const& params, cudaStream_t stream) {
+  return launch_type<__nv_bfloat16>(params, stream);
+}
 
 }  // namespace hstu_trt

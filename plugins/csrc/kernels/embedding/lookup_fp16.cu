@@ -3,6 +3,8 @@
 
 namespace hstu_trt {
 
-cudaError_t lookup_fp16(EmbeddingParams const& params, cudaStream_t stream) { return launch_type<__half>(params, stream); }
+cudaError_t lookup_fp16(EmbeddingParams const& params, cudaStream_t stream) {
+  return launch_type<__half>(params, stream);
+}
 
 }  // namespace hstu_trt

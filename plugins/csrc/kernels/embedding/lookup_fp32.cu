@@ -3,6 +3,8 @@
 
 namespace hstu_trt {
 
-cudaError_t lookup_fp32(EmbeddingParams const& params, cudaStream_t stream) { return launch_type<float>(params, stream); }
+cudaError_t lookup_fp32(EmbeddingParams const& params, cudaStream_t stream) {
+  return launch_type<float>(params, stream);
+}
 
 }  // namespace hstu_trt

@@ -40,11 +40,11 @@ struct EmbeddingTable {
 
 // Columns of the output, and the table whose rows stand there.
 struct EmbeddingColumns {
-  void const* ids;      // [count] int32, or int64 with wide_ids
-  void* status;         // [count] RowStatus as uint8, or int32 with wide_status; or nullptr
-  uint64_t* bad_ids;    // device memory, or nullptr: ids outside of the table are added to it
-  EmbeddingTable table; // counts unless the call has live_tables
-  int64_t id_stride;    // elements from one id to the next
+  void const* ids;       // [count] int32, or int64 with wide_ids
+  void* status;          // [count] RowStatus as uint8, or int32 with wide_status; or nullptr
+  uint64_t* bad_ids;     // device memory, or nullptr: ids outside of the table are added to it
+  EmbeddingTable table;  // counts unless the call has live_tables
+  int64_t id_stride;     // elements from one id to the next
   int64_t status_stride;
   int32_t live_table;  // place among the live tables
   int32_t dim;
@@ -56,8 +56,8 @@ constexpr int kMaxEmbeddingColumns = 8;
 
 // out[i, first : first + dim] = row of ids[i], for each of the columns.
 struct EmbeddingParams {
-  void* out;                // [count, out_stride]
-  int32_t const* lengths;   // [count / padded_length], or nullptr: ids behind a sequence's end count as padding
+  void* out;               // [count, out_stride]
+  int32_t const* lengths;  // [count / padded_length], or nullptr: ids behind a sequence's end count as padding
   // Device memory, or nullptr: a word with the address of an array of tables in device memory. The kernel reads them
   // instead of `table`, so that captured launches see versions that were exchanged. Widths and types stay, and the
   // addresses of rows are multiples of 16 bytes.

@@ -20,7 +20,7 @@ struct FoundRow {
   bool is_cold;
 };
 
-__device__ inline int64_t find_in_overlay(EmbeddingTable const& table, int64_t row) {
+inline __device__ int64_t find_in_overlay(EmbeddingTable const& table, int64_t row) {
   int64_t const mask = table.overlay_mask;
   int64_t at = static_cast<int64_t>(splitmix64(row, 0)) & mask;
   for (int64_t tried = 0; tried <= mask; ++tried, at = (at + 1) & mask) {
@@ -32,7 +32,7 @@ __device__ inline int64_t find_in_overlay(EmbeddingTable const& table, int64_t r
 }
 
 // Where row `row` of the table lies. No number leads outside of what the table has.
-__device__ inline FoundRow find_row(EmbeddingTable const& table, int64_t row, int64_t row_bytes) {
+inline __device__ FoundRow find_row(EmbeddingTable const& table, int64_t row, int64_t row_bytes) {
   if (table.overlay_slots) {
     int64_t const place = find_in_overlay(table, row);
     if (place >= 0) {
@@ -51,19 +51,19 @@ __device__ inline FoundRow find_row(EmbeddingTable const& table, int64_t row, in
   return {nullptr, nullptr, RowStatus::kMissing, false};
 }
 
-__device__ inline IdRule rule_of(EmbeddingParams const& p, EmbeddingTable const& table) {
+inline __device__ IdRule rule_of(EmbeddingParams const& p, EmbeddingTable const& table) {
   return {table.rows,   table.seed, table.row_of_id, table.id_count, table.default_row,
           p.padding_id, table.hash, p.policy,        p.has_padding,  0};
 }
 
-__device__ inline bool is_behind_end(EmbeddingParams const& p, int64_t place) {
+inline __device__ bool is_behind_end(EmbeddingParams const& p, int64_t place) {
   if (!p.lengths) return false;
   int64_t const sequence = place / p.padded_length;
   return place - sequence * p.padded_length >= p.lengths[sequence];
 }
 
 // The row of output row `place`.
-__device__ inline FoundRow resolve(EmbeddingParams const& p, EmbeddingColumns const& columns,
+inline __device__ FoundRow resolve(EmbeddingParams const& p, EmbeddingColumns const& columns,
                                    EmbeddingTable const& table, int64_t place, int64_t row_bytes) {
   if (is_behind_end(p, place)) return {nullptr, nullptr, RowStatus::kPadding, false};
   int64_t const at = place * columns.id_stride;
@@ -77,7 +77,7 @@ __device__ inline FoundRow resolve(EmbeddingParams const& p, EmbeddingColumns co
   return found;
 }
 
-__device__ inline void write_status(EmbeddingParams const& p, EmbeddingColumns const& columns, int64_t place,
+inline __device__ void write_status(EmbeddingParams const& p, EmbeddingColumns const& columns, int64_t place,
                                     RowStatus status) {
   int64_t const at = place * columns.status_stride;
   if (p.wide_status) {
@@ -89,7 +89,7 @@ __device__ inline void write_status(EmbeddingParams const& p, EmbeddingColumns c
 
 // The row of this lane's id among [first, first + count), count <= 32; what is left of its status is written and
 // counted. To be called by whole warps; lanes from `count` on get zeros.
-__device__ inline FoundRow find_own_row(EmbeddingParams const& p, EmbeddingColumns const& columns,
+inline __device__ FoundRow find_own_row(EmbeddingParams const& p, EmbeddingColumns const& columns,
                                         EmbeddingTable const& table, int64_t row_bytes, int64_t first, int count) {
   int const lane = static_cast<int>(threadIdx.x % 32);
   FoundRow found{nullptr, nullptr, RowStatus::kGpu, false};
