@@ -101,7 +101,7 @@ def measure_gather(case: GatherCase, table: DeviceTable, provenance: Provenance,
     }
     if plan.fbgemm and case.dtype != "fp8":
         calls[table_gpu_fbgemm.NAME] = table_gpu_fbgemm.contender(table, ids)
-    calls |= torch_gathers(case, table, ids, outs, compiled=plan.compiled)
+    calls |= torch_gathers(case, table, ids, outs, compiled=plan.compiled and case.dtype == "fp16")
     expected = calls[INDEX_SELECT](0)
     assert isinstance(expected, torch.Tensor)
     expected = expected.clone()

@@ -127,10 +127,12 @@ class DeviceTable:
 
     def params(self) -> EmbeddingTable:
         """As the kernel takes it; addresses are good as long as this object lives."""
+        rows = self.stored_rows if self.rows is None else self.rows
+        is_direct = self.hash == "none" and self.overlay is None
         struct = EmbeddingTable(
             hot=_address(self.hot), cold=_address(self.cold), scales=_address(self.scales),
             row_of_id=_address(self.row_of_id),
-            rows=self.stored_rows if self.rows is None else self.rows, hot_rows=len(self.hot),
+            direct_rows=min(rows, len(self.hot)) if is_direct else 0, rows=rows, hot_rows=len(self.hot),
             cold_rows=self.cold_rows, id_count=0 if self.row_of_id is None else len(self.row_of_id),
             default_row=_ZERO_ROW if self.default_row is None else self.default_row, seed=self.seed,
             version=self.version, hash=_HASHES[self.hash],

@@ -76,10 +76,10 @@ class EmbeddingTable(Structure):
     """``EmbeddingTable`` of kernels/embedding/params.h."""
 
     _fields_ = (
-        ("hot", c_void_p), ("cold", c_void_p), ("scales", c_void_p), ("row_of_id", c_void_p), ("overlay", c_void_p),
-        ("overlay_scales", c_void_p), ("overlay_slots", c_void_p), ("overlay_mask", c_int64), ("rows", c_int64),
-        ("hot_rows", c_int64), ("cold_rows", c_int64), ("id_count", c_int64), ("default_row", c_int64),
-        ("seed", c_uint64), ("version", c_uint64), ("hash", c_int32), ("reserved", c_int32),
+        ("hot", c_void_p), ("scales", c_void_p), ("direct_rows", c_int64), ("rows", c_int64), ("hot_rows", c_int64),
+        ("cold_rows", c_int64), ("cold", c_void_p), ("row_of_id", c_void_p), ("overlay", c_void_p),
+        ("overlay_scales", c_void_p), ("overlay_slots", c_void_p), ("overlay_mask", c_int64), ("id_count", c_int64),
+        ("default_row", c_int64), ("seed", c_uint64), ("version", c_uint64), ("hash", c_int32), ("reserved", c_int32),
     )  # fmt: skip
 
 
@@ -87,9 +87,9 @@ class EmbeddingColumns(Structure):
     """``EmbeddingColumns`` of kernels/embedding/params.h."""
 
     _fields_ = (
-        ("ids", c_void_p), ("status", c_void_p), ("bad_ids", c_void_p), ("table", EmbeddingTable),
-        ("id_stride", c_int64), ("status_stride", c_int64), ("live_table", c_int32), ("dim", c_int32),
-        ("first", c_int32), ("type", c_int32),
+        ("ids", c_void_p), ("id_stride", c_int64), ("status", c_void_p), ("bad_ids", c_void_p),
+        ("live_table", c_int32), ("dim", c_int32), ("first", c_int32), ("type", c_int32), ("table", EmbeddingTable),
+        ("status_stride", c_int64),
     )  # fmt: skip
 
 

@@ -271,6 +271,8 @@ REFUSED_LOOKUPS: list[dict[str, Any]] = [
     {"cold_rows": -1},
     {"hot": None},
     {"cold_rows": 1},
+    {"direct_rows": 11},
+    {"direct_rows": -1},
     {"type": INT8, "scales": None},
     {"hash": 3},
     {"hash": 2, "id_count": 4},

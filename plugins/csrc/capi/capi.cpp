@@ -79,19 +79,18 @@ constexpr HstuTrtField kEmbeddingFields[] = {
 #define FIELD(name) {#name, offsetof(EmbeddingColumns, name), sizeof(EmbeddingColumns::name)}
 
 constexpr HstuTrtField kEmbeddingColumnsFields[] = {
-    FIELD(ids),           FIELD(status),     FIELD(bad_ids), FIELD(table), FIELD(id_stride),
-    FIELD(status_stride), FIELD(live_table), FIELD(dim),     FIELD(first), FIELD(type),
+    FIELD(ids), FIELD(id_stride), FIELD(status), FIELD(bad_ids), FIELD(live_table),
+    FIELD(dim), FIELD(first),     FIELD(type),   FIELD(table),   FIELD(status_stride),
 };
 
 #undef FIELD
 #define FIELD(name) {#name, offsetof(EmbeddingTable, name), sizeof(EmbeddingTable::name)}
 
 constexpr HstuTrtField kEmbeddingTableFields[] = {
-    FIELD(hot),         FIELD(cold),           FIELD(scales),        FIELD(row_of_id),
-    FIELD(overlay),     FIELD(overlay_scales), FIELD(overlay_slots), FIELD(overlay_mask),
-    FIELD(rows),        FIELD(hot_rows),       FIELD(cold_rows),     FIELD(id_count),
-    FIELD(default_row), FIELD(seed),           FIELD(version),       FIELD(hash),
-    FIELD(reserved),
+    FIELD(hot),           FIELD(scales),       FIELD(direct_rows), FIELD(rows),        FIELD(hot_rows),
+    FIELD(cold_rows),     FIELD(cold),         FIELD(row_of_id),   FIELD(overlay),     FIELD(overlay_scales),
+    FIELD(overlay_slots), FIELD(overlay_mask), FIELD(id_count),    FIELD(default_row), FIELD(seed),
+    FIELD(version),       FIELD(hash),         FIELD(reserved),
 };
 
 #undef FIELD

@@ -86,6 +86,7 @@ int64_t wanted_hot_rows(std::string const& name, int64_t rows) {
 DeviceTable::DeviceTable(StoredTable const& stored, int64_t hot_rows) : version_(stored.version) {
   table_.rows = stored.rows;
   table_.hot_rows = hot_rows;
+  if (stored.ids.hash == IdHash::kNone) table_.direct_rows = hot_rows;
   table_.cold_rows = stored.rows - hot_rows;
   table_.default_row = stored.ids.default_row;
   table_.seed = stored.ids.seed;

@@ -206,7 +206,7 @@ char const* EmbeddingLookup::read_table(EmbeddingColumns& columns, PluginTensorD
   if (table.nbDims != 2 || table.d[0] < 0 || table.d[1] != columns.dim) return "the table must be [rows, dim]";
   if (!is_table(input.type)) return "the table must be FP32, FP16 or BF16";
   convert(input.type, columns.type);
-  columns.table.rows = columns.table.hot_rows = table.d[0];
+  columns.table.rows = columns.table.hot_rows = columns.table.direct_rows = table.d[0];
   columns.table.default_row = kZeroRow;
   return nullptr;
 }

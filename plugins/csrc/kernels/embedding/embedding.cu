@@ -23,6 +23,7 @@ char const* table_unsupported(EmbeddingTable const& table, DataType type) {
   if (table.rows < 0 || table.hot_rows < 0 || table.cold_rows < 0) return "numbers of rows must not be negative";
   if ((table.hot_rows > 0 && !table.hot) || (table.cold_rows > 0 && !table.cold))
     return "rows of the table are missing";
+  if (table.direct_rows < 0 || table.direct_rows > table.hot_rows) return "direct rows must be hot rows";
   bool const stored = table.hot_rows > 0 || table.cold_rows > 0;
   if (is_quantised(type) && stored && !table.scales) return "scales of the quantised rows are missing";
   if (table.hash < IdHash::kNone || table.hash > IdHash::kPermutation) return "the hash is none that the kernel knows";

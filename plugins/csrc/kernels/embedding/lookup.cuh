@@ -3,10 +3,10 @@
 //
 // A warp takes up to 32 ids, and one lane per id finds where its row lies. Then there are two ways.
 //
-//   staged   from Hopper on, where rows are 16-byte vectors: the copy engine brings all rows of the warp to shared
-//            memory, and takes them to the output if they need no conversion
-//   plain    1 to 32 lanes share a row, as many as it has vectors, and each lane has eight vectors on their way before
-//            it stores the first. Rows over the bus and rows of zeros always go this way.
+//   plain    1 to 32 lanes share a row, as many as it has vectors of 16 bytes, and each lane has eight vectors on their
+//            way before it stores the first
+//   staged   from Hopper on, where rows need no conversion and are vectors of 16 bytes: the copy engine brings all rows
+//            of the warp to shared memory and takes them to the output. Rows over the bus and zeros go the plain way.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -24,22 +24,13 @@ namespace {
 constexpr int kWarpSize = 32;
 constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
 constexpr int kPlainWarps = 8;
-#ifndef EMB_R
-#define EMB_R 16
-#endif
-#ifndef EMB_KB
-#define EMB_KB 16
-#endif
-#ifndef EMB_PAD
-#define EMB_PAD 0
-#endif
-// Of a staged warp. More rows leave multiprocessors without work in small calls.
-constexpr int kStagedRows = EMB_R;
-constexpr int64_t kStagedBytes = EMB_KB << 10;
+// Of a staged warp.
+constexpr int kStagedRows = 16;
+constexpr int64_t kStagedBytes = 16 << 10;
 constexpr int64_t kMostStagedBytes = 48 << 10;
 
 // Lanes that share a row of so many packs: a power of two.
-__host__ inline __device__ int lanes_per_row(int packs) {
+inline __host__ __device__ int lanes_per_row(int packs) {
   int lanes = 1;
   while (lanes < kWarpSize && lanes < packs) lanes *= 2;
   return lanes;
@@ -96,7 +87,6 @@ template <class T, class Out, int kCount, int kRows, int kSteps>
 __global__ void __launch_bounds__(kPlainWarps* kWarpSize)
     plain_kernel(__grid_constant__ EmbeddingParams const p, int rows_per_warp) {
   __shared__ RowSource sources[kPlainWarps][kWarpSize];
-  allow_next_kernel();
   wait_for_previous_kernel();
   EmbeddingColumns const& columns = p.columns[blockIdx.y];
   int const warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -107,26 +97,17 @@ __global__ void __launch_bounds__(kPlainWarps* kWarpSize)
   FoundRow const own = find_own_row(p, columns, table_of(p, columns), row_bytes, first, count);
   sources[warp][lane] = {own.row, own.scale, static_cast<int32_t>(first + lane)};
   __syncwarp();
+  allow_next_kernel();
   auto* const out = static_cast<Out*>(p.out) + columns.first;
   copy_rows<T, Out, kCount, kRows, kSteps>(sources[warp], count, out, p.out_stride, columns.dim / kCount);
 }
 
 // ---- the copy engine ----
 
-__device__ __forceinline__ void start_row_load(uint32_t to, void const* from, uint32_t bytes, uint32_t barrier) {
-#ifdef EMB_HINT
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
-          "r"(to),
-      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
-      : "memory");
-#else
+__device__ __forceinline__ void start_load(uint32_t to, void const* from, uint32_t bytes, uint64_t* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier)
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
-#endif
 }
 
 __device__ __forceinline__ void start_store(void* to, uint32_t from, uint32_t bytes) {
@@ -140,28 +121,17 @@ __device__ __forceinline__ void wait_for_stores() {
   asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
-// Staged rows to the output, converted; `rows` has a bit for each.
-template <class T, class Out, int kCount>
-__device__ __forceinline__ void convert_staged(unsigned char const* staged, uint32_t rows, float own_scale,
-                                               int64_t row_bytes, Out* out, int64_t out_stride, int packs) {
-  int const lane = static_cast<int>(threadIdx.x % kWarpSize);
-  int const lanes = lanes_per_row(packs), groups = kWarpSize / lanes;
-  int const group = lane / lanes, first_pack = lane % lanes;
-#pragma unroll 4
-  for (int begin = 0; begin < kWarpSize; begin += groups) {
-    if (rows >> begin == 0) break;
-    int const row = begin + group;
-    float const scale = __shfl_sync(kAllLanes, own_scale, row);
-    if ((rows >> row & 1u) == 0) continue;
-    auto const* const from = reinterpret_cast<Pack<T, kCount> const*>(staged + row * row_bytes);
-    auto* const to = reinterpret_cast<Pack<Out, kCount>*>(out + row * out_stride);
-#pragma unroll 2
-    for (int pack = first_pack; pack < packs; pack += lanes) to[pack] = convert<Out>(from[pack], scale);
-  }
+// Zeros, and rows over the bus. A function of its own: most calls have none.
+template <class T>
+__device__ __noinline__ void copy_plain_rows(EmbeddingParams const& p, EmbeddingColumns const& columns,
+                                             RowSource const* sources, int count) {
+  constexpr int kCount = kVectorBytes / sizeof(T);
+  auto* const out = static_cast<T*>(p.out) + columns.first;
+  copy_rows<T, T, kCount, 4, 2>(sources, count, out, p.out_stride, columns.dim / kCount);
 }
 
 // One warp per CTA, so that a multiprocessor takes as many as its shared memory holds.
-template <class T, class Out, int kCount, int kRows, int kSteps>
+template <class T>
 __global__ void __launch_bounds__(kWarpSize)
     staged_kernel(__grid_constant__ EmbeddingParams const p, int rows_per_warp) {
 #if __CUDA_ARCH__ >= 900
@@ -169,51 +139,45 @@ __global__ void __launch_bounds__(kWarpSize)
   __shared__ RowSource sources[kWarpSize];
   __shared__ __align__(8) uint64_t barrier;
   int const lane = static_cast<int>(threadIdx.x);
-  allow_next_kernel();
   if (lane == 0) {
     barrier_init(&barrier, 1);
     barrier_init_fence();
   }
+  __syncwarp();
   wait_for_previous_kernel();
   EmbeddingColumns const& columns = p.columns[blockIdx.y];
   int64_t const first = static_cast<int64_t>(blockIdx.x) * rows_per_warp;
   int const count = static_cast<int>(min(static_cast<int64_t>(rows_per_warp), p.count - first));
-  int64_t const row_bytes = static_cast<int64_t>(columns.dim) * static_cast<int64_t>(sizeof(T));
+  uint32_t const row_bytes = static_cast<uint32_t>(columns.dim) * static_cast<uint32_t>(sizeof(T));
   FoundRow const own = find_own_row(p, columns, table_of(p, columns), row_bytes, first, count);
 
-  // Everything that the engine brings, in one go.
-#ifdef EMB_COLD_BULK
-  bool const is_staged = own.row;
-#else
   bool const is_staged = own.row && !own.is_cold;
-#endif
   uint32_t const rows = __ballot_sync(kAllLanes, is_staged);
-  uint32_t const base = shared_address(staged), own_stage = base + static_cast<uint32_t>(lane * row_bytes);
-  if (lane == 0) barrier_arrive_expect(&barrier, __popc(rows) * static_cast<uint32_t>(row_bytes));
+  uint32_t const base = shared_address(staged), own_stage = base + static_cast<uint32_t>(lane) * row_bytes;
+  if (lane == 0) barrier_arrive_expect(&barrier, static_cast<uint32_t>(__popc(rows)) * row_bytes);
   __syncwarp();
-  if (is_staged) start_row_load(own_stage, own.row, static_cast<uint32_t>(row_bytes), shared_address(&barrier));
-  float const own_scale = kIsQuantised<T> && own.scale ? __ldg(own.scale) : 0.f;
+  if (is_staged) start_load(own_stage, own.row, row_bytes, &barrier);
 
-  // Meanwhile, rows over the bus and zeros.
-  auto* const out = static_cast<Out*>(p.out) + columns.first + first * p.out_stride;
   bool const is_plain = lane < count && !is_staged;
   uint32_t const plain = __ballot_sync(kAllLanes, is_plain);
   if (plain != 0) {
-    if (is_plain) sources[__popc(plain & ((1u << lane) - 1u))] = {own.row, own.scale, lane};
+    if (is_plain) {
+      sources[__popc(plain & ((1u << lane) - 1u))] = {own.row, own.scale, static_cast<int32_t>(first + lane)};
+    }
     __syncwarp();
-    copy_rows<T, Out, kCount, kRows, kSteps>(sources, __popc(plain), out, p.out_stride, columns.dim / kCount);
+    copy_plain_rows<T>(p, columns, sources, __popc(plain));
   }
 
   barrier_wait(&barrier, 0);
-  if constexpr (!std::is_same_v<T, Out>) {
-    convert_staged<T, Out, kCount>(staged, rows, own_scale, row_bytes, out, p.out_stride, columns.dim / kCount);
-  } else if (plain == 0 && p.out_stride == columns.dim) {
-    if (lane == 0) start_store(out, base, static_cast<uint32_t>(count * row_bytes));
-    wait_for_stores();
-  } else {
-    if (is_staged) start_store(out + lane * p.out_stride, own_stage, static_cast<uint32_t>(row_bytes));
-    wait_for_stores();
+  // Not sooner: CTAs of the next kernel would crowd where there is room first.
+  allow_next_kernel();
+  T* const out = static_cast<T*>(p.out) + columns.first + first * p.out_stride;
+  if (plain == 0 && p.out_stride == columns.dim) {
+    if (lane == 0) start_store(out, base, static_cast<uint32_t>(count) * row_bytes);
+  } else if (is_staged) {
+    start_store(out + lane * p.out_stride, own_stage, row_bytes);
   }
+  wait_for_stores();
 #endif
 }
 
@@ -261,11 +225,10 @@ cudaError_t launch_ways(EmbeddingParams const& p, int widest, cudaStream_t strea
   if (error != cudaSuccess) return error;
   bool const is_hopper = major >= 9;
   int64_t const row_bytes = static_cast<int64_t>(widest) * static_cast<int64_t>(sizeof(T));
-  if constexpr (kCount > 1) {
+  if constexpr (kCount > 1 && std::is_same_v<T, Out>) {
     if (is_hopper && row_bytes <= kMostStagedBytes && fits<kCount>(p, sizeof(T), kVectorBytes, kVectorBytes)) {
       int const rows = static_cast<int>(std::clamp<int64_t>(kStagedBytes / row_bytes, 1, kStagedRows));
-      return launch(staged_kernel<T, Out, kCount, kRows, kSteps>, p, rows, 1,
-                    static_cast<size_t>(rows * row_bytes) + EMB_PAD, true, stream);
+      return launch(staged_kernel<T>, p, rows, 1, static_cast<size_t>(rows * row_bytes), true, stream);
     }
   }
   int const rows = std::min(kWarpSize, kRows * (kWarpSize / lanes_per_row(widest / kCount)));
@@ -289,10 +252,8 @@ cudaError_t launch_out(EmbeddingParams const& p, cudaStream_t stream) {
 template <class T>
 cudaError_t launch_type(EmbeddingParams const& p, cudaStream_t stream) {
   switch (p.output_type) {
-#ifndef EMB_DEV
     case DataType::kFloat32: return launch_out<T, float>(p, stream);
     case DataType::kBFloat16: return launch_out<T, __nv_bfloat16>(p, stream);
-#endif
     case DataType::kFloat16: return launch_out<T, __half>(p, stream);
     default: return cudaErrorNotSupported;
   }

@@ -19,17 +19,20 @@ struct OverlaySlot {
 // One version of a table. Nothing in it may change as long as a launch can read it. All addresses are the device's.
 // Rows, rows of the overlay and scales are contiguous.
 struct EmbeddingTable {
-  void const* hot;            // [hot_rows, dim] device memory: rows 0 to hot_rows - 1
-  void const* cold;           // [cold_rows, dim] pinned host memory: the rows behind them, read over the bus
-  float const* scales;        // [hot_rows + cold_rows] device memory; of int8 and e4m3 rows
+  void const* hot;      // [hot_rows, dim] device memory: rows 0 to hot_rows - 1
+  float const* scales;  // [hot_rows + cold_rows] device memory; of int8 and e4m3 rows
+  // Ids below this number are numbers of hot rows: nothing is hashed, and no overlay is asked. 0 is always right, and
+  // slower.
+  int64_t direct_rows;
+  int64_t rows;  // that ids may name; those that are nowhere answer zeros
+  int64_t hot_rows;
+  int64_t cold_rows;
+  void const* cold;           // [cold_rows, dim] pinned host memory: the rows behind the hot ones, read over the bus
   uint32_t const* row_of_id;  // [id_count]; of a permutation
   void const* overlay;        // [places, dim]: rows that stand in for those of the same number
   float const* overlay_scales;
   OverlaySlot const* overlay_slots;  // [overlay_mask + 1], not all of them full; nullptr: no overlay
   int64_t overlay_mask;              // a power of two less 1
-  int64_t rows;                      // that ids may name; those that are nowhere answer zeros
-  int64_t hot_rows;
-  int64_t cold_rows;
   int64_t id_count;
   int64_t default_row;  // -1: a row of zeros
   uint64_t seed;        // of splitmix64
@@ -40,16 +43,16 @@ struct EmbeddingTable {
 
 // Columns of the output, and the table whose rows stand there.
 struct EmbeddingColumns {
-  void const* ids;       // [count] int32, or int64 with wide_ids
-  void* status;          // [count] RowStatus as uint8, or int32 with wide_status; or nullptr
-  uint64_t* bad_ids;     // device memory, or nullptr: ids outside of the table are added to it
-  EmbeddingTable table;  // counts unless the call has live_tables
-  int64_t id_stride;     // elements from one id to the next
-  int64_t status_stride;
+  void const* ids;     // [count] int32, or int64 with wide_ids
+  int64_t id_stride;   // elements from one id to the next
+  void* status;        // [count] RowStatus as uint8, or int32 with wide_status; or nullptr
+  uint64_t* bad_ids;   // device memory, or nullptr: ids outside of the table are added to it
   int32_t live_table;  // place among the live tables
   int32_t dim;
-  int32_t first;  // column of the output
-  DataType type;  // of the table: any
+  int32_t first;         // column of the output
+  DataType type;         // of the table: any
+  EmbeddingTable table;  // counts unless the call has live_tables
+  int64_t status_stride;
 };
 
 constexpr int kMaxEmbeddingColumns = 8;

@@ -9,7 +9,7 @@ namespace hstu_trt {
 // A row of the output to be written.
 struct RowSource {
   void const* row;     // nullptr: zeros
-  float const* scale;  // nullptr: not quantised
+  float const* scale;  // of quantised rows
   int32_t place;       // row of the output; -1: none
 };
 
@@ -62,13 +62,17 @@ inline __device__ bool is_behind_end(EmbeddingParams const& p, int64_t place) {
   return place - sequence * p.padded_length >= p.lengths[sequence];
 }
 
-// The row of output row `place`.
-inline __device__ FoundRow resolve(EmbeddingParams const& p, EmbeddingColumns const& columns,
-                                   EmbeddingTable const& table, int64_t place, int64_t row_bytes) {
-  if (is_behind_end(p, place)) return {nullptr, nullptr, RowStatus::kPadding, false};
+__device__ __forceinline__ int64_t load_id(EmbeddingParams const& p, EmbeddingColumns const& columns, int64_t place) {
   int64_t const at = place * columns.id_stride;
-  int64_t const id =
-      p.wide_ids ? static_cast<int64_t const*>(columns.ids)[at] : static_cast<int32_t const*>(columns.ids)[at];
+  return p.wide_ids ? static_cast<int64_t const*>(columns.ids)[at] : static_cast<int32_t const*>(columns.ids)[at];
+}
+
+// The row of output row `place`, whatever its id is. A function of its own: instructions come from memory anew in each
+// launch, and those of most calls are few without this.
+inline __device__ __noinline__ FoundRow find_any_row(EmbeddingParams const& p, EmbeddingColumns const& columns,
+                                                     EmbeddingTable const& table, int64_t place, int64_t row_bytes) {
+  if (is_behind_end(p, place)) return {nullptr, nullptr, RowStatus::kPadding, false};
+  int64_t const id = load_id(p, columns, place);
   ResolvedId const resolved = resolve_id(rule_of(p, table), id, RowStatus::kGpu);
   if (resolved.row < 0) return {nullptr, nullptr, resolved.status, false};
   FoundRow found = find_row(table, resolved.row, row_bytes);
@@ -94,7 +98,14 @@ inline __device__ FoundRow find_own_row(EmbeddingParams const& p, EmbeddingColum
   int const lane = static_cast<int>(threadIdx.x % 32);
   FoundRow found{nullptr, nullptr, RowStatus::kGpu, false};
   if (lane < count) {
-    found = resolve(p, columns, table, first + lane, row_bytes);
+    int64_t const id = load_id(p, columns, first + lane);
+    bool const is_special = p.lengths || p.has_padding;
+    if (!is_special && static_cast<uint64_t>(id) < static_cast<uint64_t>(table.direct_rows)) {
+      found.row = static_cast<char const*>(table.hot) + id * row_bytes;
+      found.scale = table.scales + id;
+    } else {
+      found = find_any_row(p, columns, table, first + lane, row_bytes);
+    }
     if (columns.status) write_status(p, columns, first + lane, found.status);
   }
   if (columns.bad_ids) {
