@@ -27,7 +27,7 @@ constexpr int kPlainWarps = 8;
 // Of a staged warp.
 constexpr int kStagedRows = 16;
 constexpr int64_t kStagedBytes = 16 << 10;
-constexpr int64_t kMostStagedBytes = 48 << 10;
+constexpr int64_t kMostStagedBytes = 32 << 10;
 
 // Lanes that share a row of so many packs: a power of two.
 inline __host__ __device__ int lanes_per_row(int packs) {
