@@ -159,6 +159,13 @@ def plot_lookups(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def tables_gpu(argv: Sequence[str]) -> int:
+    """Lookups on a CUDA GPU, in its memory and over the bus, beside PyTorch's."""
+    from hstu_trt.bench.table_gpu import main as run
+
+    return run(argv)
+
+
 SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "workload": workload,
     "accuracy": accuracy,
@@ -171,6 +178,7 @@ SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "verify-tensorrt": verify_tensorrt,
     "table-support": table_support,
     "tables": tables,
+    "tables-gpu": tables_gpu,
     "remote": remote,
     "refresh": refresh,
     "table-lookups": table_lookups,

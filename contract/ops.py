@@ -42,6 +42,8 @@ class Attribute:
     kind: Literal["int", "float", "string"]
     default: int | float | str
     doc: str
+    optional: bool = False
+    """Nodes may leave it out; those that carry it are for the plugin alone, and function bodies know nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,28 @@ HSTU_ATTENTION = OpSpec(
 EMBEDDING_LOOKUP = OpSpec(
     "EmbeddingLookup",
     inputs=(
-        TensorPort("ids", ("int32", "int64"), "[n]", "row numbers; outside [0, rows) answers a zero row"),
+        TensorPort("ids", ("int32", "int64"), "[n]", "row numbers; outside [0, rows) the policy's row"),
         TensorPort(
             "table", ("float16", "float32"), "[rows, dim]", "the table; a plugin finds it by table_name instead"
         ),
     ),
-    outputs=(TensorPort("rows", ("float16", "float32"), "[n, dim]", "table rows"),),
+    outputs=(
+        TensorPort("rows", ("float16", "float32"), "[n, dim]", "table rows"),
+        TensorPort("row_status", ("int32",), "[n]", "where each row came from (RowStatus)", optional=True),
+    ),
     attributes=(
         Attribute("table_name", "string", "", "the table's name in the tables room"),
         Attribute("output_type", "int", 1, "ONNX element type of the output: 1 float32, 10 float16"),
+        Attribute(
+            "policy",
+            "string",
+            "zero",
+            "of bad ids: reject (zeros, the status tells), zero, clamp, row0, default_row",
+            optional=True,
+        ),
+        Attribute("has_padding", "int", 0, "1: padding_id answers zeros and is no bad id", optional=True),
+        Attribute("padding_id", "int", 0, "counts with has_padding", optional=True),
+        Attribute("status", "int", 0, "1: the second output is there", optional=True),
     ),
 )
 

@@ -140,11 +140,16 @@ def _op(spec: OpSpec) -> Op:
         )
         for port in spec.inputs
     ]
-    outputs = [OpSchema.FormalParameter(port.name, f"T_{port.name}") for port in spec.outputs]
+    ports = [port for port in spec.outputs if not port.optional]
+    outputs = [OpSchema.FormalParameter(port.name, f"T_{port.name}") for port in ports]
     constraints = [
-        (f"T_{port.name}", [_ONNX_TYPES[d] for d in port.dtypes], port.doc) for port in (*spec.inputs, *spec.outputs)
+        (f"T_{port.name}", [_ONNX_TYPES[d] for d in port.dtypes], port.doc) for port in (*spec.inputs, *ports)
     ]
-    attributes = [OpSchema.Attribute(a.name, _ATTRIBUTE_KINDS[a.kind], a.doc, required=True) for a in spec.attributes]
+    attributes = [
+        OpSchema.Attribute(a.name, _ATTRIBUTE_KINDS[a.kind], a.doc, required=True)
+        for a in spec.attributes
+        if not a.optional
+    ]
     plugin = [
         OpSchema.Attribute(name, OpSchema.AttrType.STRING, "for TensorRT's parser", required=True)
         for name in spec.plugin_attributes

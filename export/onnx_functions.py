@@ -114,8 +114,8 @@ def embedding_function() -> onnx.FunctionProto:
 
 
 def _function(spec: OpSpec, inputs: list[str], lines: list[str]) -> onnx.FunctionProto:
-    attributes = [a.name for a in spec.attributes] + list(spec.plugin_attributes)
-    outputs = [port.name for port in spec.outputs]
+    attributes = [a.name for a in spec.attributes if not a.optional] + list(spec.plugin_attributes)
+    outputs = [port.name for port in spec.outputs if not port.optional]
     text = (
         f'<domain: "{spec.domain}", opset_import: ["" : {OPSET}]>\n'
         f"{spec.name} <{', '.join(attributes)}> ({', '.join(inputs)}) => ({', '.join(outputs)})\n"

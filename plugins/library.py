@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
@@ -16,11 +16,13 @@ LIBRARY = "libhstu_trt_kernels.so"
 LIBRARY_VARIABLE = "HSTU_TRT_LIB"
 """Environment variable with the path of another library than the one in build/lib."""
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 KERNELS = {"auto": 0, "sm90": 1, "smxx": 2, "fp32": 3}
 """Kernels as ``AttentionKernel`` numbers them (kernels/attention/attention.h)."""
 DATA_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "float8_e4m3fn": 3}
 """Types by their name in torch, as ``DataType`` numbers them."""
+TABLE_TYPES = {**DATA_TYPES, "int8": 4}
+"""Those of embedding tables."""
 
 
 class KernelError(HstuTrtError):
@@ -73,16 +75,40 @@ class AttentionParams(Structure):
 class EmbeddingTable(Structure):
     """``EmbeddingTable`` of kernels/embedding/params.h."""
 
-    _fields_ = (("data", c_void_p), ("rows", c_int64))
+    _fields_ = (
+        ("hot", c_void_p), ("scales", c_void_p), ("direct_rows", c_int64), ("rows", c_int64), ("hot_rows", c_int64),
+        ("cold_rows", c_int64), ("cold", c_void_p), ("row_of_id", c_void_p), ("overlay", c_void_p),
+        ("overlay_scales", c_void_p), ("overlay_slots", c_void_p), ("overlay_mask", c_int64), ("id_count", c_int64),
+        ("default_row", c_int64), ("seed", c_uint64), ("version", c_uint64), ("hash", c_int32), ("reserved", c_int32),
+    )  # fmt: skip
+
+
+class EmbeddingColumns(Structure):
+    """``EmbeddingColumns`` of kernels/embedding/params.h."""
+
+    _fields_ = (
+        ("ids", c_void_p), ("id_stride", c_int64), ("status", c_void_p), ("bad_ids", c_void_p),
+        ("live_table", c_int32), ("dim", c_int32), ("first", c_int32), ("type", c_int32), ("table", EmbeddingTable),
+        ("status_stride", c_int64),
+    )  # fmt: skip
+
+
+MAX_COLUMNS = 8
+"""Tables that one call looks up in, ``kMaxEmbeddingColumns``."""
 
 
 class EmbeddingParams(Structure):
     """``EmbeddingParams`` of kernels/embedding/params.h, field by field."""
 
     _fields_ = (
-        ("ids", c_void_p), ("out", c_void_p), ("table", EmbeddingTable), ("live_table", c_void_p), ("count", c_int64),
-        ("dim", c_int32), ("type", c_int32), ("output_type", c_int32), ("wide_ids", c_int32),
+        ("out", c_void_p), ("lengths", c_void_p), ("live_tables", c_void_p), ("latch", c_void_p), ("count", c_int64),
+        ("out_stride", c_int64), ("padded_length", c_int64), ("padding_id", c_int64), ("policy", c_int32),
+        ("has_padding", c_int32), ("output_type", c_int32), ("wide_ids", c_int32),
+        ("wide_status", c_int32), ("column_count", c_int32), ("columns", EmbeddingColumns * MAX_COLUMNS),
     )  # fmt: skip
+
+
+_STRUCTS = ("attention_params", "embedding_params", "embedding_columns", "embedding_table")
 
 
 class _Field(Structure):
@@ -94,17 +120,16 @@ _EMBEDDING_PARAMS = POINTER(EmbeddingParams)
 _FUNCTIONS = {
     "hstu_trt_abi_version": (c_int32, []),
     "hstu_trt_cuda_archs": (c_char_p, []),
-    "hstu_trt_attention_params_size": (c_size_t, []),
-    "hstu_trt_attention_params_fields": (c_size_t, [POINTER(POINTER(_Field))]),
+    **{f"hstu_trt_{name}_size": (c_size_t, []) for name in _STRUCTS},
+    **{f"hstu_trt_{name}_fields": (c_size_t, [POINTER(POINTER(_Field))]) for name in _STRUCTS},
     "hstu_trt_attention_unsupported": (c_char_p, [_PARAMS, c_int32, c_int32]),
     "hstu_trt_attention_workspace_size": (c_size_t, [_PARAMS, c_int32]),
     "hstu_trt_launch_attention": (c_int32, [_PARAMS, c_int32, c_void_p]),
     "hstu_trt_launch_pack_values": (c_int32, [_PARAMS, c_void_p, c_void_p]),
     "hstu_trt_value_blocks": (c_int32, [c_int32, c_int32]),
-    "hstu_trt_embedding_params_size": (c_size_t, []),
-    "hstu_trt_embedding_params_fields": (c_size_t, [POINTER(POINTER(_Field))]),
     "hstu_trt_embedding_unsupported": (c_char_p, [_EMBEDDING_PARAMS]),
     "hstu_trt_launch_embedding_lookup": (c_int32, [_EMBEDDING_PARAMS, c_void_p]),
+    "hstu_trt_launch_embedding_publish": (c_int32, [c_void_p, c_void_p, c_void_p]),
     "hstu_trt_error_name": (c_char_p, [c_int32]),
     "hstu_trt_error_text": (c_char_p, [c_int32]),
 }
@@ -132,15 +157,16 @@ class KernelLibrary:
         """Sentences on where the library's structs are not the mirrors; none if they are the same."""
         version = self._functions.hstu_trt_abi_version()
         found = [f"version {version} of the C face, not {ABI_VERSION}"] if version != ABI_VERSION else []
-        for name, mirror in (("attention", AttentionParams), ("embedding", EmbeddingParams)):
-            size = getattr(self._functions, f"hstu_trt_{name}_params_size")()
+        mirrors = (AttentionParams, EmbeddingParams, EmbeddingColumns, EmbeddingTable)
+        for name, mirror in zip(_STRUCTS, mirrors, strict=True):
+            size = getattr(self._functions, f"hstu_trt_{name}_size")()
             found += _differences(self.fields(name), size, mirror)
         return found
 
     def fields(self, name: str) -> dict[str, tuple[int, int]]:
-        """Offset and size of each field of the library's params struct for "attention" or "embedding"."""
+        """Offset and size of each field of one of the library's structs, e.g. "attention_params"."""
         fields = POINTER(_Field)()
-        count = getattr(self._functions, f"hstu_trt_{name}_params_fields")(ctypes.byref(fields))
+        count = getattr(self._functions, f"hstu_trt_{name}_fields")(ctypes.byref(fields))
         return {fields[n].name.decode(): (fields[n].offset, fields[n].size) for n in range(count)}
 
     def unsupported(self, params: AttentionParams, kernel: str, capability: int) -> str | None:
@@ -168,6 +194,11 @@ class KernelLibrary:
     def launch_embedding_lookup(self, params: EmbeddingParams, stream: int) -> None:
         """Enqueues a lookup that ``embedding_unsupported`` has nothing against. Raises KernelError."""
         self._raise_on(self._functions.hstu_trt_launch_embedding_lookup(params, stream), "embedding_lookup")
+
+    def launch_embedding_publish(self, live_tables: int, tables: int, stream: int) -> None:
+        """Enqueues the exchange of the word at ``live_tables``. Raises KernelError."""
+        error = self._functions.hstu_trt_launch_embedding_publish(live_tables, tables, stream)
+        self._raise_on(error, "embedding_publish")
 
     def value_blocks(self, rows: int, users: int) -> int:
         """Blocks of one section of packed values (kernels/attention/value_blocks.h)."""

@@ -21,9 +21,9 @@ FOUND = 9
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("sanitizer", description="The attention kernels under compute-sanitizer.")
+    parser = argparse.ArgumentParser("sanitizer", description="The kernels under compute-sanitizer.")
     parser.add_argument("--tools", default=",".join(TOOLS), help="of compute-sanitizer (%(default)s)")
-    parser.add_argument("--kernels", default="sm90,smxx,fp32")
+    parser.add_argument("--kernels", default="sm90,smxx,fp32,embedding")
     parser.add_argument("--run", action="store_true", help="only run the calls, which is what the tools watch")
     arguments = parser.parse_args(argv)
     if arguments.run:
@@ -86,9 +86,12 @@ def run_calls(kernels: Sequence[str]) -> int:
     from hstu_trt.plugins.attention import AttentionPlan, attention
 
     backend, runs = GpuBackend(), dict.fromkeys(kernels, 0)
-    for case in small_cases():
+    if "embedding" in runs:
+        runs["embedding"] = run_lookups()
+    attention_kernels = [kernel for kernel in kernels if kernel != "embedding"]
+    for case in small_cases() if attention_kernels else ():
         call = assemble(case, make_tokens(case, "cuda"), range(len(case.users)), backend.pack)
-        for kernel in kernels:
+        for kernel in attention_kernels:
             output = DTYPES[case.output]
             if backend.unsupported(call, kernel, output) is None:
                 plan = AttentionPlan()
@@ -98,6 +101,38 @@ def run_calls(kernels: Sequence[str]) -> int:
     torch.cuda.synchronize()
     print("calls: " + ", ".join(f"{kernel} {count}" for kernel, count in runs.items()))
     return 0
+
+
+def run_lookups() -> int:
+    """Lookups of all types: aligned and odd widths, cold rows, an overlay, several tables, live ones with a latch."""
+    import numpy as np
+    import torch
+
+    from hstu_trt.plugins.embedding import LookupOptions, LookupReport, lookup_padded, lookup_tables
+    from hstu_trt.plugins.embedding_tables import DeviceTable, LiveTables, Overlay
+
+    ids, runs = torch.randint(-3, 90, (333, 2), device="cuda"), 0
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.float8_e4m3fn):
+        scales = torch.rand(80, device="cuda") if dtype in (torch.int8, torch.float8_e4m3fn) else None
+        for dim in (1, 20, 128, 512, 520):
+            values = torch.randint(0, 100, (80, dim * dtype.itemsize), dtype=torch.uint8).view(dtype)
+            overlay = Overlay.build(
+                np.arange(0, 80, 9), values[:9].cuda(), None if scales is None else scales[:9].clone()
+            )
+            whole = DeviceTable(hot=values.cuda(), scales=scales, overlay=overlay)
+            cold = DeviceTable(hot=values[:31].cuda(), cold=values[31:].clone().pin_memory(), scales=scales)
+            report = LookupReport(
+                status=torch.empty(ids.shape, dtype=torch.uint8, device="cuda"),
+                bad_ids=torch.zeros(2, dtype=torch.int64, device="cuda"),
+            )
+            options = LookupOptions(policy="clamp", padding_id=-2, output_dtype=torch.float16)
+            lookup_tables(ids, (whole, cold), options, report)
+            live = LiveTables((whole, cold))
+            lookup_tables(ids, live, options, report, latch=live.word.clone())
+            lengths = torch.tensor([37, 0, 5, 1, 36, 2, 37, 9, 8], dtype=torch.int32, device="cuda")
+            lookup_padded(ids[:, 0].reshape(9, 37), lengths, cold)
+            runs += 3
+    return runs
 
 
 def small_cases() -> Iterator:

@@ -49,6 +49,14 @@ def test_rows_that_are_not_aligned(library: KernelLibrary, table_type: torch.dty
     assert torch.equal(embedding.lookup(ids, table, torch.float32), expected)
 
 
+def test_very_wide_rows(library: KernelLibrary) -> None:
+    for dim in (8192, 16384, 24576, 100_000):
+        table = torch.randn(9, dim, device="cuda", dtype=torch.float16)
+        ids = torch.tensor([3, 8, 0, 9, 3], device="cuda")
+        expected = export_ops.embedding_lookup._init_fn(ids, table, "", torch.float16)
+        assert torch.equal(embedding.lookup(ids, table, torch.float16), expected), dim
+
+
 def test_an_empty_table_answers_zeros(library: KernelLibrary) -> None:
     ids = torch.arange(-2, 5, device="cuda")
     rows = embedding.lookup(ids, torch.empty(0, 12, device="cuda"), torch.float32)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gpu_tables import write_cases, write_versions
 
 from hstu_trt.bench.result_rows import Provenance, ResultRow, append_rows, cuda_versions
 from hstu_trt.contract.model import TableConfig
@@ -76,7 +77,10 @@ def rows(printed: str) -> list[ResultRow]:
 def test_the_host_drives_the_plugins(plugins: Path, tables: Path, tmp_path: Path, runtime: str) -> None:
     if runtime == NO_RUNTIME:
         pytest.skip("no lean runtime: `make test-plugins` brings two, or HSTU_TRT_LEAN names one")
+    assert write_cases(tmp_path / "cases") == 120
+    versions = write_versions(tmp_path / "versions")
     command = [str(plugins.with_name("hstu_trt_plugin_host")), "run", "--tables", str(tables)]
+    command += ["--cases", str(tmp_path / "cases"), "--versions", str(versions)]
     if runtime:
         command += ["--runtime", str(unpacked(runtime, tmp_path))]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)

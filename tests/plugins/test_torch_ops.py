@@ -63,7 +63,8 @@ IDS, TABLE = torch.tensor([1, 2]), torch.zeros(3, 8)
         (IDS, TABLE[0], torch.float32, InputError, "the table .rows, dim."),
         (IDS.to("meta"), TABLE, torch.float32, InputError, "ids are on meta"),
         (IDS, TABLE.double(), torch.float32, UnsupportedError, "float64 is no type"),
-        (IDS, TABLE, torch.bfloat16, UnsupportedError, "the output is fp32 or fp16"),
+        (IDS, TABLE, torch.int8, UnsupportedError, "the output is fp32, fp16 or bf16"),
+        (IDS, TABLE, torch.bfloat16, InputError, "are on cpu: this lookup runs on a CUDA GPU"),
         (IDS, TABLE[:, :0], torch.float32, UnsupportedError, "dim must be at least 1"),
     ],
 )

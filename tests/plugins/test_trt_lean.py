@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gpu_tables import HASHES, STORED, write_folder, write_versions
 
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.ops import EMBEDDING_LOOKUP, HSTU_ATTENTION, OP_DOMAIN, OPS
 from hstu_trt.contract.plugin_files import AUTOLOAD_LIBRARY
+from hstu_trt.contract.stored_table import HashKind
 from hstu_trt.contract.table_format import write_table, write_tables_manifest
 from hstu_trt.plugins.build import BUILD_FOLDER
 
@@ -111,6 +113,22 @@ def test_what_a_builder_asks(plugins: Path, tables: Path) -> None:
     assert result.stderr == ""  # there is a logger: sentences go to it
 
 
+@pytest.mark.parametrize("hashing", HASHES)
+@pytest.mark.parametrize("dtype", STORED)
+def test_tables_of_all_kinds_are_found_by_name(plugins: Path, tmp_path: Path, dtype: str, hashing: HashKind) -> None:
+    rows = np.arange(80, dtype=np.float32).reshape(10, 8)
+    result = host(plugins, "contract", "--tables", str(write_folder(tmp_path, {"item_id": (rows, dtype)}, hashing)))
+    check_contract(result, "creators from getCreators")
+
+
+def test_a_folder_of_versions_leads_to_the_one_in_use(plugins: Path, tmp_path: Path) -> None:
+    folder = write_versions(tmp_path)
+    assert host(plugins, "contract", "--tables", str(folder)).returncode == 0
+    for name, content in (("wide", "wide"), ("../v1", "../v1"), ("empty", "")):
+        (folder / "CURRENT").write_text(f"{content}\n")
+        assert host(plugins, "contract", "--tables", str(folder)).returncode == 1, name
+
+
 def test_what_a_builder_asks_of_creators_from_the_registry(plugins: Path, lean: Path, tables: Path) -> None:
     (runtime,) = (lean / "tensorrt_lean_libs").glob("libnvinfer_lean.so.*")
     version = ".".join(lean.name.removeprefix("lean-").split(".")[:2])
@@ -125,7 +143,13 @@ DAMAGES = [
     ('"dim": 8', '"dim": 9', "is not what the manifest says"),
     ('"rows": 10', '"rows": 11', "do not add up"),
     ('"rows": 10', '"rows": -1', "an integer of at least 0"),
-    ("float16", "int8", "must be float32 or float16"),
+    ("float16", "bfloat16", "must be float32, float16, int8 or float8_e4m3fn"),
+    ("float16", "int8", "quantiser is unknown"),
+    ('"dim": 8', '"dim": 8, "compression": 1', "an option that is unknown here: 'compression'"),
+    ('"dim": 8', '"dim": 8, "hash": {"kind": "md5"}', "ids are hashed by 'md5'"),
+    ('"dim": 8', '"dim": 8, "hash": {"kind": "splitmix64", "seed": -1}', "an integer of 64 bits"),
+    ('"dim": 8', '"dim": 8, "hash": {"kind": "permutation", "file": "manifest.json"}', "no file of a permutation"),
+    ('"dim": 8', '"dim": 8, "default_row": 10', "the default row is none of the table's"),
     ('[\n     "item_id/', '[\n     "../item_id/', "outside its folder"),
     ('"kind": "tables"', '"kind": "onnx"', "not one of tables"),
     ('"schema": 1,', '"schema": 1', "JSON: '}' was expected"),

@@ -11,7 +11,9 @@ namespace {
 
 using hstu_trt::AttentionKernel;
 using hstu_trt::AttentionParams;
+using hstu_trt::EmbeddingColumns;
 using hstu_trt::EmbeddingParams;
+using hstu_trt::EmbeddingTable;
 
 #define FIELD(name) {#name, offsetof(AttentionParams, name), sizeof(AttentionParams::name)}
 
@@ -68,8 +70,27 @@ constexpr HstuTrtField kFields[] = {
 #define FIELD(name) {#name, offsetof(EmbeddingParams, name), sizeof(EmbeddingParams::name)}
 
 constexpr HstuTrtField kEmbeddingFields[] = {
-    FIELD(ids), FIELD(out),  FIELD(table),       FIELD(live_table), FIELD(count),
-    FIELD(dim), FIELD(type), FIELD(output_type), FIELD(wide_ids),
+    FIELD(out),         FIELD(lengths),       FIELD(live_tables), FIELD(latch),        FIELD(count),
+    FIELD(out_stride),  FIELD(padded_length), FIELD(padding_id),  FIELD(policy),       FIELD(has_padding),
+    FIELD(output_type), FIELD(wide_ids),      FIELD(wide_status), FIELD(column_count), FIELD(columns),
+};
+
+#undef FIELD
+#define FIELD(name) {#name, offsetof(EmbeddingColumns, name), sizeof(EmbeddingColumns::name)}
+
+constexpr HstuTrtField kEmbeddingColumnsFields[] = {
+    FIELD(ids), FIELD(id_stride), FIELD(status), FIELD(bad_ids), FIELD(live_table),
+    FIELD(dim), FIELD(first),     FIELD(type),   FIELD(table),   FIELD(status_stride),
+};
+
+#undef FIELD
+#define FIELD(name) {#name, offsetof(EmbeddingTable, name), sizeof(EmbeddingTable::name)}
+
+constexpr HstuTrtField kEmbeddingTableFields[] = {
+    FIELD(hot),           FIELD(scales),       FIELD(direct_rows), FIELD(rows),        FIELD(hot_rows),
+    FIELD(cold_rows),     FIELD(cold),         FIELD(row_of_id),   FIELD(overlay),     FIELD(overlay_scales),
+    FIELD(overlay_slots), FIELD(overlay_mask), FIELD(id_count),    FIELD(default_row), FIELD(seed),
+    FIELD(version),       FIELD(hash),         FIELD(reserved),
 };
 
 #undef FIELD
@@ -86,19 +107,24 @@ constexpr bool lists_every_field(HstuTrtField const (&fields)[kCount]) {
 }
 static_assert(lists_every_field<AttentionParams>(kFields), "kFields must list all fields in their order");
 static_assert(lists_every_field<EmbeddingParams>(kEmbeddingFields), "kEmbeddingFields must, too");
+static_assert(lists_every_field<EmbeddingColumns>(kEmbeddingColumnsFields), "kEmbeddingColumnsFields must, too");
+static_assert(lists_every_field<EmbeddingTable>(kEmbeddingTableFields), "kEmbeddingTableFields must, too");
+
+template <size_t kCount>
+size_t point_at(HstuTrtField const (&list)[kCount], HstuTrtField const** fields) {
+  *fields = list;
+  return kCount;
+}
 
 }  // namespace
 
-int32_t hstu_trt_abi_version(void) { return 2; }
+int32_t hstu_trt_abi_version(void) { return 3; }
 
 char const* hstu_trt_cuda_archs(void) { return hstu_trt::attention_archs(); }
 
 size_t hstu_trt_attention_params_size(void) { return sizeof(AttentionParams); }
 
-size_t hstu_trt_attention_params_fields(HstuTrtField const** fields) {
-  *fields = kFields;
-  return sizeof(kFields) / sizeof(kFields[0]);
-}
+size_t hstu_trt_attention_params_fields(HstuTrtField const** fields) { return point_at(kFields, fields); }
 
 char const* hstu_trt_attention_unsupported(AttentionParams const* params, int32_t kernel, int32_t capability) {
   return hstu_trt::attention_unsupported(*params, static_cast<AttentionKernel>(kernel), capability);
@@ -120,10 +146,17 @@ int32_t hstu_trt_value_blocks(int32_t rows, int32_t users) { return hstu_trt::va
 
 size_t hstu_trt_embedding_params_size(void) { return sizeof(EmbeddingParams); }
 
-size_t hstu_trt_embedding_params_fields(HstuTrtField const** fields) {
-  *fields = kEmbeddingFields;
-  return sizeof(kEmbeddingFields) / sizeof(kEmbeddingFields[0]);
+size_t hstu_trt_embedding_params_fields(HstuTrtField const** fields) { return point_at(kEmbeddingFields, fields); }
+
+size_t hstu_trt_embedding_columns_size(void) { return sizeof(EmbeddingColumns); }
+
+size_t hstu_trt_embedding_columns_fields(HstuTrtField const** fields) {
+  return point_at(kEmbeddingColumnsFields, fields);
 }
+
+size_t hstu_trt_embedding_table_size(void) { return sizeof(EmbeddingTable); }
+
+size_t hstu_trt_embedding_table_fields(HstuTrtField const** fields) { return point_at(kEmbeddingTableFields, fields); }
 
 char const* hstu_trt_embedding_unsupported(EmbeddingParams const* params) {
   return hstu_trt::embedding_unsupported(*params);
@@ -131,6 +164,11 @@ char const* hstu_trt_embedding_unsupported(EmbeddingParams const* params) {
 
 int32_t hstu_trt_launch_embedding_lookup(EmbeddingParams const* params, void* stream) {
   return hstu_trt::launch_embedding_lookup(*params, static_cast<cudaStream_t>(stream));
+}
+
+int32_t hstu_trt_launch_embedding_publish(EmbeddingTable const** live_tables, EmbeddingTable const* tables,
+                                          void* stream) {
+  return hstu_trt::launch_embedding_publish(live_tables, tables, static_cast<cudaStream_t>(stream));
 }
 
 char const* hstu_trt_error_name(int32_t error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); }

@@ -41,11 +41,17 @@ HSTU_TRT_API int32_t hstu_trt_launch_attention(hstu_trt::AttentionParams const* 
 HSTU_TRT_API int32_t hstu_trt_launch_pack_values(hstu_trt::AttentionParams const* params, void* blocks, void* stream);
 HSTU_TRT_API int32_t hstu_trt_value_blocks(int32_t rows, int32_t users);
 
-// Of EmbeddingParams, likewise; as in kernels/embedding/embedding.h.
+// Of EmbeddingParams and the structs in it, likewise; as in kernels/embedding/embedding.h.
 HSTU_TRT_API size_t hstu_trt_embedding_params_size(void);
 HSTU_TRT_API size_t hstu_trt_embedding_params_fields(HstuTrtField const** fields);
+HSTU_TRT_API size_t hstu_trt_embedding_columns_size(void);
+HSTU_TRT_API size_t hstu_trt_embedding_columns_fields(HstuTrtField const** fields);
+HSTU_TRT_API size_t hstu_trt_embedding_table_size(void);
+HSTU_TRT_API size_t hstu_trt_embedding_table_fields(HstuTrtField const** fields);
 HSTU_TRT_API char const* hstu_trt_embedding_unsupported(hstu_trt::EmbeddingParams const* params);
 HSTU_TRT_API int32_t hstu_trt_launch_embedding_lookup(hstu_trt::EmbeddingParams const* params, void* stream);
+HSTU_TRT_API int32_t hstu_trt_launch_embedding_publish(hstu_trt::EmbeddingTable const** live_tables,
+                                                       hstu_trt::EmbeddingTable const* tables, void* stream);
 
 // Name and meaning of a cudaError_t.
 HSTU_TRT_API char const* hstu_trt_error_name(int32_t error);

@@ -71,6 +71,34 @@ void check_shapes(Checks& checks, Creators const& creators) {
                "a table of another width is refused in words");
 }
 
+// The second output: where each row came from.
+void check_status(Checks& checks, Creators const& creators) {
+  PluginHandle const plugin = create(*creators.embedding, Fields().add("status", 1).add("output_type", kOnnxFloat16));
+  Expressions expressions;
+  nvinfer1::DimsExprs ins[] = {expressions.dims({9}), expressions.dims({100, 8})};
+  nvinfer1::DimsExprs outs[2] = {};
+  checks.check(plugin.build().getNbOutputs() == 2 &&
+                   plugin.build().getOutputShapes(ins, 2, nullptr, 0, outs, 2, expressions.builder()) == 0 &&
+                   outs[1].nbDims == 1 && value(outs[1].d[0]) == 9,
+               "status: a second output, one per id");
+  Type const types[] = {Type::kINT64, Type::kHALF};
+  Type results[2];
+  checks.check(plugin.build().getOutputDataTypes(results, 2, types, 2) == 0 && results[1] == Type::kINT32,
+               "status: INT32");
+  PluginTensorDesc const in[] = {tensor({9}, Type::kINT64), tensor({100, 8}, Type::kHALF)};
+  PluginTensorDesc const out[] = {tensor({9, 8}, Type::kHALF), tensor({9}, Type::kINT32)};
+  PluginTensorDesc const wrong[] = {out[0], tensor({8}, Type::kINT32)};
+  checks.check(plugin.runtime().onShapeChange(in, 2, out, 2) == 0, "status: shapes are taken");
+  take_log();
+  checks.check(plugin.runtime().onShapeChange(in, 2, wrong, 2) != 0 && said(creators, "the status must be INT32 [ids]"),
+               "status: a shape of another length is refused in words");
+  checks.check(plugin.runtime().onShapeChange(in, 2, out, 1) != 0, "status: one output is refused");
+  std::vector<DynamicPluginTensorDesc> const all = dynamic(std::vector<PluginTensorDesc>{in[0], in[1], out[0], out[1]});
+  bool supported = true;
+  for (int32_t at = 0; at < 4; ++at) supported &= plugin.build().supportsFormatCombination(at, all.data(), 2, 2);
+  checks.check(supported && !plugin.build().supportsFormatCombination(4, all.data(), 2, 2), "status: types are taken");
+}
+
 // One input: the table comes from the folder HSTU_TRT_TABLES.
 void check_by_name(Checks& checks, Creators const& creators, char const* tables) {
   Expressions expressions;
@@ -91,6 +119,7 @@ void check_by_name(Checks& checks, Creators const& creators, char const* tables)
                "the table's width comes from its folder");
   DynamicPluginTensorDesc const in = dynamic(tensor({9}, Type::kINT64)), rows = dynamic(tensor({9, 8}, Type::kFLOAT));
   checks.check(plugin.build().configurePlugin(&in, 1, &rows, 1) == 0, "a table by its name is configured");
+  checks.check(plugin.build().getWorkspaceSize(&in, 1, &rows, 1) >= sizeof(void*), "a table by its name has a latch");
   nvinfer1::PluginFieldCollection const* const written = plugin.runtime().getFieldsToSerialize();
   PluginHandle const again(creators.embedding->createPlugin("layer", written, TensorRTPhase::kRUNTIME));
   unsetenv("HSTU_TRT_TABLES");
@@ -116,6 +145,7 @@ void check_embedding_contract(Checks& checks, Creators const& creators, char con
   checks.check(static_cast<bool>(attached), "a context of an engine that is being built needs no table");
   check_types(checks, creators);
   check_shapes(checks, creators);
+  check_status(checks, creators);
   check_by_name(checks, creators, tables);
   static char const unended[] = {'i', 't'};
   PluginHandle const cut =
@@ -126,6 +156,8 @@ void check_embedding_contract(Checks& checks, Creators const& creators, char con
                 {
                     {"table_name as a number", Fields().add("table_name", 1), "'table_name' must be CHAR"},
                     {"output_type 16", Fields().add("output_type", 16), "output_type must be 1"},
+                    {"unknown policy", Fields().add("policy", std::string("guess")), "policy must be reject, zero"},
+                    {"status 2", Fields().add("status", 2), "has_padding and status must be 0 or 1"},
                     {"negative width", Fields().add("dim", -1), "dim must not be negative"},
                     {"width without a name", Fields().add("dim", 8), "table_name must name"},
                     {"path", Fields().add("table_path", std::string("/tmp")), "'table_path' is no attribute"},

@@ -21,6 +21,21 @@ using Type = nvinfer1::DataType;
 // Fields in memory of their own.
 class Fields {
  public:
+  Fields() = default;
+  // Fields point at the memory of the object they were added to.
+  Fields(Fields const& other) { *this = other; }
+  Fields& operator=(Fields const& other) {
+    if (this == &other) return *this;
+    memory_.clear();
+    fields_ = other.fields_;
+    for (size_t i = 0; i < fields_.size(); ++i) {
+      for (std::string const& kept : other.memory_) {
+        if (kept.data() == fields_[i].data) fields_[i].data = memory_.emplace_back(kept).data();
+      }
+    }
+    return *this;
+  }
+
   Fields& add(char const* name, int32_t value) { return number(name, value, nvinfer1::PluginFieldType::kINT32); }
   Fields& add(char const* name, int64_t value) { return number(name, value, nvinfer1::PluginFieldType::kINT64); }
   Fields& add(char const* name, float value) { return number(name, value, nvinfer1::PluginFieldType::kFLOAT32); }

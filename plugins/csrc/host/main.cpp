@@ -12,14 +12,16 @@
 namespace {
 
 constexpr char kUsage[] =
-    "hstu_trt_plugin_host contract|run [--runtime LIBNVINFER] [--tables FOLDER]\n"
+    "hstu_trt_plugin_host contract|run [--runtime LIBNVINFER] [--tables FOLDER] [--cases FOLDER] [--versions FOLDER]\n"
     "\n"
     "contract   what a builder asks of the plugins: shapes, types, formats, workspace, serialisation; needs no GPU\n"
     "run        enqueue on this GPU, against the fp32 kernel: types, streams, threads, CUDA graphs, overhead\n"
     "--runtime  take the creators from the plugin registry of this library (libnvinfer or libnvinfer_lean, 10 or 11);\n"
     "           without it, from the plugin library itself\n"
     "--tables   a folder of tables for lookups by name: a table item_id of width 8 (contract), or of contents\n"
-    "           row * 8 + column (run)\n";
+    "           row * 8 + column (run)\n"
+    "--cases    lookups by name with the rows that the host tier answers (run)\n"
+    "--versions a folder of versions v1, v2, damaged and wide of a table item_id; changes which is in use (run)\n";
 
 // Value of an option, or nullptr.
 char const* option(int count, char** arguments, char const* name) {
@@ -57,6 +59,8 @@ int main(int count, char** arguments) {
   } else {
     run_attention(checks, creators);
     run_embedding(checks, creators, tables);
+    if (char const* const cases = option(count, arguments, "--cases")) run_stored_cases(checks, creators, cases);
+    if (char const* const versions = option(count, arguments, "--versions")) run_versions(checks, creators, versions);
     measure_overhead(checks, creators);
   }
   return checks.exit_code();

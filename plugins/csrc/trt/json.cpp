@@ -2,6 +2,7 @@
 #include "json.h"
 
 #include <cctype>
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -69,7 +70,7 @@ class JsonReader {
     } else if (take_word("null")) {
       result.value_ = nullptr;
     } else {
-      result.value_ = number();
+      number(result);
     }
     return result;
   }
@@ -137,12 +138,19 @@ class JsonReader {
     return code < 128 ? static_cast<char>(code) : '?';
   }
 
-  double number() {
+  // Whole numbers keep their 64 bits, which a double does not.
+  void number(Json& result) {
     if (*at_ != '-' && !std::isdigit(static_cast<unsigned char>(*at_))) fail("a value was expected");
-    char* end = nullptr;
-    double const result = std::strtod(at_, &end);
+    char *end = nullptr, *whole_end = nullptr;
+    double const real = std::strtod(at_, &end);
+    errno = 0;
+    uint64_t const whole = std::strtoull(at_, &whole_end, 10);
+    if (*at_ != '-' && whole_end == end && errno == 0) {
+      result.value_ = whole;
+    } else {
+      result.value_ = real;
+    }
     at_ = end;
-    return result;
   }
 
   char const* at_;
@@ -150,12 +158,21 @@ class JsonReader {
 
 Json Json::parse(std::string const& text) { return JsonReader(text.c_str()).document(); }
 
-Json const& Json::at(std::string const& key) const {
+std::map<std::string, Json> const& Json::entries() const {
   auto const* const object = std::get_if<std::map<std::string, Json>>(&value_);
   if (!object) fail("an object was expected");
-  auto const found = object->find(key);
-  if (found == object->end()) fail(("there is no '" + key + "'").c_str());
-  return found->second;
+  return *object;
+}
+
+Json const* Json::find(std::string const& key) const {
+  auto const found = entries().find(key);
+  return found == entries().end() ? nullptr : &found->second;
+}
+
+Json const& Json::at(std::string const& key) const {
+  Json const* const found = find(key);
+  if (!found) fail(("there is no '" + key + "'").c_str());
+  return *found;
 }
 
 Json const& Json::at(size_t index) const {
@@ -177,10 +194,16 @@ std::string const& Json::text() const {
 
 int64_t Json::count() const {
   auto const* const number = std::get_if<double>(&value_);
-  if (!number || *number < 0 || *number > kLargestCount || *number != std::floor(*number)) {
-    fail("an integer of at least 0 was expected");
-  }
-  return static_cast<int64_t>(*number);
+  auto const* const integer = std::get_if<uint64_t>(&value_);
+  double const value = integer ? static_cast<double>(*integer) : number ? *number : -1.;
+  if (value < 0 || value > kLargestCount || value != std::floor(value)) fail("an integer of at least 0 was expected");
+  return static_cast<int64_t>(value);
+}
+
+uint64_t Json::whole() const {
+  auto const* const number = std::get_if<uint64_t>(&value_);
+  if (!number) fail("an integer of 64 bits was expected");
+  return *number;
 }
 
 }  // namespace hstu_trt::trt

@@ -20,13 +20,19 @@ class Json {
   Json const& at(size_t index) const;
   std::vector<Json> const& items() const;
   std::string const& text() const;
+  // nullptr if the object has no such key.
+  Json const* find(std::string const& key) const;
+  std::map<std::string, Json> const& entries() const;
   // An integer of at least 0 that a double holds exactly.
   int64_t count() const;
+  // An integer of at least 0 and 64 bits.
+  uint64_t whole() const;
 
  private:
   friend class JsonReader;
 
-  std::variant<std::nullptr_t, bool, double, std::string, std::vector<Json>, std::map<std::string, Json>> value_;
+  std::variant<std::nullptr_t, bool, double, uint64_t, std::string, std::vector<Json>, std::map<std::string, Json>>
+      value_;
 };
 
 }  // namespace hstu_trt::trt

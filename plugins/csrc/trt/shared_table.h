@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tables in device memory, one copy per device however many engines and contexts look up in it.
+// Tables in device memory, one copy per device however many engines and contexts look up in it; exchanged for those of
+// another version while lookups go on.
 #pragma once
 
 #include <memory>
@@ -9,13 +10,20 @@
 
 namespace hstu_trt::trt {
 
+// Seconds between looks at which version is in use; not set or 0: the one found first stays. A new version is loaded
+// beside the old one and exchanged for it, all tables at once.
+constexpr char kPollVariable[] = "HSTU_TRT_TABLES_POLL_S";
+
 // A table that stays in memory while somebody holds it.
 class SharedTable {
  public:
   virtual ~SharedTable() = default;
 
-  // In device memory, so that captured launches see a table that was exchanged.
-  virtual EmbeddingTable const* live() const noexcept = 0;
+  // A word in device memory, which lookups and captured graphs read the tables in use from, and this table's place.
+  virtual EmbeddingTable const* const* live_tables() const noexcept = 0;
+  virtual int32_t place() const noexcept = 0;
+  // Whether the word may change while a lookup runs.
+  virtual bool changes() const noexcept = 0;
   virtual int32_t dim() const noexcept = 0;
   virtual DataType type() const noexcept = 0;
 };

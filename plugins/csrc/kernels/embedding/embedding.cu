@@ -1,115 +1,112 @@
 // SPDX-License-Identifier: Apache-2.0
-// A gather bound by memory: each row is read by as many lanes as it has 16-byte pieces, a whole warp for wide rows.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <algorithm>
-
 #include "embedding.h"
+#include "launchers.h"
 
 namespace hstu_trt {
 namespace {
 
-constexpr int kWarpSize = 32;
-constexpr int kBlockThreads = 256;
-constexpr int kVectorBytes = 16;
-
-// `kCount` neighbouring elements, moved as one.
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount < kVectorBytes ? sizeof(T) * kCount : kVectorBytes) Pack {
-  T elements[kCount];
-};
-
-template <class Out, class T>
-__device__ Out convert(T value) {
-  return static_cast<Out>(static_cast<float>(value));
+__global__ void latch_kernel(EmbeddingTable const* const* live_tables, EmbeddingTable const** latch) {
+  *latch = *const_cast<EmbeddingTable const* volatile const*>(live_tables);
 }
 
-// First pack of the row that an id names, or nullptr if it names none.
-template <class PackT, class Id>
-__device__ PackT const* find_row(EmbeddingParams const& p, int64_t index, int packs) {
-  EmbeddingTable const table = p.live_table ? *p.live_table : p.table;
-  int64_t const row = static_cast<Id const*>(p.ids)[index];
-  return row >= 0 && row < table.rows ? static_cast<PackT const*>(table.data) + row * packs : nullptr;
+__global__ void publish_kernel(EmbeddingTable const** live_tables, EmbeddingTable const* tables) {
+  *const_cast<EmbeddingTable const* volatile*>(live_tables) = tables;
 }
 
-// `lanes` is a power of two: the threads that share a row.
-template <class T, class Out, class Id, int kCount>
-__global__ void __launch_bounds__(kBlockThreads) lookup_kernel(EmbeddingParams const p, int lanes) {
-  int64_t const thread = static_cast<int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x;
-  int64_t const index = thread / lanes;
-  if (index >= p.count) return;
-  int const packs = p.dim / kCount;
-  Pack<T, kCount> const* const from = find_row<Pack<T, kCount>, Id>(p, index, packs);
-  auto* const to = static_cast<Pack<Out, kCount>*>(p.out) + index * packs;
-#pragma unroll 4
-  for (int i = static_cast<int>(thread % lanes); i < packs; i += lanes) {
-    Pack<Out, kCount> result{};
-    if (from) {
-      Pack<T, kCount> const stored = from[i];
-#pragma unroll
-      for (int n = 0; n < kCount; ++n) result.elements[n] = convert<Out>(stored.elements[n]);
-    }
-    to[i] = result;
+bool is_quantised(DataType type) { return type == DataType::kInt8 || type == DataType::kFloat8E4M3; }
+
+bool is_type(DataType type) { return type >= DataType::kFloat32 && type <= DataType::kInt8; }
+
+bool is_power_of_two(int64_t number) { return number > 0 && (number & (number - 1)) == 0; }
+
+char const* table_unsupported(EmbeddingTable const& table, DataType type) {
+  if (table.rows < 0 || table.hot_rows < 0 || table.cold_rows < 0) return "numbers of rows must not be negative";
+  if ((table.hot_rows > 0 && !table.hot) || (table.cold_rows > 0 && !table.cold))
+    return "rows of the table are missing";
+  if (table.direct_rows < 0 || table.direct_rows > table.hot_rows) return "direct rows must be hot rows";
+  bool const stored = table.hot_rows > 0 || table.cold_rows > 0;
+  if (is_quantised(type) && stored && !table.scales) return "scales of the quantised rows are missing";
+  if (table.hash < IdHash::kNone || table.hash > IdHash::kPermutation) return "the hash is none that the kernel knows";
+  if (table.hash == IdHash::kPermutation && table.id_count > 0 && !table.row_of_id) return "the permutation is missing";
+  if (table.default_row < kZeroRow) return "the default row must be a row, or -1 for zeros";
+  if (!table.overlay_slots) return nullptr;
+  if (!is_power_of_two(table.overlay_mask + 1)) return "an overlay's number of slots must be a power of two";
+  if (!table.overlay || (is_quantised(type) && !table.overlay_scales))
+    return "rows or scales of the overlay are missing";
+  return nullptr;
+}
+
+char const* columns_unsupported(EmbeddingParams const& p, EmbeddingColumns const& c) {
+  if (c.dim < 1) return "dim must be at least 1";
+  if (c.first < 0 || c.first + static_cast<int64_t>(c.dim) > p.out_stride) return "columns lie outside of the output";
+  if (!is_type(c.type)) return "a table is fp32, fp16, bf16, int8 or fp8";
+  if (char const* const sentence = p.live_tables ? nullptr : table_unsupported(c.table, c.type)) return sentence;
+  if (p.count > 0 && !c.ids) return "ids or output are missing";
+  return nullptr;
+}
+
+cudaError_t launch_columns(EmbeddingParams const& params, DataType type, cudaStream_t stream) {
+  switch (type) {
+    case DataType::kFloat32: return lookup_fp32(params, stream);
+    case DataType::kFloat16: return lookup_fp16(params, stream);
+    case DataType::kBFloat16: return lookup_bf16(params, stream);
+    case DataType::kFloat8E4M3: return lookup_fp8(params, stream);
+    case DataType::kInt8: return lookup_int8(params, stream);
   }
+  return cudaErrorNotSupported;
 }
 
-template <class T, class Out, class Id, int kCount>
-cudaError_t launch(EmbeddingParams const& p, cudaStream_t stream) {
-  int lanes = 1;
-  while (lanes < kWarpSize && lanes < p.dim / kCount) lanes *= 2;
-  int64_t const blocks = (p.count * lanes + kBlockThreads - 1) / kBlockThreads;
-  lookup_kernel<T, Out, Id, kCount><<<static_cast<unsigned>(blocks), kBlockThreads, 0, stream>>>(p, lanes);
-  return cudaGetLastError();
-}
-
-// Whether all rows of the table and of the output begin at a multiple of what a Pack is aligned to.
-template <class T, class Out>
-bool fits_vectors(EmbeddingParams const& p) {
-  constexpr int kCount = kVectorBytes / sizeof(T);
-  auto const from = reinterpret_cast<uintptr_t>(p.live_table ? nullptr : p.table.data);
-  auto const to = reinterpret_cast<uintptr_t>(p.out);
-  return p.dim % kCount == 0 && from % kVectorBytes == 0 && to % alignof(Pack<Out, kCount>) == 0;
-}
-
-template <class T, class Out, class Id>
-cudaError_t launch_rows(EmbeddingParams const& p, cudaStream_t stream) {
-  if (fits_vectors<T, Out>(p)) return launch<T, Out, Id, kVectorBytes / sizeof(T)>(p, stream);
-  return launch<T, Out, Id, 1>(p, stream);
-}
-
-template <class T, class Out>
-cudaError_t launch_ids(EmbeddingParams const& p, cudaStream_t stream) {
-  return p.wide_ids ? launch_rows<T, Out, int64_t>(p, stream) : launch_rows<T, Out, int32_t>(p, stream);
-}
-
-template <class T>
-cudaError_t launch_output(EmbeddingParams const& p, cudaStream_t stream) {
-  return p.output_type == DataType::kFloat32 ? launch_ids<T, float>(p, stream) : launch_ids<T, __half>(p, stream);
+// The columns of that type alone.
+EmbeddingParams select(EmbeddingParams const& params, DataType type) {
+  EmbeddingParams selected = params;
+  selected.column_count = 0;
+  for (int i = 0; i < params.column_count; ++i) {
+    if (params.columns[i].type == type) selected.columns[selected.column_count++] = params.columns[i];
+  }
+  return selected;
 }
 
 }  // namespace
 
 char const* embedding_unsupported(EmbeddingParams const& p) noexcept {
-  if (p.count < 0 || p.table.rows < 0) return "the number of ids and of rows must not be negative";
-  if (p.dim < 1) return "dim must be at least 1";
+  if (p.count < 0) return "the number of ids must not be negative";
   if (p.count > INT32_MAX) return "more than 2147483647 ids in one call";
-  if (p.type == DataType::kFloat8E4M3) return "a table is fp32, fp16 or bf16";
-  if (p.output_type != DataType::kFloat32 && p.output_type != DataType::kFloat16) return "the output is fp32 or fp16";
-  if (p.count > 0 && !(p.ids && p.out)) return "ids or output are missing";
-  if (!p.live_table && p.table.rows > 0 && !p.table.data) return "the table is missing";
-  return nullptr;
+  if (p.column_count < 1 || p.column_count > kMaxEmbeddingColumns) return "a call looks up in 1 to 8 tables";
+  bool const out_type = p.output_type == DataType::kFloat32 || p.output_type == DataType::kFloat16 ||
+                        p.output_type == DataType::kBFloat16;
+  if (!out_type) return "the output is fp32, fp16 or bf16";
+  if (p.policy < IdPolicy::kReject || p.policy > IdPolicy::kDefaultRow)
+    return "the policy is none that the kernel knows";
+  if (p.lengths && (p.padded_length < 1 || p.count % p.padded_length != 0)) {
+    return "with lengths, the number of ids must be a multiple of the padded length";
+  }
+  if (p.latch && !p.live_tables) return "a latch is for live tables";
+  for (int i = 0; i < p.column_count; ++i) {
+    if (char const* const sentence = columns_unsupported(p, p.columns[i])) return sentence;
+  }
+  return p.count > 0 && !p.out ? "ids or output are missing" : nullptr;
 }
 
 cudaError_t launch_embedding_lookup(EmbeddingParams const& params, cudaStream_t stream) noexcept {
   if (embedding_unsupported(params)) return cudaErrorNotSupported;
   if (params.count == 0) return cudaSuccess;
-  switch (params.type) {
-    case DataType::kFloat32: return launch_output<float>(params, stream);
-    case DataType::kFloat16: return launch_output<__half>(params, stream);
-    case DataType::kBFloat16: return launch_output<__nv_bfloat16>(params, stream);
-    default: return cudaErrorNotSupported;
+  EmbeddingParams call = params;
+  if (params.latch) {
+    latch_kernel<<<1, 1, 0, stream>>>(params.live_tables, params.latch);
+    call.live_tables = params.latch;
   }
+  cudaError_t error = cudaGetLastError();
+  for (int type = 0; type <= static_cast<int>(DataType::kInt8) && error == cudaSuccess; ++type) {
+    EmbeddingParams const selected = select(call, static_cast<DataType>(type));
+    if (selected.column_count > 0) error = launch_columns(selected, static_cast<DataType>(type), stream);
+  }
+  return error;
+}
+
+cudaError_t launch_embedding_publish(EmbeddingTable const** live_tables, EmbeddingTable const* tables,
+                                     cudaStream_t stream) noexcept {
+  publish_kernel<<<1, 1, 0, stream>>>(live_tables, tables);
+  return cudaGetLastError();
 }
 
 }  // namespace hstu_trt

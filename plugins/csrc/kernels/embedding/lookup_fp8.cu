@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lookup.cuh"
+
+namespace hstu_trt {
+
+cudaError_t lookup_fp8(EmbeddingParams const& params, cudaStream_t stream) {
+  return launch_type<__nv_fp8_e4m3>(params, stream);
+}
+
+}  // namespace hstu_trt
