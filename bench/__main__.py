@@ -138,6 +138,48 @@ def tables(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def serve(argv: Sequence[str]) -> int:
+    """A deployment under load: offline, server at a bound, single, curves of latency over throughput."""
+    from hstu_trt.bench.serve import main as run
+
+    return run(argv)
+
+
+def perf(argv: Sequence[str]) -> int:
+    """A deployment under perf_analyzer's load, beside our own client."""
+    from hstu_trt.bench.perf import main as run
+
+    return run(argv)
+
+
+def side_by_side(argv: Sequence[str]) -> int:
+    """Our deployment beside PyTorch eager in a Triton Python backend, in turn."""
+    from hstu_trt.bench.side_by_side import main as run
+
+    return run(argv)
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Rows before and after a change: what became slower."""
+    from hstu_trt.bench.compare import main as run
+
+    return run(argv)
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Machines, memory and cost for a rate, a table and a bound on latency, from measured rows."""
+    from hstu_trt.bench.plan import main as run
+
+    return run(argv)
+
+
+def report(argv: Sequence[str]) -> int:
+    """All results as one HTML page."""
+    from hstu_trt.bench.report import main as run
+
+    return run(argv)
+
+
 SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "workload": workload,
     "accuracy": accuracy,
@@ -151,6 +193,12 @@ SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "table-support": table_support,
     "tables": tables,
     "remote": remote,
+    "serve": serve,
+    "perf": perf,
+    "side-by-side": side_by_side,
+    "compare": compare,
+    "plan": plan,
+    "report": report,
 }
 
 
