@@ -79,7 +79,6 @@ class Workbench:
             "flavour": deployment.flavour,
             "attention_norm": deployment.attention_norm,
             "tritonserver": self.server_version,
-            "config": (deployment.repository / served / "config.pbtxt").read_text().count("\n"),
         }
         return Subject(
             case=self.case,

@@ -61,7 +61,7 @@ class _TritonModel:
 
             engines = (self._folder / self._parameters[ENGINES_PARAMETER]).resolve()
             return self._opened.enter_context(TensorRtRunner(engines, self._name, model))
-        return self._opened.enter_context(OnnxRuntimeRunner(model, self._name))
+        return self._opened.enter_context(OnnxRuntimeRunner.for_serving(model, self._name))
 
     def _parameter(self, key: str) -> str:
         if key not in self._parameters:
