@@ -103,6 +103,8 @@ class Scenarios:
     sender: Sender
     plan: Plan
     progress: Progress = print
+    before_repeats: Callable[[], None] = lambda: None
+    """Called before the runs of a setting, when a search is over: counters that are taken here see these runs alone."""
 
     def warm_up(self) -> None:
         """Lets the target allocate and compile before anything is timed."""
@@ -177,6 +179,7 @@ class Scenarios:
 
     def _repeat(self, scenario: str, setting: str, run: Callable[[int], LoadResult]) -> Outcome:
         runs = []
+        self.before_repeats()
         for turn in range(self.plan.repeats):
             runs.append(run(turn))
             shown = f"{scenario} {setting}".strip()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from hstu_trt.bench.requests_source import Requests, generate_requests, read_req
 from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, device_slug, package_versions
 from hstu_trt.bench.serve_accuracy import Checks, judge, reference_scores
 from hstu_trt.bench.tables import cpu_name
-from hstu_trt.bench.triton_statistics import added, read_statistics
+from hstu_trt.bench.triton_statistics import Statistics, added, read_statistics
 from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
@@ -111,47 +112,55 @@ def running(deployment: Deployment, url: str | None = None) -> Iterator[tuple[st
         process.drain()
 
 
-def measure(
-    bench: Workbench, served: str, scenarios: Sequence[str], plan: Plan, options: argparse.Namespace
-) -> list[Measured]:
-    """Runs the scenarios on a served model, with Triton's statistics and the machine's around each."""
-    address = TritonAddress(url=bench.url, model=served, timeout_s=options.timeout)
-    with Clients(address, bench.packed, processes=options.clients) as clients:
-        runs = Scenarios(sender=clients, plan=plan, progress=_progress(served))
-        runs.warm_up()
-        found: list[Measured] = []
+@dataclass(kw_only=True)
+class Watched:
+    """Runs scenarios on a served model, with Triton's statistics and the machine's around the runs of each."""
 
-        def watched(scenario: str, *setting: float) -> Outcome:
-            before = read_statistics(bench.url)
-            with MachineWatch() as watch:
-                outcome: Outcome = getattr(runs, scenario)(*setting)
-            steps = added(before, read_statistics(bench.url))
-            found.append(Measured(outcome=outcome, steps=steps, machine=watch.facts()))
-            return outcome
+    url: str
+    runs: Scenarios
+    found: list[Measured] = field(default_factory=list)
+    _before: Statistics = field(default_factory=dict)
 
-        most = None
-        for scenario in [name for name in SCENARIOS if name in scenarios]:
-            if scenario == "closed":
-                for in_flight in options.in_flight:
-                    watched("closed", in_flight)
-            elif scenario == "offline":
-                most = watched("offline").repeated.median("per_s")
-            elif scenario == "server":
-                guess = options.guess or 0.6 * (most or _quick_offline(runs))
-                outcome = watched("server", guess)
-                most = float(outcome.found["rate"])
-            elif scenario == "open":
-                for rate in options.rates or sweep_rates(most or 0.8 * _quick_offline(runs)):
-                    watched("open", rate)
-            else:
-                watched("single")
-    return found
+    @classmethod
+    def of(cls, url: str, clients: Clients, plan: Plan, progress: Any) -> Watched:
+        """Warmed up."""
+        watched = cls(url=url, runs=Scenarios(sender=clients, plan=plan, progress=progress))
+        watched.runs = dataclasses.replace(watched.runs, before_repeats=watched.mark)
+        watched.runs.warm_up()
+        return watched
+
+    def mark(self) -> None:
+        """Counters from here on are those of the next outcome."""
+        self._before = read_statistics(self.url)
+
+    def run(self, scenario: str, *setting: float) -> Outcome:
+        """One scenario, noted."""
+        with MachineWatch() as watch:
+            outcome: Outcome = getattr(self.runs, scenario)(*setting)
+        steps = added(self._before, read_statistics(self.url))
+        self.found.append(Measured(outcome=outcome, steps=steps, machine=watch.facts()))
+        return outcome
+
+    def run_all(self, scenarios: Sequence[str], in_flight: Sequence[int], rates: Sequence[float], guess: float) -> None:
+        """The chosen scenarios, each knowing the throughput that those before it found. A guess of 0 means none."""
+        most = 0.0
+        if "single" in scenarios:
+            self.run("single")
+        for number in in_flight if "closed" in scenarios else ():
+            self.run("closed", number)
+        if "offline" in scenarios:
+            most = self.run("offline").repeated.median("per_s")
+        if not most and {"server", "open"} & set(scenarios):
+            most = _quick_offline(self.runs)
+        highest = 0.8 * most
+        if "server" in scenarios:
+            highest = float(self.run("server", guess or 0.6 * most).found["rate"])
+        for rate in (rates or sweep_rates(highest)) if "open" in scenarios else ():
+            self.run("open", rate)
 
 
 def _quick_offline(runs: Scenarios) -> float:
     """A first idea of the throughput."""
-    import dataclasses
-
     short = dataclasses.replace(runs.plan, seconds=min(3.0, runs.plan.seconds), repeats=1)
     return dataclasses.replace(runs, plan=short).offline().repeated.median("per_s")
 
@@ -307,7 +316,11 @@ def main(argv: Sequence[str]) -> int:
             subject = bench.subject(name, provenance_here(args.commit))
             failures += [f"{name}: {failure}" for failure in subject.checks.failures]
             print(f"{name} scores: {subject.checks.text}", file=sys.stderr, flush=True)
-            found = measure(bench, name, scenarios, plan, args)
+            address = TritonAddress(url=url, model=name, timeout_s=args.timeout)
+            with Clients(address, bench.packed, processes=args.clients) as clients:
+                watched = Watched.of(url, clients, plan, _progress(name))
+                watched.run_all(scenarios, args.in_flight, args.rates or (), args.guess or 0.0)
+            found = watched.found
             rows += [row_of(subject, measured) for measured in found]
             failures += [
                 f"{name}: no rate within {m.outcome.found['bound']}"

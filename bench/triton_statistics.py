@@ -19,7 +19,7 @@ class ModelStatistics:
     ns: Mapping[str, int]
     """Part -> nanoseconds over all successful requests; ``total`` among them."""
     batches: Mapping[int, tuple[int, int]]
-    """Batch size -> executions, and their nanoseconds of compute_infer."""
+    """Batch size -> executions, and the nanoseconds that they held the instance: all compute parts."""
 
     def __sub__(self, earlier: ModelStatistics) -> ModelStatistics:
         batches = {}
@@ -71,7 +71,10 @@ def _of_message(model: Any) -> ModelStatistics:
         failures=int(stats.fail.count),
         ns={part: int(getattr(stats, part).ns) for part in PARTS} | {"total": int(stats.success.ns)},
         batches={
-            int(batch.batch_size): (int(batch.compute_infer.count), int(batch.compute_infer.ns))
+            int(batch.batch_size): (
+                int(batch.compute_infer.count),
+                sum(int(getattr(batch, part).ns) for part in PARTS if part != "queue"),
+            )
             for batch in model.batch_stats
         },
     )
