@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from hstu_trt.bench.load_client import Loop, Records, drive, merge
@@ -33,11 +32,11 @@ class Clients:
         self.address, self.processes = address, processes
         self.target = address.open()
         self.prepared = [self.target.prepare(request) for request in requests]
-        self._children: list[tuple[Any, Connection]] = []
+        self._children: list[tuple[Any, Any]] = []
         context = multiprocessing.get_context("spawn")
         for number in range(1, processes):
             ours, theirs = context.Pipe()
-            work = (theirs, address, self.prepared, number, processes)
+            work: tuple[object, ...] = (theirs, address, self.prepared, number, processes)
             child = context.Process(target=_serve_orders, args=work, daemon=True)
             child.start()
             self._children.append((child, ours))
@@ -63,14 +62,14 @@ class Clients:
         return merge([own, *(_receive(pipe) for _, pipe in self._children)])
 
 
-def _receive(pipe: Connection) -> Any:
+def _receive(pipe: Any) -> Any:
     try:
         return pipe.recv()
     except EOFError:
         raise HstuTrtError("a client process of the load died; see its message above") from None
 
 
-def _serve_orders(pipe: Connection, address: Address, prepared: Sequence[Any], number: int, of: int) -> None:
+def _serve_orders(pipe: Any, address: Address, prepared: Sequence[Any], number: int, of: int) -> None:
     target = address.open()
     pipe.send("ready")
     while (order := pipe.recv()) is not None:

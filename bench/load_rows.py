@@ -20,7 +20,7 @@ from hstu_trt.bench.triton_statistics import Statistics
 from hstu_trt.contract.text import text_table
 
 SUITE = "serve"
-TABLE_HEADER = ("run", "req/s", "asked", "p50 ms", "p90 ms", "p99 ms", "spread p99", "cand/s", "flags", "scores")
+TABLE_HEADER = ("run", "req/s", "scores", "p50 ms", "p90 ms", "p99 ms", "spread p99", "asked/s", "cand/s", "flags")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +119,12 @@ def table_cells(row: ResultRow) -> tuple[Any, ...]:
     return (
         row.variant,
         f"{row.per_s or 0:.1f}",
-        "" if asked is None else f"{asked:.1f}",
+        score_verdict(row),
         *(f"{latency[p]:.2f}" if p in latency else "" for p in ("p50", "p90", "p99")),
         f"{spread['p99']:.0%}",
+        "" if asked is None else f"{asked:.1f}",
         f"{row.details['candidates_per_s']:.0f}",
         ", ".join(row.details["flags"]) or "valid",
-        score_verdict(row),
     )
 
 
@@ -133,7 +133,7 @@ def score_verdict(row: ResultRow) -> str:
     if "gates_failed" not in row.checks:
         return "UNCHECKED"
     failed, gates = int(row.checks["gates_failed"]), int(row.checks["gates"])
-    return f"{failed} of {gates} gates MISSED" if failed else f"{gates} gates kept"
+    return f"{failed} of {gates} gates MISSED" if failed else f"{gates} of {gates} gates"
 
 
 def steps_table(rows: Sequence[ResultRow]) -> str:

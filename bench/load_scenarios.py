@@ -135,7 +135,8 @@ class Scenarios:
         guess: requests per second at which the search begins. A run that is reported lasts longer than a probe and
         may miss the bound that the probe kept; the rate then goes down in steps of the search's tolerance.
         """
-        plan, probes = self.plan, []
+        plan = self.plan
+        probes: list[dict[str, Any]] = []
 
         def holds(rate: float) -> bool:
             result = self.at_rate(rate, plan.probe_seconds, len(probes) + 100)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -76,12 +77,11 @@ def cases_of(rows: Iterable[ResultRow]) -> list[Case]:
 
 
 def _position(row: ResultRow) -> tuple[Any, ...]:
-    return (
-        row.details["served"],
-        row.details["client"],
-        _SCENARIO_ORDER.index(row.details["scenario"]),
-        row.per_s or 0,
-    )
+    """By served model, client and scenario, then by the first number in the setting."""
+    details = row.details
+    number = re.search(r"[0-9]+(\.[0-9]+)?", row.variant.removeprefix(details["served"]))
+    order = _SCENARIO_ORDER.index(details["scenario"])
+    return details["served"], details["client"], order, float(number.group()) if number else 0.0
 
 
 def page(rows: Sequence[ResultRow], against: Sequence[ResultRow] | None = None) -> str:
@@ -98,11 +98,37 @@ def page(rows: Sequence[ResultRow], against: Sequence[ResultRow] | None = None) 
         f'<p class="soft">{escape(_sources(rows))}; page made at commit {escape(git_commit())}</p>',
         f'<p class="verdict {state}">{escape(word)}</p>' if cases else "",
         '<p class="soft">Workloads imitate MLPerf\'s DLRMv3 in shape. Nothing here is an MLPerf result.</p>',
+        *_glance(cases),
         *(part for case in cases for part in _case_parts(case, against)),
         *_kernel_parts(rows),
         *_lookup_parts(rows),
     ]
     return document("hstu-trt: measured", parts)
+
+
+def _glance(cases: Sequence[Case]) -> list[str]:
+    """A line per served model: what it does offline, at the bound and alone."""
+    lines = []
+    for case in cases:
+        for served in dict.fromkeys(row.details["served"] for row in case.rows):
+            one = {
+                scenario: [row for row in case.of(scenario) if row.details["served"] == served]
+                for scenario in _SCENARIO_ORDER
+            }
+            single = one["single"][0].details["run"]["latency_ms"] if one["single"] else {}
+            server = one["server"][0] if one["server"] else None
+            lines.append(
+                (
+                    served,
+                    f"{one['offline'][0].per_s:.1f}" if one["offline"] else "",
+                    f"{server.details['found']['rate']:.1f} ({server.details['found']['bound']})" if server else "",
+                    *(f"{single[p]:.2f}" if p in single else "" for p in ("p50", "p99")),
+                    score_verdict(next(row for row in case.rows if row.details["served"] == served)),
+                    case.name,
+                )
+            )  # fmt: skip
+    header = ("served", "offline req/s", "server req/s", "alone p50 ms", "p99 ms", "scores", "case")
+    return [section("At a glance", header, lines)] if lines else []
 
 
 def _sources(rows: Sequence[ResultRow]) -> str:
@@ -119,15 +145,19 @@ def _case_parts(case: Case, against: Sequence[ResultRow] | None) -> list[str]:
         f'<div class="pictures">{"".join(case_pictures(case))}</div>',
         section(
             "Runs", TABLE_HEADER, [table_cells(row) for row in case.rows],
-            f"open loop: latency from the moment a request was due. {f'server: highest rate with {bound}' if bound else ''}",
+            f"open loop: latency counts from when a request was due. {f'server: {bound}' if bound else ''}",
         ),
         section("Accuracy of the same served models", *_accuracy(case), "against PyTorch fp32 on the same weights"),
-        section("Steps, by Triton's statistics", _STEP_HEADER, _steps(case), "per request"),
+        _folded("Steps of every run, by Triton's statistics, per request", table(_STEP_HEADER, _steps(case))),
         *_baseline_part(case),
         *_perf_part(case),
         *_comparison_part(case, against),
         *_manifests(case),
     ]  # fmt: skip
+
+
+def _folded(title: str, html: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{html}</details>"
 
 
 def case_pictures(case: Case) -> list[str]:
@@ -174,7 +204,7 @@ def _accuracy(case: Case) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def _steps(case: Case) -> list[tuple[str, ...]]:
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for row in case.rows:
         for name, step in row.details["steps"].items():
             ms = step["ms"]
@@ -232,10 +262,7 @@ def _manifests(case: Case) -> list[str]:
         "machine during the runs": {row.variant: row.details["machine"] for row in case.rows if row.details["machine"]},
         "versions": first.versions,
     }
-    return [
-        f"<details><summary>{escape(name)}</summary>{table(('', ''), _flat(value))}</details>"
-        for name, value in facts.items()
-    ]
+    return [_folded(name, table(("", ""), _flat(value))) for name, value in facts.items()]
 
 
 def _flat(value: dict[str, Any]) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from hstu_trt.bench.kernel_cases import MEMORY_BYTES_PER_S, table_cases
+from hstu_trt.bench.kernel_cases import MEMORY_BYTES_PER_S, Dtype, table_cases
 from hstu_trt.bench.kernel_variants import GEMM_CASE, GEMM_NAMES
 from hstu_trt.bench.result_rows import ResultRow, latest
 from hstu_trt.bench.svg import LinearScale, LogScale, Picture
@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 460, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 444.0, 74.0, 268.0
 _COLOURS = ("a", "c", "b", "n")
 _NICE = (1, 2, 5)
+_STEP_COLOURS = {"embedding_lookup": "b", "hstu": "a", "mlp_head": "c"}
+"""A model of one step is neutral."""
 
 
 def frame(title: str, subtitle: str, x_name: str = "", height: int = HEIGHT) -> Picture:
@@ -74,24 +76,20 @@ def _linear_axis(picture: Picture, x: LinearScale, most: float) -> None:
 
 def breakdown(rows: Sequence[ResultRow]) -> str:
     """Where a request spends its time, as shares: each step's queue (faint) and computing, by Triton's statistics."""
-    height = 92 + 34 * len(rows)
+    height = 96 + 34 * len(rows)
     picture = frame("Where the time goes", "share of the time in the server; faint: waiting", height=height)
-    names: list[str] = []
     for number, row in enumerate(rows):
-        top = 84.0 + 34 * number
+        top, left = 84.0 + 34 * number, 16.0
         parts = step_times(row)
-        names += [name for name, _, _ in parts if name not in names]
         total = sum(queue + compute for _, queue, compute in parts) or 1.0
         picture.text((16, top), f"{row.variant}: {total:.3g} ms", "small")
-        left = 16.0
         for name, queue, compute in parts:
-            colour = _COLOURS[names.index(name) % len(_COLOURS)]
-            for share, style in ((queue / total, "faint"), (compute / total, "")):
+            for share, style in ((queue / total, " faint"), (compute / total, "")):
                 width = share * (_RIGHT - 16)
-                picture.bar((left, top + 5), (width, 13), f"{colour} {style}")
+                picture.bar((left, top + 5), (width, 13), f"{_STEP_COLOURS.get(name, 'n')}{style}")
                 left += width
-    for number, name in enumerate(names):
-        picture.text((16 + 150 * number, 62), name, _COLOURS[number % len(_COLOURS)])
+    for place, (name, colour) in zip((16, 150, 220, 310), {**_STEP_COLOURS, "one model": "n"}.items(), strict=True):
+        picture.text((place, 62), name, colour)
     return picture.render()
 
 
@@ -99,7 +97,7 @@ def step_times(row: ResultRow) -> list[tuple[str, float, float]]:
     """(step, ms in its queue, ms computing) of a row; an ensemble's own entry, the sum of its steps, is left out."""
     steps = row.details["steps"]
     names = [name for name in steps if name != row.details["served"]] or list(steps)
-    order = {name: n for n, name in enumerate(("embedding_lookup", "hstu", "mlp_head"))}
+    order = {name: n for n, name in enumerate(_STEP_COLOURS)}
     return [
         (name, steps[name]["ms"]["queue"], sum(steps[name]["ms"][f"compute_{p}"] for p in ("input", "infer", "output")))
         for name in sorted(names, key=lambda name: order.get(name, 9))
@@ -128,9 +126,12 @@ def batches(row: ResultRow) -> str:
 def roofline(rows: Sequence[ResultRow]) -> str | None:
     """The attention kernels under the roofs of memory and tensor cores; None without rows of kernels."""
     newest = latest(row for row in rows if row.suite == "kernels" and row.tflops)
-    series = (("fp16", "fp16", "a", "circle"), ("fp8 packed", "fp8", "c", "diamond"))
+    series: list[tuple[str, Dtype, str, str]] = [
+        ("fp16", "fp16", "a", "circle"),
+        ("fp8 packed", "fp8", "c", "diamond"),
+    ]
     marks = [
-        (case.flops / case.bytes_moved(dtype), row.tflops, colour, shape)  # type: ignore[arg-type]
+        (case.flops / case.bytes_moved(dtype), row.tflops, colour, shape)
         for variant, dtype, colour, shape in series
         for case in table_cases()
         if (row := newest.get((case.name, variant))) and row.tflops
@@ -147,9 +148,9 @@ def roofline(rows: Sequence[ResultRow]) -> str | None:
         picture.text((x(value), _BOTTOM + 18), f"{value}", "small", "middle")
     memory = MEMORY_BYTES_PER_S / 1e12
     roofs = {
-        colour: ceiling.tflops
+        colour: gemm.tflops
         for _, dtype, colour, _ in series
-        if (ceiling := newest.get((GEMM_CASE, GEMM_NAMES[dtype]))) and ceiling.tflops  # type: ignore[index]
+        if (gemm := newest.get((GEMM_CASE, GEMM_NAMES[dtype]))) and gemm.tflops
     }
     picture.line([(x(low_x), y(low_x * memory)), (x(2000 / memory), y(2000))], "axis")
     picture.text((x(60), y(60 * memory) - 8), f"memory {memory:.2f} TB/s", "small", "end")

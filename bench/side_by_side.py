@@ -96,6 +96,7 @@ def rows_of(contenders: Sequence[Contender], plan: Plan, rate: float, commit: st
     rows = []
     for contender in contenders:
         subject = contender.bench.subject(contender.served, provenance_here(commit))
+        subject = dataclasses.replace(subject, case=f"{subject.case}, beside PyTorch eager")
         for scenario, setting in settings.items():
             repeated = Repeated(runs=contender.results[scenario])
             outcome = Outcome(scenario=scenario, setting=setting, repeated=repeated)
