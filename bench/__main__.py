@@ -145,6 +145,13 @@ def serve(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def in_process(argv: Sequence[str]) -> int:
+    """The same load on an engine in this process."""
+    from hstu_trt.bench.in_process import main as run
+
+    return run(argv)
+
+
 def perf(argv: Sequence[str]) -> int:
     """A deployment under perf_analyzer's load, beside our own client."""
     from hstu_trt.bench.perf import main as run
@@ -194,6 +201,7 @@ SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "tables": tables,
     "remote": remote,
     "serve": serve,
+    "in-process": in_process,
     "perf": perf,
     "side-by-side": side_by_side,
     "compare": compare,

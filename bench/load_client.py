@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,20 +147,22 @@ def drive(
     stride: int = 1,
     start: float | None = None,
     patience_s: float = 30.0,
+    cpu_clock: Callable[[], float] = time.process_time,
 ) -> Records:
     """Sends a loop's requests, cycling through ``prepared`` from ``first`` in steps of ``stride``; waits for answers.
 
     start: moment of ``time.perf_counter`` at which the loop begins; None: now.
     patience_s: how long answers may take after the last request was sent.
+    cpu_clock: of the client; that of this thread where the target computes in this process.
     """
-    book, cpu = _Book(), time.process_time()
+    book, cpu = _Book(), cpu_clock()
     begin = time.perf_counter() if start is None else start
     _sleep_until(begin)
     send_all = _send_open if isinstance(loop, OpenLoop) else _send_closed
     cut_short = send_all(book, target, prepared, loop, begin, (first, stride))  # type: ignore[arg-type]
     with book.changed:
         book.changed.wait_for(lambda: book.waiting == 0, timeout=patience_s)
-    return book.records(time.process_time() - cpu, cut_short=cut_short)
+    return book.records(cpu_clock() - cpu, cut_short=cut_short)
 
 
 def _send_open(

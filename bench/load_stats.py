@@ -87,17 +87,14 @@ def summarise(
     cpu = records.cpu_s / seconds / processes if seconds > 0 else 0.0
     figures = _latency_figures(latency)
     lag_s = float(np.percentile(lag, 99))
-    flags = []
-    if lag_s > max(_LAG_S, _LAG_SHARE * figures.get("p99", 0.0) / 1e3) or cpu > _BUSY_CLIENT:
-        flags.append(SATURATED)
-    if records.cut_short or (requested_per_s is not None and queue_grows(records)):
-        flags.append(UNSTABLE)
-    if len(records) * (1 - percentile / 100) < _TAIL:
-        flags.append(SHORT)
-    if records.errors:
-        flags.append(ERRORS)
-    if requested_per_s is not None and not records.cut_short and sent_per_s < _BEHIND * _scheduled(records):
-        flags.append(BEHIND)
+    is_open = requested_per_s is not None
+    wrong = {
+        SATURATED: lag_s > max(_LAG_S, _LAG_SHARE * figures.get("p99", 0.0) / 1e3) or cpu > _BUSY_CLIENT,
+        UNSTABLE: records.cut_short or (is_open and queue_grows(records)),
+        SHORT: len(records) * (1 - percentile / 100) < _TAIL,
+        ERRORS: bool(records.errors),
+        BEHIND: is_open and not records.cut_short and sent_per_s < _BEHIND * _scheduled(records),
+    }
     return LoadResult(
         requests=len(records),
         seconds=seconds,
@@ -108,7 +105,7 @@ def summarise(
         send_lag_ms=1e3 * lag_s,
         client_cpu=cpu,
         errors=Counter(records.errors.values()),
-        flags=tuple(flags),
+        flags=tuple(flag for flag, is_so in wrong.items() if is_so),
     )
 
 

@@ -17,25 +17,18 @@ from pathlib import Path
 
 from hstu_trt.bench import perf_analyzer
 from hstu_trt.bench.load_processes import Clients
+from hstu_trt.bench.load_provenance import provenance_here, results_file
 from hstu_trt.bench.load_rows import Measured, row_of
+from hstu_trt.bench.load_runs import report
 from hstu_trt.bench.load_scenarios import Outcome, Plan, Scenarios
 from hstu_trt.bench.load_stats import BEHIND, UNSTABLE, LoadResult, Repeated, summarise
 from hstu_trt.bench.load_target import TritonAddress
 from hstu_trt.bench.machine_watch import MachineWatch
 from hstu_trt.bench.perf_analyzer import PerfAnalyzer, Setting
 from hstu_trt.bench.result_rows import ResultRow
-from hstu_trt.bench.serve import (
-    Workbench,
-    add_plan_options,
-    open_workbench,
-    plan_of,
-    provenance_here,
-    report,
-    requests_of,
-    results_file,
-    running,
-)
+from hstu_trt.bench.serve_options import add_plan_options, plan_of, requests_of
 from hstu_trt.bench.triton_statistics import added, read_statistics
+from hstu_trt.bench.workbench import Workbench, open_workbench, running
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model_folder import read_model_folder

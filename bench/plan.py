@@ -151,14 +151,27 @@ def main(argv: Sequence[str]) -> int:
         if not args.json:
             print(f"simulated queue against measured runs, ms\n{check_table(found)}\n")
         per_gpu, source = rate_of_one(rows, args.served, model, bound)
-    demand = Demand(
+    demand, fleet = _demand(args), _fleet(args, per_gpu)
+    plans = placements(demand, fleet)
+    if args.json:
+        print(json.dumps({**facts, "source": source, "plans": [asdict(plan) for plan in plans]}, indent=1))
+        return 0
+    print("\n".join([*assumptions(demand, fleet, bound, source), "", *(f"{p.name}: {p.text}" for p in plans)]))
+    return 0
+
+
+def _demand(args: argparse.Namespace) -> Demand:
+    return Demand(
         per_s=args.rate,
         table_bytes=args.table_rows * args.row_bytes,
         ids_per_request=args.ids,
         row_bytes=args.row_bytes,
         zipf=args.zipf,
     )
-    fleet = Fleet(
+
+
+def _fleet(args: argparse.Namespace, per_gpu: float) -> Fleet:
+    return Fleet(
         per_gpu=per_gpu,
         headroom=args.headroom,
         gpus_per_host=args.gpus_per_host,
@@ -167,12 +180,6 @@ def main(argv: Sequence[str]) -> int:
         gpu_hour=args.gpu_hour,
         host_hour=args.host_hour,
     )
-    plans = placements(demand, fleet)
-    if args.json:
-        print(json.dumps({**facts, "source": source, "plans": [asdict(plan) for plan in plans]}, indent=1))
-        return 0
-    print("\n".join([*assumptions(demand, fleet, bound, source), "", *(f"{p.name}: {p.text}" for p in plans)]))
-    return 0
 
 
 def assumptions(demand: Demand, fleet: Fleet, bound: Bound, source: str) -> list[str]:

@@ -9,79 +9,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from hstu_trt.bench import compare, report_plots
 from hstu_trt.bench.html_page import document, section, table
-from hstu_trt.bench.load_rows import SUITE, TABLE_HEADER, score_verdict, table_cells
+from hstu_trt.bench.load_rows import TABLE_HEADER, score_verdict, table_cells
+from hstu_trt.bench.report_cases import SCENARIO_ORDER, Case, cases_of
 from hstu_trt.bench.result_rows import RESULTS, ResultRow, git_commit, latest, read_rows
 from hstu_trt.contract.cli import run_verb
-from hstu_trt.contract.errors import ArtefactError, GateError
+from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.manifest import write_text_atomically
 
 _STEP_HEADER = ("run", "step", "mean batch", "queue ms", "compute ms", "executions")
-_OURS = "hstu-trt"
-_SCENARIO_ORDER = ("single", "closed", "offline", "server", "open")
 _KERNEL_HEADER = ("case", "variant", "us", "spread", "TFLOP/s", "relative L2", "times eager")
 _TABLE_SUITES_HEADER = ("suite", "case", "variant", "ms", "spread", "M rows/s", "ratio", "checks")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """The rows of one deployment and workload, the newest run of each kind."""
-
-    name: str
-    rows: tuple[ResultRow, ...]
-    earlier: tuple[ResultRow, ...]
-    """The same runs before."""
-
-    def of(self, scenario: str, *, client: str = _OURS) -> list[ResultRow]:
-        """Rows of a scenario, sent by a client."""
-        return [row for row in self.rows if row.details["scenario"] == scenario and row.details["client"] == client]
-
-
-def cases_of(rows: Iterable[ResultRow]) -> list[Case]:
-    """Load rows by case, in the order in which they were measured; refuses rows without checks.
-
-    A run's rows share their date. Those of one served model, scenario and client belong together: only the newest date
-    of each counts, so that a curve does not mix runs.
-    """
-    loads = [row for row in rows if row.suite == SUITE]
-    unchecked = [f"{row.case} / {row.variant}" for row in loads if "gates_failed" not in row.checks]
-    if unchecked:
-        raise GateError(
-            f"speed without a check of the scores is not reported: {'; '.join(unchecked[:3])}"
-            f"{' and more' if len(unchecked) > 3 else ''}; measure it again with hstu-trt bench serve"
-        )
-    found = []
-    for name in dict.fromkeys(row.case for row in loads):
-        groups: dict[tuple[str, ...], list[ResultRow]] = {}
-        for row in loads:
-            if row.case == name:
-                kind = (row.details["served"], row.details["scenario"], row.details["client"])
-                groups.setdefault(kind, []).append(row)
-        newest, earlier = [], []
-        for group in groups.values():
-            last = max(row.date for row in group)
-            newest += [row for row in group if row.date == last]
-            earlier += [row for row in group if row.date != last]
-        newest.sort(key=_position)
-        found.append(Case(name=name, rows=tuple(newest), earlier=tuple(earlier)))
-    return found
-
-
-def _position(row: ResultRow) -> tuple[Any, ...]:
-    """By served model, client and scenario, then by the first number in the setting."""
-    details = row.details
-    number = re.search(r"[0-9]+(\.[0-9]+)?", row.variant.removeprefix(details["served"]))
-    order = _SCENARIO_ORDER.index(details["scenario"])
-    return details["served"], details["client"], order, float(number.group()) if number else 0.0
 
 
 def page(rows: Sequence[ResultRow], against: Sequence[ResultRow] | None = None) -> str:
@@ -113,7 +58,7 @@ def _glance(cases: Sequence[Case]) -> list[str]:
         for served in dict.fromkeys(row.details["served"] for row in case.rows):
             one = {
                 scenario: [row for row in case.of(scenario) if row.details["served"] == served]
-                for scenario in _SCENARIO_ORDER
+                for scenario in SCENARIO_ORDER
             }
             single = one["single"][0].details["run"]["latency_ms"] if one["single"] else {}
             server = one["server"][0] if one["server"] else None

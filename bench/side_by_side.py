@@ -20,23 +20,16 @@ from pathlib import Path
 
 from hstu_trt.bench.eager_repository import EAGER, eager_server
 from hstu_trt.bench.load_processes import Clients
+from hstu_trt.bench.load_provenance import provenance_here, results_file
 from hstu_trt.bench.load_rows import Measured, row_of
+from hstu_trt.bench.load_runs import report
 from hstu_trt.bench.load_scenarios import Outcome, Plan, Scenarios, result_text
 from hstu_trt.bench.load_stats import LoadResult, Repeated
 from hstu_trt.bench.load_target import TritonAddress
 from hstu_trt.bench.result_rows import ResultRow
-from hstu_trt.bench.serve import (
-    Workbench,
-    add_plan_options,
-    open_workbench,
-    plan_of,
-    provenance_here,
-    report,
-    requests_of,
-    results_file,
-    running,
-)
+from hstu_trt.bench.serve_options import add_plan_options, plan_of, requests_of
 from hstu_trt.bench.triton_statistics import Statistics, added, read_statistics
+from hstu_trt.bench.workbench import Workbench, open_workbench, running
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving.deployment import read_deployment
