@@ -143,14 +143,14 @@ def drive(
     prepared: Sequence[Any],
     loop: Loop,
     *,
-    first: int = 0,
-    stride: int = 1,
+    cycle: tuple[int, int] = (0, 1),
     start: float | None = None,
     patience_s: float = 30.0,
     cpu_clock: Callable[[], float] = time.process_time,
 ) -> Records:
-    """Sends a loop's requests, cycling through ``prepared`` from ``first`` in steps of ``stride``; waits for answers.
+    """Sends a loop's requests, and waits for answers.
 
+    cycle: first request of ``prepared`` and the step to the next one, over and over.
     start: moment of ``time.perf_counter`` at which the loop begins; None: now.
     patience_s: how long answers may take after the last request was sent.
     cpu_clock: of the client; that of this thread where the target computes in this process.
@@ -159,7 +159,7 @@ def drive(
     begin = time.perf_counter() if start is None else start
     _sleep_until(begin)
     send_all = _send_open if isinstance(loop, OpenLoop) else _send_closed
-    cut_short = send_all(book, target, prepared, loop, begin, (first, stride))  # type: ignore[arg-type]
+    cut_short = send_all(book, target, prepared, loop, begin, cycle)  # type: ignore[arg-type]
     with book.changed:
         book.changed.wait_for(lambda: book.waiting == 0, timeout=patience_s)
     return book.records(cpu_clock() - cpu, cut_short=cut_short)

@@ -58,7 +58,7 @@ class Clients:
         start = time.perf_counter() + (_AHEAD_S if self._children else 0.0)
         for number, (_, pipe) in enumerate(self._children, 1):
             pipe.send((loop.share(number, self.processes), start))
-        own = drive(self.target, self.prepared, loop.share(0, self.processes), stride=self.processes, start=start)
+        own = drive(self.target, self.prepared, loop.share(0, self.processes), cycle=(0, self.processes), start=start)
         return merge([own, *(_receive(pipe) for _, pipe in self._children)])
 
 
@@ -74,5 +74,5 @@ def _serve_orders(pipe: Any, address: Address, prepared: Sequence[Any], number: 
     pipe.send("ready")
     while (order := pipe.recv()) is not None:
         loop, start = order
-        pipe.send(drive(target, prepared, loop, first=number, stride=of, start=start))
+        pipe.send(drive(target, prepared, loop, cycle=(number, of), start=start))
     target.close()
