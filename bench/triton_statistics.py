@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_SETTLE_S = 0.1
+"""Triton counts a request after it has answered it."""
 PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -58,6 +61,7 @@ def read_statistics(url: str) -> Statistics:
     """The counters of every model of a running server."""
     import tritonclient.grpc as grpc_client
 
+    time.sleep(_SETTLE_S)
     with grpc_client.InferenceServerClient(url) as client:
         answer = client.get_inference_statistics()
     return {model.name: _of_message(model) for model in answer.model_stats}
