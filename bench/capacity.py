@@ -40,12 +40,19 @@ class Fleet:
     """Memory of one accelerator that tables may take."""
     host_gib: float
     """Memory of one host that tables may take."""
+    copies: int = 2
+    """Of each row, where the table is spread over the hosts."""
     gpu_hour: float | None = None
     host_hour: float | None = None
     """Prices; None: no cost is computed."""
 
     def __post_init__(self) -> None:
-        if self.per_gpu <= 0 or not 0 <= self.headroom < 1 or self.gpus_per_host < 1 or self.host_gib <= 0:
+        if (
+            self.per_gpu <= 0
+            or not 0 <= self.headroom < 1
+            or min(self.gpus_per_host, self.copies) < 1
+            or self.host_gib <= 0
+        ):
             raise ConfigError(f"a fleet needs a rate per GPU > 0, a headroom in [0, 1) and hosts, got {self}")
 
 
@@ -60,6 +67,8 @@ class Placement:
     """Memory of the table per host."""
     hit_share: float
     """Share of the lookups that stay on the accelerator."""
+    bus_gb_s: float
+    """Rows that each accelerator fetches from its host, GB/s."""
     network_gb_s: float
     """Rows that come from other hosts, per host, GB/s."""
     per_hour: float | None
@@ -70,7 +79,8 @@ class Placement:
         cost = "" if self.per_hour is None else f", {self.per_hour:,.0f} per hour"
         return (
             f"{self.gpus:,} GPUs in {self.hosts:,} hosts, {self.host_gib:,.0f} GiB of table per host, "
-            f"{self.network_gb_s:.2f} GB/s of rows from other hosts{cost}"
+            f"{self.hit_share:.0%} of lookups on the GPU, {self.bus_gb_s:.2f} GB/s from the host to each GPU, "
+            f"{self.network_gb_s:.2f} GB/s to each host from the others{cost}"
         )
 
 
@@ -97,8 +107,8 @@ def placements(demand: Demand, fleet: Fleet) -> list[Placement]:
         found.append(_placement("whole on each GPU", demand, fleet, hosts, 0.0))
     if table_gib <= fleet.host_gib:
         found.append(_placement("whole in each host's memory", demand, fleet, hosts, table_gib))
-    spread = max(hosts, math.ceil(table_gib / fleet.host_gib))
-    found.append(_placement("spread over all hosts", demand, fleet, spread, table_gib / spread))
+    spread = max(hosts, math.ceil(fleet.copies * table_gib / fleet.host_gib))
+    found.append(_placement("spread over all hosts", demand, fleet, spread, fleet.copies * table_gib / spread))
     return sorted(found, key=lambda one: (one.per_hour or one.gpus, one.network_gb_s))
 
 
@@ -108,7 +118,8 @@ def _placement(name: str, demand: Demand, fleet: Fleet, hosts: int, host_gib: fl
     hit = covered_share(rows, kept, demand.zipf)
     gpus = hosts * fleet.gpus_per_host
     missed = demand.per_s * demand.ids_per_request * (1 - hit) * demand.row_bytes / hosts
-    remote = missed * (hosts - 1) / hosts if name.startswith("spread") else 0.0
+    # Copies are spread evenly, so the chance that a row lies here is copies / hosts.
+    remote = missed * max(0.0, 1 - fleet.copies / hosts) if name.startswith("spread") else 0.0
     cost = None
     if fleet.gpu_hour is not None:
         cost = gpus * fleet.gpu_hour + hosts * (fleet.host_hour or 0.0)
@@ -118,6 +129,7 @@ def _placement(name: str, demand: Demand, fleet: Fleet, hosts: int, host_gib: fl
         gpus=gpus,
         host_gib=host_gib,
         hit_share=hit,
+        bus_gb_s=missed / fleet.gpus_per_host / 1e9,
         network_gb_s=remote / 1e9,
         per_hour=cost,
     )

@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus-per-host", type=int, default=8)
     parser.add_argument("--gpu-gib", type=float, default=60.0, help="of a GPU's memory for rows (default: 60)")
     parser.add_argument("--host-gib", type=float, default=1500.0, help="of a host's memory for rows (default: 1500)")
+    parser.add_argument("--copies", type=int, default=2, help="of each row, where hosts share a table (default: 2)")
     parser.add_argument("--gpu-hour", type=float, help="price of a GPU for an hour (default: no cost is computed)")
     parser.add_argument("--host-hour", type=float, help="price of a host's rest for an hour")
     parser.add_argument("--json", action="store_true")
@@ -177,6 +178,7 @@ def _fleet(args: argparse.Namespace, per_gpu: float) -> Fleet:
         gpus_per_host=args.gpus_per_host,
         gpu_gib=args.gpu_gib,
         host_gib=args.host_gib,
+        copies=args.copies,
         gpu_hour=args.gpu_hour,
         host_hour=args.host_hour,
     )

@@ -127,7 +127,8 @@ def test_a_terabyte_at_a_hundred_thousand_per_second():
     whole, spread = placements(DEMAND, FLEET)
     assert (whole.name, whole.gpus, whole.hosts) == ("whole in each host's memory", 240, 30)
     assert whole.per_hour == 240 * 3 + 30 * 2 and whole.network_gb_s == 0
-    assert spread.host_gib == pytest.approx(1.024e12 / 2**30 / 30) and spread.network_gb_s > 0
+    assert spread.host_gib == pytest.approx(2 * 1.024e12 / 2**30 / 30) and spread.network_gb_s > 0
+    assert spread.hit_share == pytest.approx(0.91, abs=0.01) and spread.bus_gb_s * 8 > spread.network_gb_s
 
 
 def test_small_tables_lie_on_each_gpu_and_large_ones_need_hosts_for_memory():
@@ -135,7 +136,7 @@ def test_small_tables_lie_on_each_gpu_and_large_ones_need_hosts_for_memory():
     assert next(one.name for one in placements(small, FLEET)) == "whole on each GPU"
     thin = Fleet(**{**vars(FLEET), "host_gib": 8.0})
     (only,) = placements(DEMAND, thin)
-    assert only.hosts == math.ceil(1.024e12 / 2**30 / 8) and only.gpus == 8 * only.hosts
+    assert only.hosts == math.ceil(2 * 1.024e12 / 2**30 / 8) and only.gpus == 8 * only.hosts
 
 
 @pytest.mark.parametrize(
