@@ -39,6 +39,7 @@ class Clients:
             work: tuple[object, ...] = (theirs, address, self.prepared, number, processes)
             child = context.Process(target=_serve_orders, args=work, daemon=True)
             child.start()
+            theirs.close()  # or a child that dies would leave us waiting for it
             self._children.append((child, ours))
         for _, pipe in self._children:
             _receive(pipe)

@@ -20,6 +20,9 @@ from hstu_trt.bench.triton_statistics import Statistics
 from hstu_trt.contract.text import text_table
 
 SUITE = "serve"
+SHARED = "shared machine"
+"""Other programs took part of the CPUs: tail latencies are partly theirs."""
+_QUIET = 0.1
 TABLE_HEADER = ("run", "req/s", "scores", "p50 ms", "p90 ms", "p99 ms", "spread p99", "asked/s", "cand/s", "flags")
 
 
@@ -88,7 +91,7 @@ def row_of(subject: Subject, measured: Measured) -> ResultRow:
             "scenario": outcome.scenario,
             "client": measured.client,
             "run": repeated.middle.facts(),
-            "flags": repeated.flags,
+            "flags": [*repeated.flags, *([SHARED] if (measured.machine.get("others_cpu") or 0) > _QUIET else [])],
             "repeats": [
                 {"per_s": round(run.per_s, 3), **{p: round(run.latency_ms.get(p, 0.0), 4) for p in ("p50", "p99")}}
                 for run in repeated.runs

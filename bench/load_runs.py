@@ -24,6 +24,8 @@ class Watched:
     url: str | None
     """Of the Triton server whose statistics are read; None: the target is in this process."""
     runs: Scenarios
+    own_server: bool = True
+    """Whether this process started the server."""
     found: list[Measured] = field(default_factory=list)
     _before: Statistics = field(default_factory=dict)
 
@@ -41,7 +43,7 @@ class Watched:
 
     def run(self, scenario: str, *setting: float) -> Outcome:
         """One scenario, noted."""
-        with MachineWatch() as watch:
+        with MachineWatch(own_server=self.own_server) as watch:
             outcome: Outcome = getattr(self.runs, scenario)(*setting)
         steps = added(self._before, read_statistics(self.url)) if self.url else {}
         self.found.append(Measured(outcome=outcome, steps=steps, machine=watch.facts()))

@@ -23,10 +23,17 @@ _STAT = Path("/proc/stat")
 
 
 class MachineWatch:
-    """Watches while it is open; ``facts`` afterwards. A context manager."""
+    """Watches while it is open; ``facts`` afterwards. A context manager.
+
+    own_server: whether the server under load is a child of this process, so that what the rest of the machine does can
+    be told from it.
+    """
+
+    def __init__(self, *, own_server: bool = True) -> None:
+        self._own_server = own_server
 
     def __enter__(self) -> MachineWatch:
-        self._cpu = _cpu_ticks()
+        self._cpu, self._ours = _cpu_ticks(), _family_ticks()
         self._smi = _start_smi()
         self._lines: list[str] = []
         return self
@@ -34,6 +41,10 @@ class MachineWatch:
     def __exit__(self, *_: object) -> None:
         before, self._cpu = self._cpu, _cpu_ticks()
         self._busy = _busy_share(before, self._cpu)
+        self._others = None
+        if self._own_server and before is not None and self._cpu is not None and self._busy is not None:
+            ours = _family_ticks() - self._ours
+            self._others = round(max(0.0, self._busy - ours / (self._cpu[1] - before[1])), 3)
         if self._smi is None:
             return
         self._smi.terminate()
@@ -41,8 +52,11 @@ class MachineWatch:
             self._lines = self._smi.communicate(timeout=5)[0].splitlines()
 
     def facts(self) -> dict[str, Any]:
-        """``cpu_busy``: share of all CPUs; ``gpu``: median and largest of each figure, null without a GPU."""
-        return {"cpu_busy": self._busy, "gpu": summarise_gpu(self._lines)}
+        """``cpu_busy``: share of all CPUs, ``others_cpu``: what of it was not the load and its server (null: unknown);
+
+        ``gpu``: median and largest of each figure, null without a GPU.
+        """
+        return {"cpu_busy": self._busy, "others_cpu": self._others, "gpu": summarise_gpu(self._lines)}
 
 
 def summarise_gpu(lines: list[str]) -> dict[str, dict[str, float]] | None:
@@ -83,6 +97,24 @@ def _busy_share(before: tuple[int, int] | None, after: tuple[int, int] | None) -
     if before is None or after is None or after[1] == before[1]:
         return None
     return round((after[0] - before[0]) / (after[1] - before[1]), 3)
+
+
+def _family_ticks() -> int:
+    """Ticks that this process and all that descend from it have taken so far."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for path in _STAT.parent.glob("[0-9]*/stat"):
+        try:
+            # The name, in brackets, may hold anything.
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        pid = int(path.parent.name)
+        parents[pid], ticks[pid] = int(fields[1]), sum(int(field) for field in fields[11:15])
+    family = {os.getpid()}
+    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= grown
+    return sum(ticks.get(pid, 0) for pid in family)
 
 
 def environment() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hstu_trt.bench import compare, report_plots
 from hstu_trt.bench.html_page import document, section, table
-from hstu_trt.bench.load_rows import TABLE_HEADER, score_verdict, table_cells
+from hstu_trt.bench.load_rows import SUITE, TABLE_HEADER, score_verdict, table_cells
 from hstu_trt.bench.report_cases import SCENARIO_ORDER, Case, cases_of
 from hstu_trt.bench.result_rows import RESULTS, ResultRow, git_commit, latest, read_rows
 from hstu_trt.contract.cli import run_verb
@@ -26,7 +26,7 @@ from hstu_trt.contract.manifest import write_text_atomically
 
 _STEP_HEADER = ("run", "step", "mean batch", "queue ms", "compute ms", "executions")
 _KERNEL_HEADER = ("case", "variant", "us", "spread", "TFLOP/s", "relative L2", "times eager")
-_TABLE_SUITES_HEADER = ("suite", "case", "variant", "ms", "spread", "M rows/s", "ratio", "checks")
+_OTHER_HEADER = ("case", "variant", "ms", "spread", "per s", "times better than", "checks", "device")
 
 
 def page(rows: Sequence[ResultRow], against: Sequence[ResultRow] | None = None) -> str:
@@ -46,7 +46,7 @@ def page(rows: Sequence[ResultRow], against: Sequence[ResultRow] | None = None) 
         *_glance(cases),
         *(part for case in cases for part in _case_parts(case, against)),
         *_kernel_parts(rows),
-        *_lookup_parts(rows),
+        *_other_parts(rows),
     ]
     return document("hstu-trt: measured", parts)
 
@@ -234,22 +234,22 @@ def _kernel_parts(rows: Sequence[ResultRow]) -> list[str]:
     ]
 
 
-def _lookup_parts(rows: Sequence[ResultRow]) -> list[str]:
-    lookups = [row for row in rows if row.suite.startswith(("tables", "remote", "embedding"))]
-    if not lookups:
-        return []
-    newest: dict[tuple[str, str, str], ResultRow] = {}
-    for row in lookups:
-        newest[row.suite, row.case, row.variant] = row
-    lines = [
-        (
-            row.suite, row.case, row.variant, f"{row.median_us / 1e3:.3g}", f"{row.spread:.0%}",
-            f"{(row.per_s or 0) / 1e6:.2f}", ", ".join(f"{n}: {v:.2f}" for n, v in row.ratio_to.items()),
-            ", ".join(f"{n} {v:.3g}" for n, v in row.checks.items()),
-        )
-        for row in newest.values()
-    ]  # fmt: skip
-    return [section("Embedding tables", _TABLE_SUITES_HEADER, lines)]
+def _other_parts(rows: Sequence[ResultRow]) -> list[str]:
+    """Every other suite as a table: lookups of the tables, plugins, engines."""
+    parts = []
+    for suite in sorted({row.suite for row in rows} - {SUITE, "kernels"}):
+        newest = latest(row for row in rows if row.suite == suite).values()
+        lines = [
+            (
+                row.case, row.variant, f"{row.median_us / 1e3:.3g}", f"{row.spread:.0%}",
+                "" if row.per_s is None else f"{row.per_s:,.0f}",
+                ", ".join(f"{name}: {value:.2f}" for name, value in row.ratio_to.items()),
+                ", ".join(f"{name} {value:.3g}" for name, value in row.checks.items()), row.device,
+            )
+            for row in newest
+        ]  # fmt: skip
+        parts.append(_folded(f"Suite {suite}: {len(lines)} rows", table(_OTHER_HEADER, lines)))
+    return ["<h2>Other suites</h2>", *parts] if parts else []
 
 
 def main(argv: Sequence[str]) -> int:

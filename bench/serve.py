@@ -83,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
             address = TritonAddress(url=url, model=name, timeout_s=args.timeout)
             with Clients(address, bench.packed, processes=args.clients) as clients:
                 watched = Watched.of(url, clients, plan, progress_of(name))
+                watched.own_server = args.url is None
                 watched.run_all(scenarios, args.in_flight, args.rates or (), args.guess or 0.0)
             found = watched.found
             rows += [row_of(subject, measured) for measured in found]

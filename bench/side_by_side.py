@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hstu_trt.bench.eager_repository import EAGER, eager_server
 from hstu_trt.bench.load_processes import Clients
@@ -26,6 +27,7 @@ from hstu_trt.bench.load_runs import report
 from hstu_trt.bench.load_scenarios import Outcome, Plan, Scenarios, result_text
 from hstu_trt.bench.load_stats import LoadResult, Repeated
 from hstu_trt.bench.load_target import TritonAddress
+from hstu_trt.bench.machine_watch import MachineWatch
 from hstu_trt.bench.result_rows import ResultRow
 from hstu_trt.bench.serve_options import add_plan_options, plan_of, requests_of
 from hstu_trt.bench.triton_statistics import Statistics, added, read_statistics
@@ -48,14 +50,17 @@ class Contender:
     runs: Scenarios
     results: dict[str, list[LoadResult]] = field(default_factory=dict)
     steps: dict[str, Statistics] = field(default_factory=dict)
+    machine: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, scenario: str, rate: float | None, turn: int) -> None:
         """One run, noted."""
         before = read_statistics(self.bench.url)
-        if rate is not None:
-            result = self.runs.at_rate(rate, self.runs.plan.seconds, turn)
-        else:
-            result = getattr(self.runs, scenario)().repeated.runs[0]
+        with MachineWatch() as watch:
+            if rate is not None:
+                result = self.runs.at_rate(rate, self.runs.plan.seconds, turn)
+            else:
+                result = getattr(self.runs, scenario)().repeated.runs[0]
+        self.machine[scenario] = watch.facts()
         self.results.setdefault(scenario, []).append(result)
         self.steps[scenario] = added(before, read_statistics(self.bench.url))
         print(f"{self.served} {scenario}: {result_text(result)}", file=sys.stderr, flush=True)
@@ -93,7 +98,9 @@ def rows_of(contenders: Sequence[Contender], plan: Plan, rate: float, commit: st
         for scenario, setting in settings.items():
             repeated = Repeated(runs=contender.results[scenario])
             outcome = Outcome(scenario=scenario, setting=setting, repeated=repeated)
-            row = row_of(subject, Measured(outcome=outcome, steps=contender.steps[scenario]))
+            row = row_of(
+                subject, Measured(outcome=outcome, steps=contender.steps[scenario], machine=contender.machine[scenario])
+            )
             if contender not in eager:
                 found = [ratios(contender, baseline, scenario) for baseline in eager]
                 row = dataclasses.replace(row, ratio_to={name: ratio for one in found for name, ratio in one.items()})

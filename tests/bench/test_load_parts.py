@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 import types
 
 import numpy as np
 import pytest
-from load_rows_made import load_row
+from load_rows_made import Dies, Echo, load_row
 
 from hstu_trt.bench import machine_watch, side_by_side
 from hstu_trt.bench.load_client import ClosedLoop
@@ -19,18 +22,7 @@ from hstu_trt.bench.requests_source import generate_requests
 from hstu_trt.bench.result_rows import Provenance, ResultRow
 from hstu_trt.bench.serve_accuracy import Checks, judge
 from hstu_trt.bench.triton_statistics import ModelStatistics, added
-
-
-@dataclasses.dataclass(frozen=True)
-class Echo:
-    """An address whose target answers with the request's numbers; travels to other processes."""
-
-    def open(self):
-        return CallableTarget(_echo)
-
-
-def _echo(request):
-    return request["n"]
+from hstu_trt.contract.errors import HstuTrtError
 
 
 def test_processes_share_a_load():
@@ -38,6 +30,11 @@ def test_processes_share_a_load():
     with Clients(Echo(), requests, processes=2) as clients:
         records = clients.run(ClosedLoop(in_flight=2, requests=12))
     assert sorted(records.which.tolist()) == sorted([*range(6)] * 2) and not records.errors
+
+
+def test_a_client_process_that_dies_is_an_error():
+    with pytest.raises(HstuTrtError, match="a client process of the load died"):
+        Clients(Dies(), [{"n": np.zeros((1, 1))}], processes=2)
 
 
 def test_scores_come_in_order():
@@ -103,7 +100,7 @@ def test_a_gpu_s_figures_are_summarised():
 def test_a_machine_without_gpu_says_null(monkeypatch):
     monkeypatch.setattr(machine_watch.shutil, "which", lambda name: None)
     with machine_watch.MachineWatch() as watch:
-        sum(range(100_000))
+        sum(range(3_000_000))
     assert watch.facts()["gpu"] is None and machine_watch.environment()["gpu"] is None
     assert machine_watch._busy_share((10, 100), (40, 160)) == 0.5
 
@@ -176,3 +173,30 @@ def test_ratios_are_taken_within_a_round():
     ours, theirs = contender("ranking", [10, 20, 30], [100, 50, 25]), contender("eager", [20, 40, 60], [50, 25, 12.5])
     assert side_by_side.ratios(ours, theirs, "offline") == {"eager p99": 2.0, "eager": 2.0}
     assert side_by_side.ratios(ours, theirs, "open") == {"eager p99": 2.0}
+
+
+def test_what_others_do_is_told_from_our_own_work():
+    """A child that burns a CPU is ours, so the rest is less than all that was busy."""
+    with machine_watch.MachineWatch() as watch:
+        burner = subprocess.Popen([sys.executable, "-c", "import time\nwhile True: time.time()"])
+        time.sleep(0.6)
+        found = watch._ours, machine_watch._family_ticks()
+        burner.kill()
+        burner.wait()
+    assert found[1] - found[0] > 20  # hundredths of a second
+    facts = watch.facts()
+    assert 0 <= facts["others_cpu"] <= facts["cpu_busy"]
+    with machine_watch.MachineWatch(own_server=False) as watch:
+        pass
+    assert watch.facts()["others_cpu"] is None
+
+
+@pytest.mark.parametrize(("others", "flags"), [(0.05, []), (0.4, ["shared machine"]), (None, [])])
+def test_a_shared_machine_is_flagged(fake_model, others, flags):
+    requests = generate_requests(fake_model, profile="ci", count=4, seed=1)
+    subject = Subject(
+        case="c", served="ranking", provenance=Provenance.here("CPU", {}, "abc"),
+        checks=Checks(figures={}, failures=()), workload=workload_facts(requests), deployment={},
+    )  # fmt: skip
+    outcome = Outcome(scenario="open", setting="", repeated=Repeated(runs=[summarise_of_law()]))
+    assert row_of(subject, Measured(outcome=outcome, machine={"others_cpu": others})).details["flags"] == flags

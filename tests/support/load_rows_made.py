@@ -1,8 +1,10 @@
 """Made-up load rows: what ``hstu-trt bench serve`` would have measured on a server that we know."""
 
 import dataclasses
+import multiprocessing
 from typing import Any
 
+from hstu_trt.bench.load_target import CallableTarget
 from hstu_trt.bench.result_rows import ResultRow
 
 _CHECKS = {"max_abs": 1e-7, "max_abs_allowed": 2e-5, "gates": 5.0, "gates_failed": 0.0}
@@ -68,3 +70,19 @@ def a_run() -> list[ResultRow]:
 def later(rows: list[ResultRow], **changes: Any) -> list[ResultRow]:
     """The same runs a day later, changed."""
     return [dataclasses.replace(row, date="2026-11-23T10:00:00Z", **changes) for row in rows]
+
+
+class Echo:
+    """An address whose target answers with the request's numbers; travels to other processes."""
+
+    def open(self) -> CallableTarget:
+        return CallableTarget(lambda request: request["n"])
+
+
+class Dies(Echo):
+    """Its target cannot be opened in another process."""
+
+    def open(self) -> CallableTarget:
+        if multiprocessing.parent_process() is not None:
+            raise SystemExit(7)
+        return super().open()
