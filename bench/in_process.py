@@ -43,8 +43,7 @@ class InProcess:
         return drive(self._target, self._prepared, loop, cpu_clock=time.thread_time)
 
 
-def main(argv: Sequence[str]) -> int:
-    """The verb."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hstu-trt bench in-process", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="model folder, made by hstu-trt export")
     parser.add_argument("--runner", choices=RUNNERS, default="onnxruntime", help="(default: onnxruntime)")
@@ -54,7 +53,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--scenarios", default="single,offline,server,open", help=f"of {','.join(SCENARIOS)}")
     add_plan_options(parser)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb."""
+    args = _parser().parse_args(argv)
     unknown = set(args.scenarios.split(",")) - set(SCENARIOS)
     if unknown:
         raise ConfigError(f"unknown scenarios {', '.join(sorted(unknown))}: choose from {', '.join(SCENARIOS)}")

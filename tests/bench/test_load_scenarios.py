@@ -76,6 +76,16 @@ def test_server_that_never_keeps_the_bound_says_so():
     assert not outcome.found["kept"] and outcome.found["rate"] < 1
 
 
+def test_one_hiccup_does_not_decide_the_search():
+    class Hiccup(Law):
+        def run(self, loop):
+            self.tail_s = 1.0 if len(self.loops) == 0 else 0.0
+            return super().run(loop)
+
+    runs, _ = scenarios(Hiccup(), seconds=100.0, probe_seconds=100.0)
+    assert 80 < runs.server(guess=60).found["rate"] < 97
+
+
 def test_errors_do_not_count_as_fast():
     runs, _ = scenarios(Law(error_above=50))
     assert runs.server(guess=20).found["rate"] <= 50
