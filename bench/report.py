@@ -66,7 +66,7 @@ def _glance(cases: Sequence[Case]) -> list[str]:
                 (
                     served,
                     f"{one['offline'][0].per_s:.1f}" if one["offline"] else "",
-                    f"{server.details['found']['rate']:.1f} ({server.details['found']['bound']})" if server else "",
+                    _server_text(server.details["found"]) if server else "",
                     *(f"{single[p]:.2f}" if p in single else "" for p in ("p50", "p99")),
                     score_verdict(next(row for row in case.rows if row.details["served"] == served)),
                     case.name,
@@ -74,6 +74,10 @@ def _glance(cases: Sequence[Case]) -> list[str]:
             )  # fmt: skip
     header = ("served", "offline req/s", "server req/s", "alone p50 ms", "p99 ms", "scores", "case")
     return [section("At a glance", header, lines)] if lines else []
+
+
+def _server_text(found: dict[str, Any]) -> str:
+    return f"{found['rate']:.1f} ({found['bound']}{'' if found['kept'] else ': MISSED'})"
 
 
 def _sources(rows: Sequence[ResultRow]) -> str:

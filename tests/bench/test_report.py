@@ -73,6 +73,12 @@ def test_a_missed_gate_is_said_at_the_top():
     assert "1 runs miss an accuracy gate" in html and "2 of 5 gates MISSED" in html
 
 
+def test_a_bound_that_was_not_kept_is_said():
+    found = {"rate": 200.0, "bound": "p99 <= 80 ms", "kept": False, "probes": []}
+    html = check(report.page([load_row("server", "p99 <= 80 ms", asked=200.0, found=found)]))
+    assert 'class="bad">200.0 (p99 &lt;= 80 ms: MISSED)' in html
+
+
 def test_a_regression_is_said():
     slow = [dataclasses.replace(row, median_us=row.median_us * 3) for row in later(a_run())]
     html = check(report.page([*a_run(), *slow]))
