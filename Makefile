@@ -3,7 +3,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
 .PHONY: help install demo serve test test-fast test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
-  bench-kernels bench-tables readme-tables verify-tensorrt onnx engines remote-lib remote-if-possible redis valkey fuzz clean
+  bench-kernels bench-tables bench-model bench-serve perf report side-by-side readme-tables verify-tensorrt onnx engines remote-lib \
+  remote-if-possible redis valkey fuzz clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -42,6 +43,7 @@ DEPLOYMENT ?= build/deployments/$(MODEL)
 TENSORRT := build/tensorrt
 OWN_HEADERS := $(TENSORRT_ROOT)$(TRT_ROOT)$(wildcard /usr/include/NvInfer.h /usr/include/*-linux-gnu/NvInfer.h)
 HEADERS := $(if $(OWN_HEADERS),,$(TENSORRT)/headers/NvInfer.h)
+PERF_ANALYZER := $(if $(shell command -v perf_analyzer),,build/perf_analyzer/unpacked)
 LEAN := $(TENSORRT)/lean-10.15.1.29 $(TENSORRT)/lean-11.4.0.106
 
 help:  ## list the targets
@@ -166,6 +168,27 @@ $(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels
 
+# Load on a deployment: MODEL= or DEPLOYMENT=, and options of the command in LOAD=, e.g. LOAD="--slo-ms 20 --seconds 60".
+LOAD ?=
+SERVED := --deployment $(DEPLOYMENT) $(LOAD)
+
+bench-serve: install $(DEPLOYMENT)/manifest.json  ## load on a deployment: single, offline, the rate at a bound, the curve; rows to bench/results/: MODEL= LOAD=
+	$(BIN)/hstu-trt bench serve $(SERVED)
+
+perf: install $(DEPLOYMENT)/manifest.json $(PERF_ANALYZER)  ## NVIDIA's perf_analyzer on a deployment, beside our client in the same run: MODEL= LOAD=
+	$(BIN)/hstu-trt bench perf $(SERVED)
+
+side-by-side: install $(DEPLOYMENT)/manifest.json  ## a CPU deployment beside PyTorch eager in a Triton Python backend: MODEL= LOAD=
+	$(BIN)/hstu-trt bench side-by-side $(SERVED)
+
+report: install  ## every row in bench/results/ as one HTML page: build/report/report.html
+	$(BIN)/hstu-trt bench report --out build/report/report.html
+
+# The last client wheel that holds perf_analyzer and runs on glibc 2.36; where one is on PATH, that is taken.
+build/perf_analyzer/unpacked: | install
+	@rm -rf $(@D) && $(BIN)/pip download --quiet --no-deps --only-binary :all: --dest $(@D) tritonclient==2.45.0
+	@$(BIN)/python -m zipfile -e $(@D)/tritonclient-2.45.0-*.whl $(@D) && rm $(@D)/*.whl && touch $@
+
 verify-tensorrt: install $(LEAN)  ## on a machine with TensorRT: build, test and compare all of it; adds a row to bench/results/: PRECISIONS=fp16,fp8 GPU=
 	$(BIN)/hstu-trt bench verify-tensorrt $(PRECISIONS:%=--precisions %) $(patsubst %,--gpu %,$(filter-out cpu,$(GPU)))
 
@@ -183,6 +206,7 @@ bench-tables: install tables-lib remote-if-possible  ## embedding tables, each t
 readme-tables: install  ## the README's tables and pictures, from the rows in bench/results/
 	$(BIN)/hstu-trt bench plot-kernels --out docs/kernels.svg
 	$(BIN)/hstu-trt bench plot-lookups --out docs/tables.svg
+	$(BIN)/hstu-trt bench report --pictures docs
 	@mkdir -p build && { echo && $(BIN)/hstu-trt bench table-kernels && echo; } >build/kernels.md
 	@{ echo && $(BIN)/hstu-trt bench table-support && echo; } >build/support.md
 	@{ echo && $(BIN)/hstu-trt bench table-lookups && echo; } >build/tables.md

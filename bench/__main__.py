@@ -2,187 +2,64 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 
-import numpy as np
-
-from hstu_trt.bench.generate import DEFAULT_SEED, generate_slots
-from hstu_trt.bench.lengths import length_histogram
-from hstu_trt.bench.profiles import PROFILES
 from hstu_trt.contract.cli import USAGE_EXIT_CODE, run_verb
-from hstu_trt.contract.config_json import load_config
-from hstu_trt.contract.errors import ConfigError
-from hstu_trt.contract.model import HstuConfig
-from hstu_trt.contract.model_folder import read_model_folder
-from hstu_trt.contract.tensors import Limits, default_limits
-from hstu_trt.contract.text import bytes_text
 
 
-def workload(argv: Sequence[str]) -> int:
-    """Generates the requests of a profile, one .npz per time slot."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench workload", description=workload.__doc__)
-    parser.add_argument("--profile", choices=PROFILES, default="ci")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", type=Path, help="exported model: its tables bound the ids, its limits the rest")
-    source.add_argument("--config", help="preset or config JSON with embedding_tables")
-    parser.add_argument("--requests", type=int, help="at most this many requests (default: the profile's)")
-    parser.add_argument("--timestamps", choices=("real", "ones"), default="real", help="ones: as in MLPerf's data")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
-    parser.add_argument("--out", type=Path, required=True, help="folder for slot_<number>.npz")
-    args = parser.parse_args(argv)
-    config, limits = _model_limits(args.model) if args.model else _preset_limits(args.config)
-    profile = PROFILES[args.profile]()
-    if args.requests is not None:
-        profile = dataclasses.replace(profile, requests=args.requests)
-    lengths, size = [], 0
-    for part in generate_slots(profile, config, seed=args.seed, timestamps=args.timestamps, limits=limits):
-        path = args.out / f"slot_{part.key[0, 0]:03d}.npz"
-        part.save(path)
-        lengths.append(part.history_lengths)
-        size += path.stat().st_size
-    print(length_histogram(np.concatenate(lengths)))
-    print(f"wrote {args.out}: {len(lengths)} file(s), {bytes_text(size)}, profile {args.profile}, seed {args.seed}")
-    return 0
+@dataclass(frozen=True)
+class Suite:
+    """One suite: what it does, and the module of this room, imported when it is called, that does it."""
+
+    summary: str
+    module: str
+    function: str = "main"
+
+    def __call__(self, argv: Sequence[str]) -> int:
+        run = getattr(import_module(f"hstu_trt.bench.{self.module}"), self.function)
+        return int(run(argv))
 
 
-def _model_limits(path: Path) -> tuple[HstuConfig, Limits]:
-    model = read_model_folder(path, verify=False)
-    return model.ranking_config, model.limits
-
-
-def _preset_limits(source: str) -> tuple[HstuConfig, Limits]:
-    config = load_config(source)
-    if not isinstance(config, HstuConfig):
-        raise ConfigError(f"config {source} is a sequence encoder; a workload needs a ranking model (DlrmHSTU)")
-    return config, default_limits(config)
-
-
-def accuracy(argv: Sequence[str]) -> int:
-    """PyTorch fp32 against ONNX Runtime fp32, fp16 and fp8."""
-    from hstu_trt.bench.accuracy import main as run
-
-    return run(argv)
-
-
-def plan_precision(argv: Sequence[str]) -> int:
-    """Which parts of a model may compute in fp8 under an accuracy budget."""
-    from hstu_trt.bench.plan_precision import main as run
-
-    return run(argv)
-
-
-def demo(argv: Sequence[str]) -> int:
-    """Checkpoint to ranked candidates on one machine."""
-    from hstu_trt.bench.demo import main as run
-
-    return run(argv)
-
-
-def polygraphy(argv: Sequence[str]) -> int:
-    """Valid inputs and shapes of a stage for Polygraphy's own command line."""
-    from hstu_trt.bench.polygraphy_feeds import main as run
-
-    return run(argv)
-
-
-def kernels(argv: Sequence[str]) -> int:
-    """Our attention kernels: checks them, then times them beside PyTorch on a CUDA GPU."""
-    from hstu_trt.bench.kernels import main as run
-
-    return run(argv)
-
-
-def table_kernels(argv: Sequence[str]) -> int:
-    """Prints the README's table from rows of kernels."""
-    from hstu_trt.bench.kernels import table_main as run
-
-    return run(argv)
-
-
-def plot_kernels(argv: Sequence[str]) -> int:
-    """Draws rows of kernels: TFLOP/s over history length, and a roofline."""
-    from hstu_trt.bench.kernels import plot_main as run
-
-    return run(argv)
-
-
-def verify_tensorrt(argv: Sequence[str]) -> int:
-    """Everything that needs TensorRT, on this machine's GPU; adds a row to the support matrix."""
-    from hstu_trt.bench.verify import main as run
-
-    return run(argv)
-
-
-def remote(argv: Sequence[str]) -> int:
-    """Rows per second from a Redis Cluster on loopback, beside redis-py."""
-    from hstu_trt.bench.remote import main as run
-
-    return run(argv)
-
-
-def table_support(argv: Sequence[str]) -> int:
-    """Prints the support matrix from rows of verify-tensorrt."""
-    from hstu_trt.bench.verify import table_main as run
-
-    return run(argv)
-
-
-def tables(argv: Sequence[str]) -> int:
-    """Lookups of the host tier beside PyTorch's on a CPU."""
-    from hstu_trt.bench.tables import main as run
-
-    return run(argv)
-
-
-def refresh(argv: Sequence[str]) -> int:
-    """Tables and dense weights replaced in a running server under load."""
-    from hstu_trt.bench.refresh import main as run
-
-    return run(argv)
-
-
-def table_lookups(argv: Sequence[str]) -> int:
-    """Prints the README's section on embedding tables from rows of every tier."""
-    from hstu_trt.bench.table_report import table_main as run
-
-    return run(argv)
-
-
-def plot_lookups(argv: Sequence[str]) -> int:
-    """Draws hit rates of hot sets, and rows per second of every tier of tables."""
-    from hstu_trt.bench.table_report import plot_main as run
-
-    return run(argv)
-
-
-def tables_gpu(argv: Sequence[str]) -> int:
-    """Lookups on a CUDA GPU, in its memory and over the bus, beside PyTorch's."""
-    from hstu_trt.bench.table_gpu import main as run
-
-    return run(argv)
-
-
-SUITES: dict[str, Callable[[Sequence[str]], int]] = {
-    "workload": workload,
-    "accuracy": accuracy,
-    "plan-precision": plan_precision,
-    "demo": demo,
-    "polygraphy": polygraphy,
-    "kernels": kernels,
-    "table-kernels": table_kernels,
-    "plot-kernels": plot_kernels,
-    "verify-tensorrt": verify_tensorrt,
-    "table-support": table_support,
-    "tables": tables,
-    "tables-gpu": tables_gpu,
-    "remote": remote,
-    "refresh": refresh,
-    "table-lookups": table_lookups,
-    "plot-lookups": plot_lookups,
+SUITES = {
+    "workload": Suite("Generates the requests of a profile, one .npz per time slot.", "workload_files"),
+    "accuracy": Suite("PyTorch fp32 against ONNX Runtime fp32, fp16 and fp8.", "accuracy"),
+    "plan-precision": Suite("Which parts of a model may compute in fp8 under an accuracy budget.", "plan_precision"),
+    "demo": Suite("Checkpoint to ranked candidates on one machine.", "demo"),
+    "polygraphy": Suite("Valid inputs and shapes of a stage for Polygraphy's own command line.", "polygraphy_feeds"),
+    "kernels": Suite("Our attention kernels: checks them, then times them beside PyTorch on a CUDA GPU.", "kernels"),
+    "table-kernels": Suite("Prints the README's table from rows of kernels.", "kernels", "table_main"),
+    "plot-kernels": Suite(
+        "Draws rows of kernels: TFLOP/s over history length, and a roofline.", "kernels", "plot_main"
+    ),
+    "verify-tensorrt": Suite(
+        "Everything that needs TensorRT, on this machine's GPU; adds a row to the support matrix.", "verify"
+    ),
+    "table-support": Suite("Prints the support matrix from rows of verify-tensorrt.", "verify", "table_main"),
+    "model": Suite(
+        "The whole model in process on a CUDA GPU, beside PyTorch: checks its scores, then times it.", "model"
+    ),
+    "tables": Suite("Lookups of the host tier beside PyTorch's on a CPU.", "tables"),
+    "tables-gpu": Suite("Lookups on a CUDA GPU, in its memory and over the bus, beside PyTorch's.", "table_gpu"),
+    "remote": Suite("Rows per second from a Redis Cluster on loopback, beside redis-py.", "remote"),
+    "refresh": Suite("Tables and dense weights replaced in a running server under load.", "refresh"),
+    "table-lookups": Suite(
+        "Prints the README's section on embedding tables from rows of every tier.", "table_report", "table_main"
+    ),
+    "plot-lookups": Suite(
+        "Draws hit rates of hot sets, and rows per second of every tier of tables.", "table_report", "plot_main"
+    ),
+    "serve": Suite(
+        "A deployment under load: offline, server at a bound, single, curves of latency over throughput.", "serve"
+    ),
+    "in-process": Suite("The same load on an engine in this process.", "in_process"),
+    "perf": Suite("A deployment under perf_analyzer's load, beside our own client.", "perf"),
+    "side-by-side": Suite("Our deployment beside PyTorch eager in a Triton Python backend, in turn.", "side_by_side"),
+    "compare": Suite("Rows before and after a change: what became slower.", "compare"),
+    "plan": Suite("Machines, memory and cost for a rate, a table and a bound on latency, from measured rows.", "plan"),
+    "report": Suite("All results as one HTML page.", "report"),
 }
 
 
@@ -191,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in SUITES:
         return SUITES[argv[0]](argv[1:])
     asked = bool(argv) and argv[0] in ("-h", "--help")
-    lines = [f"  {name:<15} {suite.__doc__}" for name, suite in SUITES.items()]
+    lines = [f"  {name:<15} {suite.summary}" for name, suite in SUITES.items()]
     text = "usage: hstu-trt bench <suite> [options]     (hstu-trt bench <suite> --help tells more)\n\n" + "\n".join(
         lines
     )

@@ -53,18 +53,21 @@ class ResultRow(Provenance):
     ratio_to: dict[str, float] = field(default_factory=dict)
     """Reference of the same run -> how many times faster this row is."""
     checks: dict[str, float] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    """What only rows of one suite have, load runs above all; see the module that writes them."""
 
     def to_json(self) -> str:
         """The row as one line, fields in the order of the design; a NaN is refused."""
         document = asdict(self)
-        return json.dumps({name: document[name] for name in ROW_FIELDS}, allow_nan=False)
+        written = [*ROW_FIELDS, *(name for name in OPTIONAL_FIELDS if document[name])]
+        return json.dumps({name: document[name] for name in written}, allow_nan=False)
 
     @classmethod
     def from_json(cls, document: Any, where: str) -> ResultRow:
         """A row from parsed JSON. Raises ArtefactError, naming ``where``."""
         if not isinstance(document, dict):
             raise ArtefactError(f"{where} is no JSON object")
-        missing, unknown = set(ROW_FIELDS) - set(document), set(document) - set(ROW_FIELDS)
+        missing, unknown = set(ROW_FIELDS) - set(document), set(document) - {*ROW_FIELDS, *OPTIONAL_FIELDS}
         if missing or unknown:
             raise ArtefactError(f"{where}: fields missing {sorted(missing)}, fields unknown {sorted(unknown)}")
         return cls(**document)
@@ -74,7 +77,9 @@ ROW_FIELDS = (
     "suite", "case", "variant", "device", "date", "commit", "versions", "median_us", "spread", "tflops", "gbps",
     "per_s", "ratio_to", "checks",
 )  # fmt: skip
-assert set(ROW_FIELDS) == {f.name for f in fields(ResultRow)}
+OPTIONAL_FIELDS = ("details",)
+"""Written where a row has them."""
+assert {*ROW_FIELDS, *OPTIONAL_FIELDS} == {f.name for f in fields(ResultRow)}
 
 
 def append_rows(path: Path, rows: Iterable[ResultRow]) -> None:

@@ -195,23 +195,26 @@ def check_request(tensors: Mapping[str, NDArray], spec: StageSpec, limits: Limit
 def _check_tensor(
     array: NDArray, name: str, dtype: str, dims: tuple[Dim | int, ...], sizes: dict[str, tuple[int, str]]
 ) -> None:
-    shape_text = "[" + ", ".join(d.name if isinstance(d, Dim) else str(d) for d in dims) + "]"
-    if str(array.dtype) != dtype:
+    if array.dtype != dtype:
         raise InputError(f"tensor {name!r} must be {dtype}, got {array.dtype}")
     if array.ndim != len(dims):
-        raise InputError(f"tensor {name!r} must have shape {shape_text}, got {list(array.shape)}")
+        raise InputError(f"tensor {name!r} must have shape {_dims_text(dims)}, got {list(array.shape)}")
     for axis, (size, dim) in enumerate(zip(array.shape, dims, strict=True)):
         if isinstance(dim, int):
             if size != dim:
-                raise InputError(f"tensor {name!r} must have shape {shape_text}, got {list(array.shape)}")
+                raise InputError(f"tensor {name!r} must have shape {_dims_text(dims)}, got {list(array.shape)}")
             continue
         if not dim.min <= size <= dim.max:
             raise InputError(f"tensor {name!r} has {size} {dim.name} on axis {axis}; {dim.min} to {dim.max} are served")
         known, by = sizes.setdefault(dim.name, (size, name))
         if known != size:
             raise InputError(f"tensor {name!r} has {size} {dim.name} on axis {axis}, but {by!r} has {known}")
-    if np.issubdtype(array.dtype, np.floating):
+    if array.dtype.kind == "f":
         check_finite(name, array)
+
+
+def _dims_text(dims: tuple[Dim | int, ...]) -> str:
+    return "[" + ", ".join(dim.name if isinstance(dim, Dim) else str(dim) for dim in dims) + "]"
 
 
 def _check_related_sizes(sizes: Mapping[str, tuple[int, str]]) -> None:

@@ -9,7 +9,7 @@ users end to end (flat ids: several entries per token), ``*_offsets`` say whose,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +26,19 @@ TAP_PREFIX = "stu."
 
 
 def infer_per_user(
-    run: Callable[[Mapping[str, NDArray]], Mapping[str, NDArray]], feed: Mapping[str, NDArray], slots: int
+    run: Callable[[Mapping[str, NDArray]], Mapping[str, NDArray]],
+    feed: Mapping[str, NDArray],
+    slots: int,
+    run_all: Callable[..., Iterable[Mapping[str, NDArray]]] = map,
 ) -> Tensors:
     """Runs a checked feed of an attention stage user by user.
 
-    run: executes a feed. slots: contextual tokens per user.
+    run: executes a feed. slots: contextual tokens per user. run_all: ``map``, or one that runs several at once.
     """
     if user_count(feed) == 1:
         return dict(run(feed))
     lengths = np.diff(feed["uih_offsets"]) + slots
-    return join_users([run(one) for one in one_user_feeds(feed)], lengths.tolist())
+    return join_users(list(run_all(run, one_user_feeds(feed))), lengths.tolist())
 
 
 def user_count(feed: Mapping[str, NDArray]) -> int:

@@ -81,7 +81,7 @@ class _TritonModel:
 
             engines = (self._folder / self._parameters[ENGINES_PARAMETER]).resolve()
             return self._opened.enter_context(TensorRtRunner(engines, stage, model))
-        return OnnxRuntimeRunner(model, stage)
+        return OnnxRuntimeRunner.for_serving(model, stage)
 
     def _open_step(self, model: ModelFolder, step: str) -> Stage:
         """``hstu`` or ``mlp_head`` of a dense model, with the deployment's attention norm."""

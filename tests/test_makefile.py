@@ -84,3 +84,15 @@ def test_the_lean_runtimes_are_there_before_the_tests_that_load_them(make):
     assert [line.split()[-1] for line in lines[:-1]] == [
         f"tensorrt-lean-cu13-bindings=={version}" for version in ("10.15.1.29", "11.4.0.106")
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "suite"), [("bench-serve", "serve"), ("perf", "perf"), ("side-by-side", "side-by-side")]
+)
+def test_load_goes_to_the_model_s_deployment(make, target, suite):
+    code, lines = make(target, "MODEL=demo", "LOAD=--seconds 3")
+    assert code == 0
+    assert lines[-2:] == [
+        "hstu-trt assemble --model build/onnx/demo/fp32 --flavour cpu --out build/deployments/demo",
+        f"hstu-trt bench {suite} --deployment build/deployments/demo --seconds 3",
+    ]

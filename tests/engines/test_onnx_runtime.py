@@ -152,3 +152,27 @@ def test_limits_are_enforced(model, make_feed):
     runner = OnnxRuntimeRunner(tight, "hstu", threads=1)
     with pytest.raises(InputError, match="user 1 has 3 history"):
         runner.infer(make_feed(runner.spec, [2, 3], [1, 1]))
+
+
+@pytest.mark.parametrize("stage", ["hstu", "ranking_fused", "hstu_taps"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_users_side_by_side_answer_as_one_by_one(model, make_feed, stage, batch):
+    one_by_one = OnnxRuntimeRunner(model, stage, threads=1)
+    with OnnxRuntimeRunner(model, stage, threads=1, users_at_once=3, spin=False) as side_by_side:
+        feed = make_feed(one_by_one.spec, *BATCHES[batch])
+        actual, expected = side_by_side.infer(feed), one_by_one.infer(feed)
+    for name in expected:
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize(("history", "threads"), [(8, 1), (10_000_000, 0)])
+def test_a_server_gives_small_operators_one_thread(model, history, threads):
+    """The stand-in is a few wide: only with a very long history do its products count as large."""
+    limits = dataclasses.replace(model.limits, history=history, batch_history=max(history, model.limits.batch_history))
+    runner = OnnxRuntimeRunner.for_serving(dataclasses.replace(model, limits=limits), "mlp_head")
+    assert runner._session.get_session_options().intra_op_num_threads == threads
+
+
+def test_no_users_at_once_are_refused(model):
+    with pytest.raises(ConfigError, match="users at once must be >= 1"):
+        OnnxRuntimeRunner(model, "hstu", users_at_once=0)
