@@ -117,6 +117,13 @@ def verify_tensorrt(argv: Sequence[str]) -> int:
     return run(argv)
 
 
+def model(argv: Sequence[str]) -> int:
+    """The whole model in process on a CUDA GPU, beside PyTorch: checks its scores, then times it."""
+    from hstu_trt.bench.model import main as run
+
+    return run(argv)
+
+
 def remote(argv: Sequence[str]) -> int:
     """Rows per second from a Redis Cluster on loopback, beside redis-py."""
     from hstu_trt.bench.remote import main as run
@@ -150,6 +157,7 @@ SUITES: dict[str, Callable[[Sequence[str]], int]] = {
     "verify-tensorrt": verify_tensorrt,
     "table-support": table_support,
     "tables": tables,
+    "model": model,
     "remote": remote,
 }
 

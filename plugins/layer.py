@@ -66,7 +66,7 @@ def norm_rows(
     return out
 
 
-def gate(  # noqa: PLR0913 - one call per layer
+def gate(
     u: Tensor, attention: Tensor, norm: Norm, joined: Tensor, *, heads: int, group_norm: bool, scale: float | None
 ) -> None:
     """Fills ``joined`` [T, 3W] with [SiLU(u), attention, SiLU(u) * norm(attention)]; u and attention are [T, W].
@@ -160,7 +160,11 @@ def user_vectors(
         timestamps=_address(timestamps), rows=x.shape[0], width=x.shape[1], kind=POSTPROCESSORS.index(weights.kind),
     )  # fmt: skip
     if weights.norm is not None:
-        params.gain, params.bias, params.eps = _address(weights.norm.gain), _address(weights.norm.bias), weights.norm.eps
+        params.gain, params.bias, params.eps = (
+            _address(weights.norm.gain),
+            _address(weights.norm.bias),
+            weights.norm.eps,
+        )
     product = None
     if items is not None:
         rows, norm = items
@@ -171,7 +175,7 @@ def user_vectors(
     return vectors, product
 
 
-def scores(  # noqa: PLR0913 - the end of the model
+def scores(
     hidden: Tensor, norm: Norm, weight: Tensor, bias: Tensor, *, binary: int, out: Tensor | None = None
 ) -> Tensor:
     """The head behind its first product: (h * sigmoid(LN(h))) W^T + b, sigmoid of the first ``binary`` tasks.

@@ -47,7 +47,7 @@ def norm_rows(
     return stored(y, x.dtype, scale)
 
 
-def gate(  # noqa: PLR0913 - as layer.gate
+def gate(
     u: Tensor, attention: Tensor, norm: Norm, joined: Tensor, *, heads: int, group_norm: bool, scale: float | None
 ) -> None:
     """See ``layer.gate``."""
@@ -70,9 +70,7 @@ def users_of(offsets: Tensor, rows: int) -> Tensor:
     return torch.searchsorted(offsets[1:].long().contiguous(), index, right=True)
 
 
-def encode_tokens(
-    weights: TokenWeights, inputs: TokenInputs, norm: Norm, scale: float | None
-) -> tuple[Tensor, Tensor]:
+def encode_tokens(weights: TokenWeights, inputs: TokenInputs, norm: Norm, scale: float | None) -> tuple[Tensor, Tensor]:
     """See ``layer.encode_tokens``."""
     prefix, tokens = inputs.prefix_tokens, inputs.content.shape[0]
     x = layer_norm(inputs.content, weights.content_norm)

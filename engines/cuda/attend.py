@@ -30,7 +30,7 @@ class Attend:
         self._whole_items = whole_items
         self._plans = {False: AttentionPlan(), True: AttentionPlan()}
 
-    def __call__(  # noqa: PLR0913 - the op
+    def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, scales: tuple[Tensor, ...] | None, out: Tensor, *, tail: bool = False
     ) -> None:
         """Attention of q [Tq, H, Dqk] into ``out`` [Tq, H, Dv]; ``tail``: q holds the candidates alone."""
@@ -48,7 +48,9 @@ class Attend:
         """By the plain PyTorch op of the export room, which whoever opens the runner has registered."""
         namespace = getattr(torch.ops, TORCH_NAMESPACE)
         if not hasattr(namespace, "attention"):
-            raise ConfigError("without a GPU, the cuda runner needs export's torch ops: import hstu_trt.export.torch_ops")
+            raise ConfigError(
+                "without a GPU, the cuda runner needs export's torch ops: import hstu_trt.export.torch_ops"
+            )
         o = self._options
         return namespace.attention(
             q, k, v, self._none if tail else self._prefix, self._prefix, self._candidates, self._norm,

@@ -6,7 +6,6 @@ An MLP over the rows of a small table has few distinct outputs: they are compute
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,7 +28,9 @@ def load_tables(model: ModelFolder, device: torch.device) -> dict[str, Tensor]:
     tables = {}
     for name, table in read_tables(model.tables, regenerate="hstu-trt export ...").items():
         if table.is_quantised or table.row_order != "identity":
-            raise ConfigError(f"table {name} of {model.path}: the cuda runner takes plain rows in the order of their ids")
+            raise ConfigError(
+                f"table {name} of {model.path}: the cuda runner takes plain rows in the order of their ids"
+            )
         shards = []
         for shard in table.shards:
             with safe_open(model.tables / shard.file, framework="pt") as file:

@@ -105,9 +105,7 @@ class Network:
         weights = self.weights
         binary = sum(task.kind == "binary" for task in self.config.tasks)
         hidden = weights.head(product)
-        return layer.scores(
-            hidden, weights.head_norm, weights.score_weight, weights.score_bias, binary=binary, out=out
-        )
+        return layer.scores(hidden, weights.head_norm, weights.score_weight, weights.score_bias, binary=binary, out=out)
 
     def _combined(self, rows: Tensor) -> Tensor:
         return rows if self.weights.combiner is None else self.weights.combiner(rows)
@@ -138,19 +136,19 @@ class Network:
     ) -> tuple[Tensor, Tensor]:
         """All tokens in, all tokens out, with the following layer's norm of them."""
         v, qk = self._v_width, self._qk_width
-        u_TV, v_TV, q, k = stu.uvqk(normed).split((v, v, qk, qk), dim=1)
-        joined = self._joined(stu, u_TV, q, k, v_TV, attend, tail=False)
+        u, values, q, k = stu.uvqk(normed).split((v, v, qk, qk), dim=1)
+        joined = self._joined(stu, u, q, k, values, attend, tail=False)
         return self._add_output(stu, following, x, joined)
 
-    def _last_layer(self, stu: StuWeights, x_CD: Tensor, normed: Tensor, prefix: int, attend: Attend) -> Tensor:
+    def _last_layer(self, stu: StuWeights, x: Tensor, normed: Tensor, prefix: int, attend: Attend) -> Tensor:
         """Candidate rows alone; the others serve as keys and values."""
         v, qk = self._v_width, self._qk_width
-        v_TV, k = self._tail.vk(normed).split((v, qk), dim=1)
-        u_CV, q = self._tail.uq(normed[prefix:]).split((v, qk), dim=1)
-        joined = self._joined(stu, u_CV, q, k, v_TV, attend, tail=True)
-        return self._add_output(stu, None, x_CD, joined)[0]
+        values, k = self._tail.vk(normed).split((v, qk), dim=1)
+        u, q = self._tail.uq(normed[prefix:]).split((v, qk), dim=1)
+        joined = self._joined(stu, u, q, k, values, attend, tail=True)
+        return self._add_output(stu, None, x, joined)[0]
 
-    def _joined(  # noqa: PLR0913, PLR0917 - what an attention layer has
+    def _joined(
         self, stu: StuWeights, u: Tensor, q: Tensor, k: Tensor, v: Tensor, attend: Attend, *, tail: bool
     ) -> Tensor:
         """The output product's left operand [Tq, 3V]: SiLU(u), the attention, SiLU(u) * norm(attention)."""
@@ -164,9 +162,7 @@ class Network:
         heads = self.config.heads
         attend(*(t.unflatten(1, (heads, -1)) for t in (q, k, v)), stu.token_scales, attended.unflatten(1, (heads, -1)),
                tail=tail)  # fmt: skip
-        layer.gate(
-            u, attended, stu.output_norm, joined, heads=heads, group_norm=self.config.group_norm, scale=scale
-        )
+        layer.gate(u, attended, stu.output_norm, joined, heads=heads, group_norm=self.config.group_norm, scale=scale)
         return joined
 
     def _add_output(

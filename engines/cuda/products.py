@@ -14,7 +14,7 @@ E4M3 = torch.float8_e4m3fn
 
 @dataclass(frozen=True, kw_only=True)
 class Product:
-    """x W^T + b. In e4m3, a real weight is the stored one times the scale of its row, a real input times input_scale."""
+    """x W^T + b. In e4m3, a real weight is the stored one times its row's scale, a real input times ``input_scale``."""
 
     weight: Tensor
     """[outputs, inputs] in the model's dtype or e4m3, rows side by side."""

@@ -86,9 +86,7 @@ class Mlp:
 
     def behind_first(self, hidden: Tensor, delta: Tensor | None = None) -> Tensor:
         """As ``before_norm``, from the first product's output; ``delta`` is added to that."""
-        return self.second(
-            layer.norm_rows(hidden, self.swish, delta=delta, swish=True, scale=self.second.input_scale)
-        )
+        return self.second(layer.norm_rows(hidden, self.swish, delta=delta, swish=True, scale=self.second.input_scale))
 
     def __call__(self, rows: Tensor) -> Tensor:
         return layer.norm_rows(self.before_norm(rows), self.norm)
@@ -157,7 +155,9 @@ class ModelWeights:
         name = f"{_PREPROCESSOR}._batched_contextual_linear"
         return cls(
             content=Mlp.of(dense, f"{_PREPROCESSOR}._content_embedding_mlp"),
-            additional=Mlp.of(dense, f"{_PREPROCESSOR}._additional_embedding_mlp") if config.additional_features else None,
+            additional=Mlp.of(dense, f"{_PREPROCESSOR}._additional_embedding_mlp")
+            if config.additional_features
+            else None,
             contextual=dense.values(f"{name}_weights") if slots else None,
             contextual_bias=dense.values(f"{name}_bias")[:, None] if slots else None,
             tokens=_token_weights(config, dense),
