@@ -6,6 +6,7 @@ Rows in fp16 on a GPU go to the kernels (kernels/layer), one launch on the curre
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -15,10 +16,13 @@ from hstu_trt.plugins import layer_reference as reference
 from hstu_trt.plugins.layer_calls import POSTPROCESSORS, Norm, TokenInputs, TokenWeights, VectorWeights
 from hstu_trt.plugins.layer_library import (
     MAX_ACTIONS,
+    MAX_PROJECT_INPUTS,
+    MAX_PROJECTIONS,
     EncodeTokensParams,
     GateParams,
     LayerParams,
     NormRowsParams,
+    ProjectParams,
     QuantiseRowsParams,
     QuantiseSegment,
     RowChoice,
@@ -97,6 +101,38 @@ def quantise_rows(segments: Sequence[tuple[Tensor, float]]) -> list[Tensor]:
             x=_address(x), x_stride=x.stride(0), rows=x.shape[0], width=x.shape[1], out=_rows_out(out, scale)
         )
     _launch(params, first)
+    return outs
+
+
+def can_project(x: Tensor, outputs: Sequence[tuple[int, float | None]]) -> bool:
+    """Whether ``project`` can do rows [T, inputs] where they are."""
+    if not x.is_cuda:
+        return True
+    fits = x.shape[1] % 128 == 0 and x.shape[1] <= MAX_PROJECT_INPUTS and len(outputs) <= MAX_PROJECTIONS
+    return fits and all(width % 256 == 0 for width, _ in outputs) and _capability(x.device) == (9, 0)
+
+
+def project(
+    x: Tensor, weight: Tensor, column_scale: Tensor, bias: Tensor, outputs: Sequence[tuple[int, float | None]]
+) -> list[Tensor]:
+    """x W^T * column_scale + bias for e4m3 x [T, inputs] and W [columns, inputs], cut into runs of columns.
+
+    column_scale, bias: fp32 [columns]. outputs: width of each run, and the scale of those that are stored in e4m3; the
+    others are fp16.
+    """
+    if not x.is_cuda:
+        return reference.project(x, weight, column_scale, bias, outputs)
+    outs = [
+        torch.empty((x.shape[0], width), dtype=torch.float16 if scale is None else E4M3, device=x.device)
+        for width, scale in outputs
+    ]
+    params = ProjectParams(
+        x=_address(x), x_stride=x.stride(0), weight=_address(weight), column_scale=_address(column_scale),
+        bias=_address(bias), rows=x.shape[0], inputs=x.shape[1], count=len(outs),
+    )  # fmt: skip
+    for number, ((width, scale), out) in enumerate(zip(outputs, outs, strict=True)):
+        params.outs[number], params.widths[number] = _rows_out(out, scale), width
+    _launch(params, x)
     return outs
 
 
@@ -207,6 +243,11 @@ def _address(tensor: Tensor | None) -> int | None:
 def _rows_out(out: Tensor, scale: float | None) -> RowsOut:
     name = str(out.dtype).removeprefix("torch.")
     return RowsOut(out.data_ptr(), out.stride(0), scale or 0.0, DATA_TYPES[name])
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _launch(params: LayerParams, on: Tensor) -> None:

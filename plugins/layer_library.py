@@ -12,6 +12,10 @@ from hstu_trt.plugins.library import KernelError, UnsupportedError, load_library
 
 MAX_ACTIONS = 12
 """``kMaxActions`` of kernels/layer/params.h."""
+MAX_PROJECTIONS = 4
+"""``kMaxProjections``."""
+MAX_PROJECT_INPUTS = 512
+"""``kMaxProjectInputs``."""
 MAX_ROW_WIDTH = 2048
 """``kMaxRowWidth``."""
 
@@ -116,8 +120,20 @@ class ScoresParams(LayerParams):
     )
 
 
+class ProjectParams(LayerParams):
+    """``ProjectParams``."""
+
+    kernel = 6
+    _fields_ = (
+        *_fields("x weight column_scale bias", [("outs", RowsOut * MAX_PROJECTIONS)], ""),
+        ("widths", c_int32 * MAX_PROJECTIONS),
+        *_fields("", _strides("x"), "rows inputs count"),
+    )
+
+
 LAYER_KERNELS: tuple[type[LayerParams], ...] = (
     NormRowsParams, GateParams, QuantiseRowsParams, EncodeTokensParams, UserVectorsParams, ScoresParams,
+    ProjectParams,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Sums, norms and activations are computed in fp32 and rounded once, as in the ker
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -62,6 +63,15 @@ def gate(
     thirds = (gated, values, gated * normed)
     for third, part in enumerate(thirds):
         joined[:, third * width : (third + 1) * width] = stored(part, u.dtype, scale)
+
+
+def project(
+    x: Tensor, weight: Tensor, column_scale: Tensor, bias: Tensor, outputs: Sequence[tuple[int, float | None]]
+) -> list[Tensor]:
+    """See ``layer.project``."""
+    values = (x.float() @ weight.float().t()) * column_scale + bias
+    parts = values.split([width for width, _ in outputs], dim=1)
+    return [stored(part, torch.float16, scale) for part, (_, scale) in zip(parts, outputs, strict=True)]
 
 
 def users_of(offsets: Tensor, rows: int) -> Tensor:

@@ -8,6 +8,7 @@ Shape suffixes: T tokens, P prefix tokens, C candidates, D model width, V heads 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +67,11 @@ class Network:
             vk=last.picked([slice(v, 2 * v), slice(2 * v + qk, 2 * v + 2 * qk)]),
             uq=last.picked([slice(0, v), slice(2 * v, 2 * v + qk)]),
         )
+
+    @property
+    def runs_on_kernels(self) -> bool:
+        """Whether a forward is kernels only, which a graph can capture."""
+        return layer.on_kernels(self.weights.tokens.position_table)
 
     def vectors_before_norm(self, batch: Batch, taps: list[Tensor] | None = None) -> Tensor:
         """Candidate rows [C, D] behind the last layer; with ``taps`` each layer's output [T, D] is appended to it."""
@@ -136,32 +142,31 @@ class Network:
     ) -> tuple[Tensor, Tensor]:
         """All tokens in, all tokens out, with the following layer's norm of them."""
         v, qk = self._v_width, self._qk_width
-        u, values, q, k = stu.uvqk(normed).split((v, v, qk, qk), dim=1)
-        joined = self._joined(stu, u, q, k, values, attend, tail=False)
+        sq, sk, sv = stu.token_scale_values or (None, None, None)
+        u, values, q, k = _projected(stu.uvqk, normed, ((v, None), (v, sv), (qk, sq), (qk, sk)))
+        joined = self._joined(stu, u, (q, k, values), attend, tail=False)
         return self._add_output(stu, following, x, joined)
 
     def _last_layer(self, stu: StuWeights, x: Tensor, normed: Tensor, prefix: int, attend: Attend) -> Tensor:
         """Candidate rows alone; the others serve as keys and values."""
         v, qk = self._v_width, self._qk_width
-        values, k = self._tail.vk(normed).split((v, qk), dim=1)
-        u, q = self._tail.uq(normed[prefix:]).split((v, qk), dim=1)
-        joined = self._joined(stu, u, q, k, values, attend, tail=True)
+        sq, sk, sv = stu.token_scale_values or (None, None, None)
+        values, k = _projected(self._tail.vk, normed, ((v, sv), (qk, sk)))
+        u, q = _projected(self._tail.uq, normed[prefix:], ((v, None), (qk, sq)))
+        joined = self._joined(stu, u, (q, k, values), attend, tail=True)
         return self._add_output(stu, None, x, joined)[0]
 
     def _joined(
-        self, stu: StuWeights, u: Tensor, q: Tensor, k: Tensor, v: Tensor, attend: Attend, *, tail: bool
+        self, stu: StuWeights, u: Tensor, qkv: tuple[Tensor, Tensor, Tensor], attend: Attend, *, tail: bool
     ) -> Tensor:
         """The output product's left operand [Tq, 3V]: SiLU(u), the attention, SiLU(u) * norm(attention)."""
         scale, width = stu.output.input_scale, self._v_width
         joined = u.new_empty((u.shape[0], 3 * width), dtype=u.dtype if scale is None else torch.float8_e4m3fn)
         # 1/N leaves little of the attention; the oracle's fp32 path keeps it, fp16 holds it to 3e-8.
         attended = joined[:, width : 2 * width] if scale is None else u.new_empty((u.shape[0], width))
-        if stu.token_scale_values is not None:
-            values = stu.token_scale_values
-            q, k, v = layer.quantise_rows([(q, values[0]), (k, values[1]), (v, values[2])])
         heads = self.config.heads
-        attend(*(t.unflatten(1, (heads, -1)) for t in (q, k, v)), stu.token_scales, attended.unflatten(1, (heads, -1)),
-               tail=tail)  # fmt: skip
+        q, k, v = (t.unflatten(1, (heads, -1)) for t in qkv)
+        attend(q, k, v, stu.token_scales, attended.unflatten(1, (heads, -1)), tail=tail)
         layer.gate(u, attended, stu.output_norm, joined, heads=heads, group_norm=self.config.group_norm, scale=scale)
         return joined
 
@@ -178,6 +183,20 @@ class Network:
             return (x if delta is None else x.add_(delta)), x
         norm, scale = following.input_norm, following.uvqk.input_scale
         return x, layer.norm_rows(x, norm, delta=delta, scale=scale)
+
+
+def _projected(product: Product, x: Tensor, outputs: Sequence[tuple[int, float | None]]) -> list[Tensor]:
+    """Runs of columns of a product, in e4m3 where a scale is given."""
+    if product.is_fp8 and any(scale is not None for _, scale in outputs) and layer.can_project(x, outputs):
+        assert product.column_scale is not None and product.bias_fp32 is not None
+        return layer.project(x, product.weight, product.column_scale, product.bias_fp32, outputs)
+    parts = list(product(x).split([width for width, _ in outputs], dim=1))
+    wanted = [(n, scale) for n, (_, scale) in enumerate(outputs) if scale is not None]
+    if wanted:
+        stored = layer.quantise_rows([(parts[n], scale) for n, scale in wanted])
+        for (n, _), part in zip(wanted, stored, strict=True):
+            parts[n] = part
+    return parts
 
 
 def additional_rows(weights: ModelWeights, rows: Tensor) -> Rows:

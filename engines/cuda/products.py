@@ -57,6 +57,10 @@ class Product:
             dtype=self.dtype,
         )
 
+    @functools.cached_property
+    def bias_fp32(self) -> Tensor | None:
+        return None if self.bias is None else self.bias.float()
+
     @property
     def is_fp8(self) -> bool:
         return self.column_scale is not None

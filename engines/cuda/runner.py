@@ -138,12 +138,13 @@ class FusedRunner:
         users = 1 << model.options.max_users.bit_length()
         self.largest = Bucket(rounded_rows(most), rounded_rows(most), users)
         self._pipeline = None
-        if model.device.type == "cuda":
+        # Plain operators, as an fp32 model has them on a GPU too, cannot be captured.
+        if model.device.type == "cuda" and model.network.runs_on_kernels:
             self._pipeline = Pipeline(model.config, model.fused, self.largest, model.device)
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """What runs on the GPU; None on a CPU."""
+        """What computes with graphs; None where the model runs operator by operator."""
         return self._pipeline
 
     def run(self, feed: Mapping[str, NDArray]) -> Tensors:
@@ -170,7 +171,7 @@ class FusedRunner:
         for run in pack(sizes, max_tokens=self._options.max_tokens, max_users=self._options.max_users):
             part, part_sizes = users[run.start : run.stop], sizes[run.start : run.stop]
             if self._pipeline is None:
-                scores += self._on_cpu(part, part_sizes)
+                scores += self._eagerly(part, part_sizes)
                 continue
             if len(waiting) == self._pipeline.depth:
                 scores += self._collected(*waiting.popleft())
@@ -183,13 +184,13 @@ class FusedRunner:
         assert self._pipeline is not None
         return _by_user(self._pipeline.collect(slot, sum(size.candidates for size in sizes)), sizes)
 
-    def _on_cpu(self, users: Sequence[UserFeed], sizes: Sequence[Size]) -> list[NDArray]:
+    def _eagerly(self, users: Sequence[UserFeed], sizes: Sequence[Size]) -> list[NDArray]:
         layout = StagingLayout(self._config, bucket_of(sizes))
         buffer = torch.zeros(layout.bytes, dtype=torch.uint8)
         Writer(self._config).write(layout.arrays(buffer), layout.bucket, users)
         assert self._model.fused is not None
         with torch.inference_mode():
-            return _by_user(self._model.fused(layout.inputs(buffer)).numpy(), sizes)
+            return _by_user(self._model.fused(layout.inputs(buffer.to(self._model.device))).cpu().numpy(), sizes)
 
 
 def _by_user(scores: NDArray, sizes: Sequence[Size]) -> list[NDArray]:

@@ -136,3 +136,25 @@ def test_what_the_kernels_refuse(library: KernelLibrary) -> None:
     with pytest.raises(UnsupportedError, match="16-byte aligned"):
         layer.norm_rows(d.rows(3, 32)[:, 4:12], d.norm(8))
     assert LayerLibrary().differences is not None
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 200, 9000])
+@pytest.mark.parametrize("inputs", [128, 384, 512])
+@pytest.mark.parametrize(
+    "outputs", [((256, None),), ((512, None), (512, 0.05), (256, 0.1), (768, 0.02)), ((512, 0.03),) * 2]
+)
+def test_project(rows: int, inputs: int, outputs: tuple[tuple[int, float | None], ...]) -> None:
+    d = draw(rows + inputs)
+    columns = sum(width for width, _ in outputs)
+    x, weight = (d.rows(n, inputs).to(torch.float8_e4m3fn) for n in (rows, columns))
+    scale, bias = d.fp32(columns).abs() * inputs**-0.5, d.fp32(columns)
+    if not layer.can_project(x, outputs):
+        pytest.skip("no kernel for this GPU")
+    expected = reference.project(x, weight, scale, bias, outputs)
+    for actual, wanted, (_, out_scale) in zip(
+        layer.project(x, weight, scale, bias, outputs), expected, outputs, strict=True
+    ):
+        # The sums are added in another order, and by tensor cores in less than fp32.
+        difference = (actual.float() - wanted.float()).norm() / wanted.float().norm()
+        assert difference < (2e-3 if out_scale is None else 2e-2), difference
+        assert actual.dtype == wanted.dtype and actual.shape == wanted.shape

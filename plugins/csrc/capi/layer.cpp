@@ -11,6 +11,7 @@ using hstu_trt::EncodeTokensParams;
 using hstu_trt::GateParams;
 using hstu_trt::LayerKernel;
 using hstu_trt::NormRowsParams;
+using hstu_trt::ProjectParams;
 using hstu_trt::QuantiseRowsParams;
 using hstu_trt::ScoresParams;
 using hstu_trt::UserVectorsParams;
@@ -57,6 +58,13 @@ constexpr HstuTrtField kScoresFields[] = {
 };
 #undef FIELD
 
+#define FIELD(name) {#name, offsetof(ProjectParams, name), sizeof(ProjectParams::name)}
+
+constexpr HstuTrtField kProjectFields[] = {
+    FIELD(x), FIELD(weight), FIELD(column_scale), FIELD(bias), FIELD(outs), FIELD(widths), FIELD(x_stride), FIELD(rows), FIELD(inputs), FIELD(count),
+};
+#undef FIELD
+
 struct FieldList {
   HstuTrtField const* fields;
   size_t count;
@@ -76,6 +84,7 @@ FieldList list_of(int32_t kernel) {
     case LayerKernel::kEncodeTokens: return list<EncodeTokensParams>(kEncodeTokensFields);
     case LayerKernel::kUserVectors: return list<UserVectorsParams>(kUserVectorsFields);
     case LayerKernel::kScores: return list<ScoresParams>(kScoresFields);
+    case LayerKernel::kProject: return list<ProjectParams>(kProjectFields);
   }
   return {nullptr, 0, 0};
 }
@@ -90,6 +99,7 @@ Result with_params(int32_t kernel, void const* params, Result otherwise, F const
     case LayerKernel::kEncodeTokens: return f(*static_cast<EncodeTokensParams const*>(params));
     case LayerKernel::kUserVectors: return f(*static_cast<UserVectorsParams const*>(params));
     case LayerKernel::kScores: return f(*static_cast<ScoresParams const*>(params));
+    case LayerKernel::kProject: return f(*static_cast<ProjectParams const*>(params));
   }
   return otherwise;
 }

@@ -13,6 +13,7 @@ enum class LayerKernel : int32_t {
   kEncodeTokens = 3,
   kUserVectors = 4,
   kScores = 5,
+  kProject = 6,
 };
 
 }  // namespace hstu_trt

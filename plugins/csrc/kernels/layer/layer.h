@@ -14,6 +14,7 @@ char const* unsupported(QuantiseRowsParams const& params) noexcept;
 char const* unsupported(EncodeTokensParams const& params) noexcept;
 char const* unsupported(UserVectorsParams const& params) noexcept;
 char const* unsupported(ScoresParams const& params) noexcept;
+char const* unsupported(ProjectParams const& params) noexcept;
 
 // Each enqueues one kernel on `stream`: no allocation, nothing read on the host. cudaErrorNotSupported where
 // `unsupported` has a sentence.
@@ -23,5 +24,7 @@ cudaError_t launch(QuantiseRowsParams const& params, cudaStream_t stream) noexce
 cudaError_t launch(EncodeTokensParams const& params, cudaStream_t stream) noexcept;
 cudaError_t launch(UserVectorsParams const& params, cudaStream_t stream) noexcept;
 cudaError_t launch(ScoresParams const& params, cudaStream_t stream) noexcept;
+// Compute capability 9.0 alone.
+cudaError_t launch(ProjectParams const& params, cudaStream_t stream) noexcept;
 
 }  // namespace hstu_trt

@@ -157,4 +157,22 @@ struct ScoresParams {
   float eps;
 };
 
+constexpr int kMaxProjections = 4;
+constexpr int kMaxProjectInputs = 512;
+
+// out = x W^T * scale + bias for e4m3 x and W, cut into runs of columns, each stored as what reads it wants: fp16, or
+// e4m3 with a scale of its own.
+struct ProjectParams {
+  void const* x;              // [rows, inputs] e4m3, 16-byte aligned
+  void const* weight;         // [sum of widths, inputs] e4m3, contiguous
+  float const* column_scale;  // [sum of widths]: scales of the weight's rows times that of x
+  float const* bias;          // [sum of widths]
+  RowsOut outs[kMaxProjections];
+  int32_t widths[kMaxProjections];  // multiples of 256
+  int64_t x_stride;
+  int32_t rows;
+  int32_t inputs;  // a multiple of 128, at most kMaxProjectInputs
+  int32_t count;
+};
+
 }  // namespace hstu_trt
