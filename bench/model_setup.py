@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hstu_trt.bench.generate import generate
+from hstu_trt.bench.lengths import ConstLengths
 from hstu_trt.bench.profiles import PROFILES, Profile
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.features import Tensors, pack_request
@@ -63,8 +63,7 @@ def cases() -> dict[str, ModelCase]:
     """The cases by name."""
     small = dlrm_v3_on_one_gpu()
     stream, ecommerce = (PROFILES[name]() for name in ("gpu_mlperf", "gpu_ecom"))
-    point = PROFILES["gpu_point"]()
-    long = dataclasses.replace(point, lengths=dataclasses.replace(point.lengths, value=8192))  # type: ignore[type-var]
+    long = dataclasses.replace(PROFILES["gpu_point"](), lengths=ConstLengths(value=8192))
     found = (
         ModelCase(name="dlrm_v3 stream", config=small, profile=stream),
         ModelCase(name="dlrm_v3 ecommerce", config=small, profile=dataclasses.replace(ecommerce, candidates=(2048,))),
@@ -92,11 +91,13 @@ class Weights:
 
 
 def random_weights(config: HstuConfig, precisions: list[Precision]) -> dict[Precision, Weights]:
-    """One model with seeded weights in several precisions; fp8 is that of the layers, calibrated on made-up requests."""
+    """One model with seeded weights in several precisions; fp8 in the layers, calibrated on made-up requests."""
     tables = tuple(dataclasses.replace(t, rows=min(t.rows, _SMALL_ROWS)) for t in config.tables)
     small = dataclasses.replace(config, tables=tables)
     checkpoint = random_checkpoint(small, SEED)
-    found = {p: Weights(precision=p, dense=checkpoint.dense) for p in precisions if p != "fp8"}
+    found: dict[Precision, Weights] = {
+        p: Weights(precision=p, dense=checkpoint.dense) for p in precisions if p != "fp8"
+    }
     if "fp8" in precisions:
         rows = {name: torch.from_numpy(np.concatenate(list(t.blocks()))) for name, t in checkpoint.tables.items()}
         reference = build_ranking_model(small, checkpoint.dense, "random", "fp32")
@@ -132,4 +133,4 @@ def requests(case: ModelCase, count: int) -> list[Tensors]:
         packed = pack_request(case.config, *workload.features(case.config, row))
         flat = {name: packed[name].reshape(-1) for name in ("uih_ids", "candidate_ids")}
         feeds.append({**packed, **flat, "attention_norm": norm})
-    return cast(list[Tensors], feeds)
+    return feeds

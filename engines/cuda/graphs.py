@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ MOST_GRAPHS = 512
 class Captured:
     """A forward of one bucket. Its inputs stand at the beginning of ``inputs``, its scores of ``scores``."""
 
-    def __init__(self, model: FusedModel, layout: StagingLayout, inputs: Tensor, scores: Tensor, pool: object) -> None:
+    def __init__(self, model: FusedModel, layout: StagingLayout, inputs: Tensor, scores: Tensor, pool: Any) -> None:
         bound = layout.inputs(inputs)
         out = scores[: layout.bucket.candidates]
         side = torch.cuda.Stream()

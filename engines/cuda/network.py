@@ -142,7 +142,7 @@ class Network:
     ) -> tuple[Tensor, Tensor]:
         """All tokens in, all tokens out, with the following layer's norm of them."""
         v, qk = self._v_width, self._qk_width
-        sq, sk, sv = stu.token_scale_values or (None, None, None)
+        sq, sk, sv = _scale_values(stu)
         u, values, q, k = _projected(stu.uvqk, normed, ((v, None), (v, sv), (qk, sq), (qk, sk)))
         joined = self._joined(stu, u, (q, k, values), attend, tail=False)
         return self._add_output(stu, following, x, joined)
@@ -150,7 +150,7 @@ class Network:
     def _last_layer(self, stu: StuWeights, x: Tensor, normed: Tensor, prefix: int, attend: Attend) -> Tensor:
         """Candidate rows alone; the others serve as keys and values."""
         v, qk = self._v_width, self._qk_width
-        sq, sk, sv = stu.token_scale_values or (None, None, None)
+        sq, sk, sv = _scale_values(stu)
         values, k = _projected(self._tail.vk, normed, ((v, sv), (qk, sk)))
         u, q = _projected(self._tail.uq, normed[prefix:], ((v, None), (qk, sq)))
         joined = self._joined(stu, u, (q, k, values), attend, tail=True)
@@ -166,7 +166,8 @@ class Network:
         attended = joined[:, width : 2 * width] if scale is None else u.new_empty((u.shape[0], width))
         heads = self.config.heads
         q, k, v = (t.unflatten(1, (heads, -1)) for t in qkv)
-        attend(q, k, v, stu.token_scales, attended.unflatten(1, (heads, -1)), tail=tail)
+        scales = None if stu.token_scales is None else stu.token_scales[:3]
+        attend(q, k, v, scales, attended.unflatten(1, (heads, -1)), tail=tail)
         layer.gate(u, attended, stu.output_norm, joined, heads=heads, group_norm=self.config.group_norm, scale=scale)
         return joined
 
@@ -183,6 +184,12 @@ class Network:
             return (x if delta is None else x.add_(delta)), x
         norm, scale = following.input_norm, following.uvqk.input_scale
         return x, layer.norm_rows(x, norm, delta=delta, scale=scale)
+
+
+def _scale_values(stu: StuWeights) -> tuple[float, float, float] | tuple[None, None, None]:
+    """What q, k and v are stored with."""
+    scales = stu.token_scales
+    return (None, None, None) if scales is None else (scales.q_value, scales.k_value, scales.v_value)
 
 
 def _projected(product: Product, x: Tensor, outputs: Sequence[tuple[int, float | None]]) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,6 +98,25 @@ def as_input(rows: Tensor, product: Product) -> Tensor:
     return rows if product.input_scale is None else layer.quantise_rows([(rows, product.input_scale)])[0]
 
 
+class TokenScales(NamedTuple):
+    """Scales of q, k and v in e4m3: fp32 [1] on the device, and their values."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_value: float
+    k_value: float
+    v_value: float
+
+    @classmethod
+    def of(cls, dense: Dense, name: str) -> TokenScales | None:
+        """None where a layer's attention is not in fp8."""
+        if f"{name}.q_scale" not in dense.tensors:
+            return None
+        q, k, v = (dense.fp32(f"{name}.{part}_scale").reshape(1) for part in "qkv")
+        return cls(q, k, v, float(q), float(k), float(v))
+
+
 @dataclass(frozen=True, kw_only=True)
 class StuWeights:
     """One attention layer."""
@@ -104,22 +124,18 @@ class StuWeights:
     input_norm: Norm
     uvqk: Product
     """Outputs: u, v, q, k."""
-    token_scales: tuple[Tensor, Tensor, Tensor] | None
-    """fp32 [1] each: of q, k and v for fp8 attention."""
-    token_scale_values: tuple[float, float, float] | None
+    token_scales: TokenScales | None
+    """Of fp8 attention."""
     output_norm: Norm
     output: Product
 
     @classmethod
     def of(cls, dense: Dense, number: int) -> StuWeights:
         name = f"{_TRANSDUCER}._stu_module._stu_layers.{number}"
-        scales = [dense.tensors.get(f"{name}.quantise_tokens.{part}_scale") for part in "qkv"]
-        on_device = tuple(s.float().reshape(1).to(dense.device) for s in scales if s is not None)
         return cls(
             input_norm=dense.norm(f"{name}._input_norm_weight", f"{name}._input_norm_bias", STU_EPS),
             uvqk=dense.matrix(f"{name}._uvqk_weight", f"{name}._uvqk_beta", f"{name}.uvqk_product"),
-            token_scales=on_device if len(on_device) == 3 else None,
-            token_scale_values=tuple(float(s) for s in on_device) if len(on_device) == 3 else None,
+            token_scales=TokenScales.of(dense, f"{name}.quantise_tokens"),
             output_norm=dense.norm(f"{name}._output_norm_weight", f"{name}._output_norm_bias", STU_EPS),
             output=dense.matrix(f"{name}._output_weight", None, f"{name}.output_product"),
         )
@@ -173,10 +189,10 @@ class ModelWeights:
 
 
 def _token_weights(config: HstuConfig, dense: Dense) -> TokenWeights:
-    encoder = f"{_TRANSDUCER}._positional_encoder"
+    encoder, content = f"{_TRANSDUCER}._positional_encoder", f"{_PREPROCESSOR}._content_embedding_mlp"
     last_bucket = config.time_buckets if config.time_bucket_clamp == "rows" else config.model_dim - 1
     return TokenWeights(
-        content_norm=dense.norm(*(f"{_PREPROCESSOR}._content_embedding_mlp.3.{part}" for part in ("weight", "bias"))),
+        content_norm=dense.norm(f"{content}.3.weight", f"{content}.3.bias"),
         actions_table=_actions_table(config, dense),
         action_masks=config.action_weights or (),
         position_table=dense.values(f"{encoder}._position_embeddings_weight"),
