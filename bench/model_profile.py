@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("attention", ("attention_kernel", "make_plan", "plan", "pack_values")),
+    ("attention", ("attention_kernel", "plan_kernel", "pack_values")),
     ("layer kernels", ("norm_rows", "gate<", "quantise_rows", "encode_tokens", "user_vectors", "scores<")),
     ("lookup", ("lookup_kernel",)),
-    ("products", ("gemm", "nvjet", "cutlass", "cublas", "splitKreduce", "Kernel2")),
+    ("products", ("project_kernel", "gemm", "nvjet", "cutlass", "cublas", "splitKreduce", "Kernel2")),
     ("copies", ("Memcpy", "Memset", "memcpy", "memset")),
 )
 OTHER = "other"

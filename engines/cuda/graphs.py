@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,34 @@ MOST_GRAPHS = 512
 """Captured graphs that are kept; the one unused for longest goes first. A graph holds no tensors of its own."""
 
 
-class Captured:
-    """A forward of one bucket. Its inputs stand at the beginning of ``inputs``, its scores of ``scores``."""
+@dataclass(frozen=True, kw_only=True)
+class GraphMemory:
+    """What the graphs read and write."""
 
-    def __init__(self, model: FusedModel, layout: StagingLayout, inputs: Tensor, scores: Tensor, pool: Any) -> None:
-        bound = layout.inputs(inputs)
-        out = scores[: layout.bucket.candidates]
+    inputs: Tensor
+    """uint8 on the device, as large as the largest bucket's layout, which stands at its beginning."""
+    scores: Tensor
+    """fp32 [candidates, tasks] on the device; a bucket's stand first."""
+    host_inputs: Tensor
+    """As ``inputs``, in pinned memory: where graphs that copy begin."""
+    host_scores: Tensor
+    """As ``scores``, in pinned memory: where graphs that copy end."""
+
+
+class Key(NamedTuple):
+    """Which graph."""
+
+    bucket: Bucket
+    copies: bool
+    """From and to the host memory too: one launch does all, for a batch that has nothing to wait beside."""
+
+
+class Captured:
+    """A forward of one bucket."""
+
+    def __init__(self, model: FusedModel, layout: StagingLayout, memory: GraphMemory, key: Key, pool: Any) -> None:
+        bound = layout.inputs(memory.inputs)
+        out = memory.scores[: key.bucket.candidates]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         # cuBLAS and the kernels load their code outside of the capture.
@@ -32,7 +54,11 @@ class Captured:
         side.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=pool, stream=side):
+            if key.copies:
+                memory.inputs[: layout.bytes].copy_(memory.host_inputs[: layout.bytes], non_blocking=True)
             model(bound, out)
+            if key.copies:
+                memory.host_scores[: key.bucket.candidates].copy_(out, non_blocking=True)
 
     def replay(self) -> None:
         """Enqueues the forward on the current stream."""
@@ -40,30 +66,27 @@ class Captured:
 
 
 class Graphs:
-    """Graphs by bucket, for one stream of work: they share the memory of their intermediate tensors.
+    """Graphs by bucket, for one stream of work: they share the memory of their intermediate tensors."""
 
-    inputs: uint8 on the device, as large as the largest bucket's layout. scores: fp32 [candidates, tasks].
-    """
-
-    def __init__(self, config: HstuConfig, model: FusedModel, inputs: Tensor, scores: Tensor) -> None:
-        self._config, self._model = config, model
-        self._inputs, self._scores = inputs, scores
-        self._graphs: OrderedDict[Bucket, Captured] = OrderedDict()
+    def __init__(self, config: HstuConfig, model: FusedModel, memory: GraphMemory) -> None:
+        self._config, self._model, self._memory = config, model, memory
+        self._graphs: OrderedDict[Key, Captured] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def of(self, bucket: Bucket) -> Captured:
-        """The graph of a bucket. Captures it if it is not there, with whatever stands in ``inputs``."""
-        if bucket not in self._graphs:
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(torch.inference_mode())
+    def __contains__(self, key: Key) -> bool:
+        return key in self._graphs
+
+    def of(self, key: Key) -> Captured:
+        """A graph, captured if it is not there. A valid batch of the bucket must then stand in ``memory.inputs``."""
+        if key not in self._graphs:
+            with torch.inference_mode():
                 torch.cuda.current_stream().synchronize()
-                self._graphs[bucket] = Captured(
-                    self._model, StagingLayout(self._config, bucket), self._inputs, self._scores, self._pool
-                )
+                layout = StagingLayout(self._config, key.bucket)
+                self._graphs[key] = Captured(self._model, layout, self._memory, key, self._pool)
             if len(self._graphs) > MOST_GRAPHS:
                 self._graphs.popitem(last=False)
-        self._graphs.move_to_end(bucket)
-        return self._graphs[bucket]
+        self._graphs.move_to_end(key)
+        return self._graphs[key]

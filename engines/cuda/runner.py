@@ -168,10 +168,11 @@ class FusedRunner:
         sizes = [size_of(self._config, user) for user in users]
         scores: list[NDArray] = []
         waiting: deque[tuple[Any, list[Size]]] = deque()
-        for run in pack(sizes, max_tokens=self._options.max_tokens, max_users=self._options.max_users):
+        runs = list(pack(sizes, max_tokens=self._options.max_tokens, max_users=self._options.max_users))
+        for run in runs:
             part, part_sizes = users[run.start : run.stop], sizes[run.start : run.stop]
-            if self._pipeline is None:
-                scores += self._eagerly(part, part_sizes)
+            if self._pipeline is None or len(runs) == 1:
+                scores += self._alone(part, part_sizes)
                 continue
             if len(waiting) == self._pipeline.depth:
                 scores += self._collected(*waiting.popleft())
@@ -184,7 +185,11 @@ class FusedRunner:
         assert self._pipeline is not None
         return _by_user(self._pipeline.collect(slot, sum(size.candidates for size in sizes)), sizes)
 
-    def _eagerly(self, users: Sequence[UserFeed], sizes: Sequence[Size]) -> list[NDArray]:
+    def _alone(self, users: Sequence[UserFeed], sizes: Sequence[Size]) -> list[NDArray]:
+        """A batch with no other beside it."""
+        if self._pipeline is not None:
+            candidates = sum(size.candidates for size in sizes)
+            return _by_user(self._pipeline.compute(users, bucket_of(sizes), candidates), sizes)
         layout = StagingLayout(self._config, bucket_of(sizes))
         buffer = torch.zeros(layout.bytes, dtype=torch.uint8)
         Writer(self._config).write(layout.arrays(buffer), layout.bucket, users)

@@ -130,45 +130,69 @@ __device__ __forceinline__ uint32_t pack_fp8(float2 pair) {
   return __nv_cvt_float2_to_fp8x2(pair, __NV_SATFINITE, __NV_E4M3);
 }
 
-// Two neighbouring elements of a thread's sums, scaled: of column block `block`, row g + 8 * kHalf.
-template <int kHalf>
-__device__ __forceinline__ float2 scaled(float const (&sums)[kColumns / 2], SharedMemory const& memory, int block) {
-  int const column = 8 * block + static_cast<int>(threadIdx.x) % 4 * 2;
-  float2 const scale = *reinterpret_cast<float2 const*>(&memory.scale[column]);
-  float2 const bias = *reinterpret_cast<float2 const*>(&memory.bias[column]);
-  return {sums[4 * block + 2 * kHalf] * scale.x + bias.x, sums[4 * block + 2 * kHalf + 1] * scale.y + bias.y};
-}
+// Scale and bias of two neighbouring columns of a thread.
+struct Columns {
+  float2 scale, bias;
 
-// Stores a thread's sums of one row in e4m3: lane c of four stores 8 elements of every fourth block.
-template <int kHalf>
-__device__ __forceinline__ void store_fp8(float const (&sums)[kColumns / 2], SharedMemory const& memory, uint8_t* to,
-                                          bool exists) {
+  __device__ Columns(SharedMemory const& memory, int block) {
+    int const column = 8 * block + static_cast<int>(threadIdx.x) % 4 * 2;
+    scale = *reinterpret_cast<float2 const*>(&memory.scale[column]);
+    bias = *reinterpret_cast<float2 const*>(&memory.bias[column]);
+  }
+
+  // Of the sums of column block `block`, row g + 8 * half.
+  __device__ float2 operator()(float const (&sums)[kColumns / 2], int block, int half) const {
+    int const i = 4 * block + 2 * half;
+    return {sums[i] * scale.x + bias.x, sums[i + 1] * scale.y + bias.y};
+  }
+};
+
+// The rows g and g + 8 of a warp's 16, and which of them are there.
+template <class T>
+struct TwoRows {
+  T* rows[2];
+  bool exists[2];
+};
+
+// Stores a thread's sums in e4m3: lane c of four stores 8 elements of every fourth block.
+__device__ __forceinline__ void store_fp8(float const (&sums)[kColumns / 2], SharedMemory const& memory,
+                                          TwoRows<uint8_t> const& to) {
 #pragma unroll
   for (int group = 0; group < kColumns / 32; ++group) {
     // Scales of later blocks are not to be read ahead: registers are short.
     asm volatile("" ::: "memory");
-    uint32_t packets[4];
+    uint32_t packets[2][4];
 #pragma unroll
-    for (int n = 0; n < 4; ++n) packets[n] = pack_fp8(scaled<kHalf>(sums, memory, 4 * group + n));
-    transpose(packets);
-    uint2 const bytes{packets[0] | packets[1] << 16, packets[2] | packets[3] << 16};
-    if (exists) *reinterpret_cast<uint2*>(to + 32 * group + 8 * (threadIdx.x % 4)) = bytes;
+    for (int n = 0; n < 4; ++n) {
+      Columns const columns(memory, 4 * group + n);
+      packets[0][n] = pack_fp8(columns(sums, 4 * group + n, 0));
+      packets[1][n] = pack_fp8(columns(sums, 4 * group + n, 1));
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t(&four)[4] = packets[half];
+      transpose(four);
+      uint2 const bytes{four[0] | four[1] << 16, four[2] | four[3] << 16};
+      if (to.exists[half]) *reinterpret_cast<uint2*>(to.rows[half] + 32 * group + 8 * (threadIdx.x % 4)) = bytes;
+    }
   }
 }
 
 // The same in fp16: even lanes store 4 elements of one block, odd lanes of the next.
-template <int kHalf>
-__device__ __forceinline__ void store_half(float const (&sums)[kColumns / 2], SharedMemory const& memory, __half* to,
-                                           bool exists) {
+__device__ __forceinline__ void store_half(float const (&sums)[kColumns / 2], SharedMemory const& memory,
+                                           TwoRows<__half> const& to) {
   bool const odd = threadIdx.x & 1;
 #pragma unroll
   for (int block = 0; block < kColumns / 8; block += 2) {
     asm volatile("" ::: "memory");
-    uint32_t const first = pack_half(scaled<kHalf>(sums, memory, block));
-    uint32_t const second = pack_half(scaled<kHalf>(sums, memory, block + 1));
-    uint32_t const got = __shfl_xor_sync(~0u, odd ? first : second, 1);
-    uint2 const four{odd ? got : first, odd ? second : got};
-    if (exists) *reinterpret_cast<uint2*>(to + 8 * (block + odd) + 2 * (threadIdx.x & 2)) = four;
+    Columns const first(memory, block), second(memory, block + 1);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t const a = pack_half(first(sums, block, half)), b = pack_half(second(sums, block + 1, half));
+      uint32_t const got = __shfl_xor_sync(~0u, odd ? a : b, 1);
+      uint2 const four{odd ? got : a, odd ? b : got};
+      if (to.exists[half]) *reinterpret_cast<uint2*>(to.rows[half] + 8 * (block + odd) + 2 * (threadIdx.x & 2)) = four;
+    }
   }
 }
 
@@ -184,9 +208,11 @@ class Consumer {
     barrier_wait(&memory_.weight_full, 0);
 #pragma unroll 1
     for (int i = number_; i < tiles.count; i += kConsumers) {
-      // The tensor cores work for one warpgroup at a time, so that the other's stores fall together with its products.
+      // The tensor cores work for one warpgroup at a time, so that the other's stores fall together with its products;
+      // the turn passes while the last panel is in flight.
       if (i > 0) named_barrier_sync(kTurnBarrier + number_, 2 * 128);
       multiply();
+      products_wait<1>();
       if (i + 1 < tiles.count) named_barrier_arrive(kTurnBarrier + 1 - number_, 2 * 128);
       products_wait<0>();
       pin(sums_);
@@ -230,15 +256,13 @@ class Consumer {
     int const warp = static_cast<int>(threadIdx.x) % 128 / 32, g = static_cast<int>(threadIdx.x) % 32 / 4;
     int const row = first_row + 16 * warp + g;
     bool const upper = row < p_.rows, lower = row + 8 < p_.rows;
-    int64_t const at = row * target_.out.stride + target_.column, below = 8 * target_.out.stride;
+    int64_t const at = row * target_.out.stride + target_.column, below = at + 8 * target_.out.stride;
     if constexpr (kFp8) {
-      auto* const to = static_cast<uint8_t*>(target_.out.data) + at;
-      store_fp8<0>(sums_, memory_, to, upper);
-      store_fp8<1>(sums_, memory_, to + below, lower);
+      auto* const to = static_cast<uint8_t*>(target_.out.data);
+      store_fp8(sums_, memory_, {{to + at, to + below}, {upper, lower}});
     } else {
-      auto* const to = static_cast<__half*>(target_.out.data) + at;
-      store_half<0>(sums_, memory_, to, upper);
-      store_half<1>(sums_, memory_, to + below, lower);
+      auto* const to = static_cast<__half*>(target_.out.data);
+      store_half(sums_, memory_, {{to + at, to + below}, {upper, lower}});
     }
   }
 
