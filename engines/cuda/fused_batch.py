@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +46,23 @@ def tower_features(config: HstuConfig) -> tuple[str, ...]:
     return tuple(name for name in config.item_embedding_features if name != content)
 
 
+@contextlib.contextmanager
+def _beside(device: torch.device) -> Iterator[Callable[[], None]]:
+    """Runs the block on a stream of its own, beside what the current stream does until it calls ``join``."""
+    if device.type != "cuda":
+        yield lambda: None
+        return
+    current, side = torch.cuda.current_stream(device), _side_stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        yield lambda: current.wait_stream(side)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 class FusedModel:
     """Ids -> scores."""
 
@@ -56,8 +76,10 @@ class FusedModel:
     def __call__(self, inputs: FusedInputs, out: Tensor | None = None) -> Tensor:
         """Scores fp32 [C, tasks]."""
         batch = self.batch(inputs)
+        with _beside(batch.content.device) as join:
+            items = self._items(inputs, batch.content[inputs.prefix_tokens :])
         rows = self.network.vectors_before_norm(batch)
-        items = self._items(inputs, batch.content[inputs.prefix_tokens :])
+        join()
         return self.network.scores(rows, inputs.timestamps[inputs.prefix_tokens :], items, out)
 
     def batch(self, inputs: FusedInputs) -> Batch:
