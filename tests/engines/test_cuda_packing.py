@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def test_pack_keeps_order_and_limits(sizes: list[Size], max_tokens: int, max_use
     for run in runs:
         tokens = [sizes[n].tokens for n in run]
         assert 1 <= len(run) <= max_users and (sum(tokens) <= max_tokens or len(run) == 1)
-    for run, following in zip(runs, runs[1:], strict=False):
+    for run, following in itertools.pairwise(runs):
         full = len(run) == max_users
         assert full or sum(sizes[n].tokens for n in run) + sizes[following[0]].tokens > max_tokens
 
@@ -34,7 +36,10 @@ def test_pack_keeps_order_and_limits(sizes: list[Size], max_tokens: int, max_use
 def test_a_bucket_has_room_for_users_and_the_filler(sizes: list[Size]) -> None:
     bucket = bucket_of(sizes)
     assert bucket.users > len(sizes)
-    for have, needed in ((bucket.prefix, [s.prefix for s in sizes]), (bucket.candidates, [s.candidates for s in sizes])):
+    for have, needed in (
+        (bucket.prefix, [s.prefix for s in sizes]),
+        (bucket.candidates, [s.candidates for s in sizes]),
+    ):
         assert sum(needed) <= have and have % 128 == 0 and have > 0
 
 

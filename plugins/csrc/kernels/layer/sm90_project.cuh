@@ -208,11 +208,9 @@ class Consumer {
     barrier_wait(&memory_.weight_full, 0);
 #pragma unroll 1
     for (int i = number_; i < tiles.count; i += kConsumers) {
-      // The tensor cores work for one warpgroup at a time, so that the other's stores fall together with its products;
-      // the turn passes while the last panel is in flight.
+      // The tensor cores work for one warpgroup at a time, so that the other's stores fall together with its products.
       if (i > 0) named_barrier_sync(kTurnBarrier + number_, 2 * 128);
       multiply();
-      products_wait<1>();
       if (i + 1 < tiles.count) named_barrier_arrive(kTurnBarrier + 1 - number_, 2 * 128);
       products_wait<0>();
       pin(sums_);
