@@ -3,7 +3,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
 .PHONY: help install demo serve test test-fast test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
-  bench-kernels bench-tables verify-tensorrt onnx engines remote-lib remote-if-possible redis clean
+  bench-kernels bench-model bench-tables verify-tensorrt onnx engines remote-lib remote-if-possible redis clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -141,6 +141,9 @@ $(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
 	@if command -v $(CXX) >/dev/null; then \
 	  echo "$(CXX) -> $@" && $(CXX) -std=c++17 -O3 -Wall -Wextra -fPIC -shared -fvisibility=hidden -pthread -o $@.part tables/csrc/*.cpp && mv $@.part $@; \
 	else echo "no C++ compiler ($(CXX)): lookups in tables will run in numpy, at about half the speed"; fi
+
+bench-model: plugins  ## check and time the whole model in process beside PyTorch, on a CUDA GPU; rows to bench/results/
+	$(BIN)/hstu-trt bench model --profile
 
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels
