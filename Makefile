@@ -165,6 +165,9 @@ $(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
 	  echo "$(CXX) -> $@" && $(CXX) -std=c++17 -O3 -Wall -Wextra -fPIC -shared -fvisibility=hidden -pthread -o $@.part tables/csrc/*.cpp && mv $@.part $@; \
 	else echo "no C++ compiler ($(CXX)): lookups in tables will run in numpy, at about half the speed"; fi
 
+bench-model: plugins  ## check and time the whole model in process beside PyTorch, on a CUDA GPU; rows to bench/results/
+	$(BIN)/hstu-trt bench model --profile
+
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels
 

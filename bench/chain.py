@@ -20,17 +20,27 @@ from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.runner import Runner
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, StageSpec
 
-RUNNERS = ("torch", "onnxruntime", "tensorrt", "tensorrt_rtx")
+RUNNERS = ("torch", "cuda", "onnxruntime", "tensorrt", "tensorrt_rtx")
 NORM = "attention_norm"
 
 
-def open_runner(kind: str, model: ModelFolder, stage: str, device: str = "cpu", engines: Path | None = None) -> Runner:
+def open_runner(
+    kind: str, model: ModelFolder, stage: str, device: str | None = None, engines: Path | None = None
+) -> Runner:
     """A runner for one stage.
 
-    ``torch`` is the PyTorch model, on a CUDA GPU on our kernels where their library is there. ``onnxruntime`` executes
-    the ONNX file on the CPU. ``tensorrt`` and ``tensorrt_rtx`` execute engines on the GPU: those in the folder
-    ``engines``, else where `make engines` puts them for the GPU here.
+    ``torch`` is the PyTorch model, on a CUDA GPU on our kernels where their library is there. ``cuda`` is the model on
+    our kernels alone, on the GPU; on the device "cpu" it runs their plain versions. ``onnxruntime`` executes the ONNX
+    file on the CPU. ``tensorrt`` and ``tensorrt_rtx`` execute engines on the GPU: those in the folder ``engines``, else
+    where `make engines` puts them for the GPU here. device: None is the runner's own, "cuda" for ``cuda``, else "cpu".
     """
+    if kind == "cuda":
+        from hstu_trt.engines.cuda.runner import CudaOptions, CudaRunner
+
+        # Without a GPU, attention is the plain op of the model's room.
+        importlib.import_module("hstu_trt.export.torch_ops")
+        return CudaRunner(model, stage, CudaOptions(device=device or "cuda"))
+    device = device or "cpu"
     if kind in ("tensorrt", "tensorrt_rtx"):
         from hstu_trt.engines.tensorrt_runner import open_engine_runner
 

@@ -29,7 +29,7 @@ class Side:
     """One of the two runners."""
 
     runner: str
-    """``torch``, ``torch:cuda``, ``onnxruntime``, ``tensorrt`` or ``tensorrt_rtx``."""
+    """``torch``, ``torch:cuda``, ``cuda``, ``onnxruntime``, ``tensorrt`` or ``tensorrt_rtx``."""
     model: ModelFolder
     engines: Path | None = None
     """What ``hstu-trt engines`` made; None is the folder of ``make engines``."""
@@ -49,7 +49,7 @@ class Side:
     def _stage(self, stage: str) -> Runner:
         kind, _, device = self.runner.partition(":")
         built: dict[str, Any] = {} if self.engines is None else {"engines": self.engines}
-        return open_runner(kind, self.model, stage, device or "cpu", **built)
+        return open_runner(kind, self.model, stage, device or None, **built)
 
 
 class Observed(Composed):

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, help="exported model folder")
     parser.add_argument("--inputs", type=Path, required=True, help="safetensors: uih.<feature>.values|lengths, cand...")
     parser.add_argument("--runner", choices=RUNNERS, default="onnxruntime")
-    parser.add_argument("--device", default="cpu", help="where torch runs: cpu or cuda")
+    parser.add_argument("--device", help="where torch (cpu) and cuda (cuda) run: cpu or cuda")
     parser.add_argument("--engines", type=Path, help="what hstu-trt engines made, for tensorrt and tensorrt_rtx")
     parser.add_argument("--attention-norm", help="fixed:<N> (default: the config's max_seq_len) or batch_max")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table")
@@ -89,7 +89,7 @@ def score(  # noqa: PLR0913 - the options of the verb
     packed: Mapping[str, NDArray],
     *,
     runner: str,
-    device: str = "cpu",
+    device: str | None = None,
     engines: Path | None = None,
     norm: float | None = None,
     policy: Policy = "reject",

@@ -1,0 +1,80 @@
+"""Embedding tables in the GPU's memory, and the small ones as what the model makes of their rows.
+
+An MLP over the rows of a small table has few distinct outputs: they are computed once, when the runner opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.contract.model import HstuConfig
+from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.contract.table_format import SHARD_TENSOR, read_tables
+from hstu_trt.engines.cuda.weights import ModelWeights
+from hstu_trt.plugins import embedding
+
+FOLDED_ROWS = 1 << 16
+"""Tables of at most so many rows are folded into the product that reads them."""
+
+
+def load_tables(model: ModelFolder, device: torch.device) -> dict[str, Tensor]:
+    """The tables of a model folder [rows, dim] on a device. Raises ConfigError for rows that are quantised or moved."""
+    from safetensors import safe_open
+
+    tables = {}
+    for name, table in read_tables(model.tables, regenerate="hstu-trt export ...").items():
+        if table.is_quantised or table.row_order != "identity":
+            raise ConfigError(
+                f"table {name} of {model.path}: the cuda runner takes plain rows in the order of their ids"
+            )
+        shards = []
+        for shard in table.shards:
+            with safe_open(model.tables / shard.file, framework="pt") as file:
+                shards.append(file.get_tensor(SHARD_TENSOR).to(device))
+        tables[name] = shards[0] if len(shards) == 1 else torch.cat(shards)
+    return tables
+
+
+class DeviceTables:
+    """Tables by feature, with the outputs of small ones.
+
+    tables: [rows, E] by name, all on one device.
+    """
+
+    def __init__(self, config: HstuConfig, tables: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        for table in config.tables:
+            if table.name not in tables or tables[table.name].shape[1] != config.embedding_dim:
+                raise ArtefactError(f"table {table.name} is missing, or not {config.embedding_dim} wide")
+        self._config, self._tables, self._dtype = config, tables, dtype
+
+    def of(self, feature: str) -> Tensor:
+        """The table that a feature looks up in."""
+        return self._tables[self._config.table_of(feature).name]
+
+    def look_up(self, feature: str, ids: Tensor) -> Tensor:
+        """Rows [n, E] of ids int64 [n]; ids outside of the table answer zeros."""
+        table = self.of(feature)
+        if table.is_cuda and self._dtype != torch.bfloat16:
+            return embedding.lookup(ids, table, self._dtype)
+        inside = (ids >= 0) & (ids < table.shape[0])
+        return table[ids.clamp(0, table.shape[0] - 1)].to(self._dtype) * inside[:, None]
+
+    def is_small(self, feature: str) -> bool:
+        return self.of(feature).shape[0] <= FOLDED_ROWS
+
+    def with_missing(self, feature: str) -> Tensor:
+        """The table's rows in the compute dtype, and one of zeros: what an id outside of it answers."""
+        table = self.of(feature).to(self._dtype)
+        return torch.cat([table, table.new_zeros((1, table.shape[1]))])
+
+
+def folded_additional(config: HstuConfig, weights: ModelWeights, tables: DeviceTables) -> Tensor | None:
+    """[rows + 1, D]: what a single additional feature adds, by its id; None where it is not one small table."""
+    if len(config.additional_features) != 1 or not tables.is_small(config.additional_features[0]):
+        return None
+    assert weights.additional is not None
+    return weights.additional(tables.with_missing(config.additional_features[0]))
