@@ -78,8 +78,13 @@ class Consumer {
   __device__ void end_item(int query_slot) {
     // Read before the parts are waited for.
     RowScales const scales = output_scales();
-    bool const whole = slot_->item.part >> 16 == 1;
-    if (whole || add_parts()) store_output(query_slot, scales);
+    if constexpr (T::kClusterParts == 1) {
+      bool const whole = slot_->item.part >> 16 == 1;
+      if (whole || add_parts()) store_output(query_slot, scales, AllChunks{});
+    } else {
+      ChunkRange const own = exchange_parts();
+      if (own.begin < own.end) store_output(query_slot, scales, own);
+    }
   }
 
   // Prefix keys that a row of this block sees.
@@ -432,8 +437,19 @@ class Consumer {
   __device__ void release_key(int tile) { release(&memory_.key_empty[keys_.stage(tile - tile_begin_)]); }
   __device__ void release_value(int tile) { release(&memory_.value_empty[values_.stage(tile - tile_begin_)]); }
 
-  // ---- split items and output: sm90_output.cuh ----
+  // ---- parts of items and output: sm90_output.cuh, sm90_cluster.cuh ----
 
+  // Chunks: 8 columns of the output. Which ones a CTA stores.
+  struct AllChunks {
+    __device__ constexpr bool holds(int) const { return true; }
+  };
+  struct ChunkRange {
+    int begin, end;
+    __device__ bool holds(int chunk) const { return begin <= chunk && chunk < end; }
+  };
+
+  __device__ ChunkRange exchange_parts();
+  __device__ void reopen_exchange(int rank, int parts, int owners);
   __device__ bool add_parts();
   __device__ float* split_sums(int part) const {
     int const entry = (slot_->item.group + part) * params_.heads + slot_->head;
@@ -444,10 +460,12 @@ class Consumer {
     float row[2];
   };
   __device__ RowScales output_scales() const;
-  __device__ void store_output(int query_slot, RowScales scales);
-  template <class Output>
-  __device__ void store_halves(Output* out, unsigned char* staging);
-  __device__ void store_floats(float* out);
+  template <class Chunks>
+  __device__ void store_output(int query_slot, RowScales scales, Chunks chunks);
+  template <class Output, class Chunks>
+  __device__ void store_halves(Output* out, unsigned char* staging, Chunks chunks);
+  template <class Chunks>
+  __device__ void store_floats(float* out, Chunks chunks);
 
   __device__ unsigned char* query_block(int query_slot) const {
     return memory_.queries[query_slot] + warpgroup_ * T::kQueryBlockBytes;
@@ -463,6 +481,8 @@ class Consumer {
   Pipeline<T::kQuerySlots> queries_;
   Pipeline<T::kStages> keys_;
   Pipeline<T::kValueStages> values_;
+
+  uint32_t exchanges_ = 0;  // items whose parts this warpgroup has shared out in the cluster
 
   ItemSlot const* slot_;
   int tile_begin_, tile_end_, prefix_tiles_;
