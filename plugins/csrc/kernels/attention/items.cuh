@@ -121,10 +121,13 @@ inline __device__ int parts_of_item(int most, int tiles) {
   return min(most, max(1, tiles / kMinTilesPerPart));
 }
 
-inline __device__ TileRange tiles_of_part(TileRange tiles, int part, int parts) {
-  int const length = tiles.end - tiles.begin;
-  // Divisions by run-time numbers are long, and most lists have one part per item.
-  auto begin = [&](int i) { return tiles.begin + (parts == 1 ? length * i : length * i / parts); };
+// Divisions by run-time numbers are long, and most items have `kUsual` parts.
+template <int kUsual>
+__device__ TileRange tiles_of_part(TileRange tiles, int part, int parts) {
+  unsigned const length = tiles.end - tiles.begin;
+  auto begin = [&](unsigned i) {
+    return tiles.begin + static_cast<int>(parts == kUsual ? length * i / kUsual : length * i / parts);
+  };
   return {begin(part), begin(part + 1)};
 }
 

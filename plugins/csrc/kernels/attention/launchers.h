@@ -22,9 +22,10 @@ struct Variant {
 template <class Element, int kDim>
 Variant const& variant();
 
-// For few queries over a cache, head width 128: `clusters` of `parts` CTAs share an item each. No plan, no workspace.
+// For few queries over a cache, head width 128: clusters of `parts` CTAs, 2, 4 or 8, for `items` items of all heads.
+// There may be more or fewer items. No plan, no workspace.
 template <class Element>
-cudaError_t launch_clusters(AttentionParams const& params, int clusters, int parts, cudaStream_t stream);
+cudaError_t launch_clusters(AttentionParams const& params, int items, int parts, cudaStream_t stream);
 
 }  // namespace sm90
 

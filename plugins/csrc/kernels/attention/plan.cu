@@ -112,7 +112,7 @@ struct Planner {
     result.item.rows = rows;
 #pragma unroll
     for (int slot = 0; slot < kMaxSlots; ++slot) result.item.blocks[slot] = slot_block(blocks, slot);
-    TileRange const part_tiles = tiles_of_part(tiles, part, item_parts);
+    TileRange const part_tiles = tiles_of_part<1>(tiles, part, item_parts);
     result.item.tile_begin = part_tiles.begin;
     result.item.tile_end = part_tiles.end;
     result.item.part = part | item_parts << 16;

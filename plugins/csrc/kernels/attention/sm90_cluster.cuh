@@ -10,23 +10,32 @@
 namespace hstu_trt::sm90 {
 
 constexpr int kPlannedTileKeys = 128;  // of the plan for this head width
-constexpr int kMaxClusterParts = 8;    // the largest cluster that every GPU of this kind runs
 
-// Sums on their way between the CTAs of a cluster. Of the 2 x 16 chunks of 8 columns of an item's two blocks, every CTA
+template <class T>
+using ItemShape = Shape<T::kConsumers, T::kTileKeys, T::kSelfTiles>;
+
+// Sums on their way between the CTAs of a cluster. Of the 16 chunks of 8 columns of an item's two blocks, every CTA
 // stores its share: it gets the others' sums, a float4 per thread and chunk.
+template <int kParts>
 struct ClusterExchange {
-  static constexpr int kChunks = 2 * 16;
-  alignas(16) float4 sums[(kMaxClusterParts - 1) * kChunks / kMaxClusterParts][128];
+  static constexpr int kOwners = kParts / 2;         // CTAs that share the columns of a block
+  static constexpr int kShare = 128 / 8 / kOwners;   // chunks that each of them stores
+  alignas(16) float4 sums[(kParts - 1) * kShare][128];
   uint64_t full;      // the others' sums are here
   uint64_t empty[2];  // by warpgroup: those who get its sums have room again
+
+  static __device__ bool owns(int rank, int warpgroup) { return rank / kOwners == warpgroup; }
+  // Where a CTA gets a part's sums of its first chunk.
+  static __device__ int slot(int part, int owner) { return (part < owner ? part : part - 1) * kShare; }
 };
 
-template <class Element, int kTileKeys>
+template <class Element, int kTileKeys, int kParts>
 struct ClusterTraits : Traits<Element, 128, kTileKeys, 2, 4, 4, 1, 1, false> {
   static constexpr int kProducerRegisters = 88;
   static constexpr int kConsumerRegisters = 208;
-  static constexpr int kClusterParts = kMaxClusterParts;
-  using Exchange = ClusterExchange;
+  static constexpr int kClusterParts = kParts;
+  static constexpr int kPrefetchTiles = 4;
+  using Exchange = ClusterExchange<kParts>;
 };
 
 // Shares out the sums of a warpgroup's block: each CTA that stores some of its columns gets the sums of all others. In
@@ -34,92 +43,102 @@ struct ClusterTraits : Traits<Element, 128, kTileKeys, 2, 4, 4, 1, 1, false> {
 // holds the total of.
 template <class T>
 __device__ typename Consumer<T>::ChunkRange Consumer<T>::exchange_parts() {
-  int const parts = cluster_size(), rank = cluster_rank();
-  // CTA `rank` stores chunks of block rank / owners.
-  int const owners = parts / 2, share = T::kDim / 8 / owners;
-  bool const owns = rank / owners == warpgroup_;
-  ClusterExchange& exchange = memory_.exchange;
-  if (exchanges_ > 0) reopen_exchange(rank, parts, owners);
-  if (owns && thread_ == 0) barrier_arrive_expect(&exchange.full, (parts - 1) * share * sizeof(exchange.sums[0]));
+  using Exchange = typename T::Exchange;
+  constexpr int kShare = Exchange::kShare, kOwners = Exchange::kOwners;
+  Exchange& exchange = memory_.exchange;
+  int const rank = cluster_rank(), first_owner = warpgroup_ * kOwners;
+  bool const owns = Exchange::owns(rank, warpgroup_);
+  if (exchanges_ > 0) reopen_exchange(rank);
+  if (owns && thread_ == 0) {
+    barrier_arrive_expect(&exchange.full, (T::kClusterParts - 1) * kShare * sizeof(exchange.sums[0]));
+  }
 #pragma unroll
-  for (int chunk = 0; chunk < T::kDim / 8; ++chunk) {
-    int const owner = warpgroup_ * owners + chunk / share;
+  for (int i = 0; i < kOwners; ++i) {
+    int const owner = first_owner + i;
     if (owner == rank) continue;
-    int const slot = (rank < owner ? rank : rank - 1) * share + chunk % share;
-    cluster_store(cluster_address(&exchange.sums[slot][thread_], owner), out_[4 * chunk], out_[4 * chunk + 1],
-                  out_[4 * chunk + 2], out_[4 * chunk + 3], cluster_address(&exchange.full, owner));
+    uint32_t const to = cluster_address(&exchange.sums[Exchange::slot(rank, owner)][thread_], owner);
+    uint32_t const full = cluster_address(&exchange.full, owner);
+#pragma unroll
+    for (int chunk = 0; chunk < kShare; ++chunk) {
+      float const* const sums = out_ + 4 * (i * kShare + chunk);
+      cluster_store(to + chunk * sizeof(exchange.sums[0]), sums[0], sums[1], sums[2], sums[3], full);
+    }
   }
   uint32_t const parity = exchanges_++ & 1;
   if (!owns) return {0, 0};
-  int const first = rank % owners * share;
   barrier_wait(&exchange.full, parity);
 #pragma unroll
-  for (int chunk = 0; chunk < T::kDim / 8; ++chunk) {
-    if (chunk < first || chunk >= first + share) continue;
+  for (int i = 0; i < kOwners; ++i) {
+    if (first_owner + i == rank) add_others(rank, out_ + 4 * i * kShare);
+  }
+  int const first = (rank - first_owner) * kShare;
+  return {first, first + kShare};
+}
+
+// Adds the other parts' sums to this one's, all in the order of the parts.
+template <class T>
+__device__ void Consumer<T>::add_others(int rank, float* sums) {
+  using Exchange = typename T::Exchange;
+#pragma unroll
+  for (int chunk = 0; chunk < Exchange::kShare; ++chunk) {
     float total[4] = {};
-    for (int part = 0; part < parts; ++part) {
-      float4 const sums = part == rank ? float4{out_[4 * chunk], out_[4 * chunk + 1], out_[4 * chunk + 2], out_[4 * chunk + 3]}
-                                       : exchange.sums[(part < rank ? part : part - 1) * share + chunk - first][thread_];
-      total[0] += sums.x, total[1] += sums.y, total[2] += sums.z, total[3] += sums.w;
+#pragma unroll
+    for (int part = 0; part < T::kClusterParts; ++part) {
+      float4 theirs{sums[4 * chunk], sums[4 * chunk + 1], sums[4 * chunk + 2], sums[4 * chunk + 3]};
+      if (part != rank) theirs = memory_.exchange.sums[Exchange::slot(part, rank) + chunk][thread_];
+      total[0] += theirs.x, total[1] += theirs.y, total[2] += theirs.z, total[3] += theirs.w;
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out_[4 * chunk + i] = total[i];
+    for (int i = 0; i < 4; ++i) sums[4 * chunk + i] = total[i];
   }
-  return {first, first + share};
 }
 
 // From the second item on: those who got sums say that they have read them, those who sent them wait for that. Only
 // here, where all CTAs of the cluster are known to be at another item.
 template <class T>
-__device__ void Consumer<T>::reopen_exchange(int rank, int parts, int owners) {
-  bool const owns = rank / owners == warpgroup_;
+__device__ void Consumer<T>::reopen_exchange(int rank) {
+  using Exchange = typename T::Exchange;
+  bool const owns = Exchange::owns(rank, warpgroup_);
   uint64_t* const empty = &memory_.exchange.empty[warpgroup_];
   sync_warpgroup();
-  if (owns && thread_ < parts && thread_ != rank) cluster_barrier_arrive(cluster_address(empty, thread_));
-  if (owners > owns) cluster_barrier_wait(empty, exchanges_ - 1 & 1);
+  if (owns && thread_ < T::kClusterParts && thread_ != rank) {
+    cluster_barrier_arrive(cluster_address(empty, thread_));
+  }
+  if (Exchange::kOwners > 1 || !owns) cluster_barrier_wait(empty, exchanges_ - 1 & 1);
 }
 
 template <class T>
-__device__ void init_exchange(ClusterExchange& exchange) {
-  int const owners = cluster_size() / 2;
+__device__ void init_exchange(typename T::Exchange& exchange) {
+  using Exchange = typename T::Exchange;
   barrier_init(&exchange.full, 1);
   for (int w = 0; w < T::kConsumers; ++w) {
-    barrier_init(&exchange.empty[w], max(1, owners - (cluster_rank() / owners == w)));
+    int const others = Exchange::kOwners - Exchange::owns(cluster_rank(), w);
+    barrier_init(&exchange.empty[w], max(1, others));
   }
   barrier_init_fence();
 }
 
-// Items are cut where the plan would cut them, at its tiles of 128 keys: the bits are then those of as many parts there.
+// The tiles of this CTA's part of an item.
 template <class T>
 __device__ TileRange cluster_tiles(AttentionParams const& params, UserShape const& rows, ItemBlocks const& blocks) {
-  using Planned = Shape<T::kConsumers, kPlannedTileKeys, 1>;
-  constexpr int kRatio = kPlannedTileKeys / T::kTileKeys;
-  TileRange const tiles = item_tiles<Planned>(params, rows, blocks);
-  int const parts = parts_of_item(cluster_size(), tiles.end - tiles.begin), rank = cluster_rank();
-  TileRange const part = rank < parts ? tiles_of_part(tiles, rank, parts) : TileRange{tiles.end, tiles.end};
-  int const fresh = rows.prefix - rows.cached;
-  int const cached_tiles = ceil_div(rows.cached, T::kTileKeys), planned_cached = ceil_div(rows.cached, kPlannedTileKeys);
-  int const all_tiles = cached_tiles + ceil_div(fresh, T::kTileKeys),
-            planned_all = planned_cached + ceil_div(fresh, kPlannedTileKeys);
-  auto own = [&](int tile) {
-    if (tile < planned_cached) return tile * kRatio;
-    if (tile < planned_all) return cached_tiles + (tile - planned_cached) * kRatio;
-    return all_tiles + (tile - planned_all) * T::kSelfTiles;
-  };
-  return {own(part.begin), own(part.end)};
+  TileRange const tiles = item_tiles<ItemShape<T>>(params, rows, blocks);
+  int const planned = (tiles.end - tiles.begin) * T::kTileKeys / kPlannedTileKeys;
+  int const parts = parts_of_item(T::kClusterParts, planned), rank = cluster_rank();
+  return rank < parts ? tiles_of_part<T::kClusterParts>(tiles, rank, parts) : TileRange{tiles.end, tiles.end};
 }
 
-// One warp finds the items of its cluster, every so many of the list of all users' items, a user per lane. All CTAs of
-// a cluster find the same ones, and take a part of the tiles each.
+// Grid: [items][heads][parts], a cluster being the parts of an item and head. Should there be more items, clusters take
+// every so many of them. One warp finds them in the list of all users' items, a user per lane; all CTAs of a cluster
+// find the same ones, and take a part of the tiles each.
 template <class T>
 __device__ void schedule_cluster_items(AttentionParams const& params, SharedMemory<T>& memory) {
-  using S = Shape<T::kConsumers, T::kTileKeys, T::kSelfTiles>;
-  int const clusters = gridDim.x / cluster_size(), lane = threadIdx.x % 32;
+  using S = ItemShape<T>;
+  int const lane = threadIdx.x % 32;
   uint32_t count = 0;
   auto wait_for_slot = [&] {
     if (count >= kItemSlots) barrier_wait(&memory.item_empty[count % kItemSlots], count / kItemSlots - 1 & 1);
   };
-  int work = blockIdx.x / cluster_size(), before = 0;
+  int item = blockIdx.z, before = 0;
   for (int first_user = 0; first_user < params.users; first_user += 32) {
     int const user = first_user + lane;
     UserShape const rows = user < params.users ? user_shape(params, user) : UserShape{};
@@ -132,9 +151,9 @@ __device__ void schedule_cluster_items(AttentionParams const& params, SharedMemo
       if (lane >= step) end += other;
     }
     int const total = __shfl_sync(~0u, end, 31);
-    for (; work / params.heads < before + total; work += clusters, ++count) {
+    for (; item < before + total; item += gridDim.z, ++count) {
       wait_for_slot();
-      int const index = work / params.heads - before - (end - own);
+      int const index = item - before - (end - own);
       if (index >= 0 && index < own) {
         ItemBlocks const blocks = item_blocks<S>(items, index);
         TileRange const tiles = cluster_tiles<T>(params, rows, blocks);
@@ -144,7 +163,7 @@ __device__ void schedule_cluster_items(AttentionParams const& params, SharedMemo
         for (int i = 0; i < T::kConsumers; ++i) slot.item.blocks[i] = slot_block(blocks, i);
         slot.item.tile_begin = tiles.begin;
         slot.item.tile_end = tiles.end;
-        slot.head = work % params.heads;
+        slot.head = blockIdx.y;
         barrier_arrive(&memory.item_full[count % kItemSlots]);
       }
       __syncwarp();
@@ -158,6 +177,54 @@ __device__ void schedule_cluster_items(AttentionParams const& params, SharedMemo
   }
 }
 
+// What follows runs while the kernel before ends, which may still write anything: nothing is read but to know what to
+// bring into L2, and there all see what is written later. An offset that is about to change costs a useless copy; the
+// copy engine leaves out what lies outside of a tensor.
+
+// What is read first, and where it lies into the TLB.
+inline __device__ void prefetch_inputs(AttentionParams const& params) {
+  constexpr int kSectorInts = 8;
+  int const at = threadIdx.x % 32 * kSectorInts;
+  if (at <= params.users) {
+    prefetch_line(params.query_offsets + at);
+    prefetch_line(params.prefix_offsets + at);
+    prefetch_line(params.candidate_offsets + at);
+  }
+  if (at > 0) return;
+  if (params.norm) prefetch_line(params.norm);
+  if (params.q_scale) {
+    prefetch_line(params.q_scale);
+    prefetch_line(params.k_scale);
+    prefetch_line(params.v_scale);
+  }
+}
+
+// The first tiles of this CTA's part, as if every user had one item: memory is idle while the last sums are added up.
+template <class T>
+__device__ void prefetch_first_tiles(AttentionParams const& params, TensorMaps const& maps) {
+  int const user = blockIdx.z, head = blockIdx.y;
+  if (params.page_table || user >= params.users) return;
+  int const cached_row = load_relaxed(&params.cached_offsets[user]);
+  int const cached = load_relaxed(&params.cached_offsets[user + 1]) - cached_row;
+  int const tiles = ceil_div(max(0, cached), T::kTileKeys);
+  int const first = (tiles + T::kSelfTiles) * cluster_rank() / T::kClusterParts;
+#pragma unroll 1
+  for (int tile = first; tile < min(first + T::kPrefetchTiles, tiles); ++tile) {
+    int const row = cached_row + tile * T::kTileKeys;
+#pragma unroll 1
+    for (int panel = 0; panel < T::kPanels; ++panel) {
+      for (int box = 0; box < T::kTileKeys; box += T::kKeyBoxRows) {
+        tma_prefetch(&maps.cached_key, panel * T::kPanelElements, row + box, head);
+        if (!T::kFp8) tma_prefetch(&maps.cached_value, panel * T::kPanelElements, row + box, head);
+      }
+    }
+    if (T::kFp8) {
+      int const block = first_value_block(cached_row, user) + tile * T::kTileKeys / kValueBlockKeys;
+      tma_prefetch(&maps.cached_value, tile * T::kTileKeys % kValueBlockKeys, 0, block * params.heads + head);
+    }
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(T::kThreads, 1)
     cluster_kernel(__grid_constant__ AttentionParams const params, __grid_constant__ TensorMaps const maps) {
@@ -168,18 +235,22 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     init_exchange<T>(memory.exchange);
   }
   if (threadIdx.x == 32) prefetch_tensor_maps(maps);
+  if (threadIdx.x / 32 == 2) prefetch_inputs(params);
   __syncthreads();
   cluster_arrive();
-  wait_for_previous_kernel();
-  allow_next_kernel();
   int const warpgroup = uniform(threadIdx.x / 128);
   SplitWorkspace const none{};
   if (warpgroup == 0) {
     registers_shrink<T::kProducerRegisters>();
+    if (threadIdx.x == 96) prefetch_first_tiles<T>(params, maps);
+    if (threadIdx.x >= 64) return;
+    wait_for_previous_kernel();
+    allow_next_kernel();
     if (threadIdx.x == 0) load_items<T>(params, maps, none, memory);
-    if (threadIdx.x / 32 == 1) schedule_cluster_items<T>(params, memory);
+    if (threadIdx.x >= 32) schedule_cluster_items<T>(params, memory);
   } else {
     registers_grow<T::kConsumerRegisters>();
+    wait_for_previous_kernel();
     // Others' barriers are ready when they have arrived.
     cluster_wait();
     Consumer<T>(params, none, memory, warpgroup - 1).run();
@@ -187,7 +258,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 }
 
 template <class T>
-cudaError_t launch_cluster_kernel(AttentionParams const& params, int clusters, int parts, cudaStream_t stream) {
+cudaError_t launch_cluster_kernel(AttentionParams const& params, int items, cudaStream_t stream) {
+  constexpr unsigned kParts = T::kClusterParts;
   TensorMaps maps{};
   if (!make_tensor_maps<T>(params, maps)) return cudaErrorInvalidValue;
   auto* const kernel = cluster_kernel<T>;
@@ -197,11 +269,11 @@ cudaError_t launch_cluster_kernel(AttentionParams const& params, int clusters, i
   // The prologue may overlap any kernel: nothing is read or written in it but this CTA's shared memory.
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {static_cast<unsigned>(parts), 1, 1};
+  attributes[0].val.clusterDim = {kParts, 1, 1};
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = clusters * parts;
+  config.gridDim = dim3(kParts, params.heads, items);
   config.blockDim = T::kThreads;
   config.dynamicSmemBytes = bytes;
   config.stream = stream;
@@ -213,11 +285,16 @@ cudaError_t launch_cluster_kernel(AttentionParams const& params, int clusters, i
 }  // namespace hstu_trt::sm90
 
 // Defines what launchers.h declares for one element type.
-#define HSTU_SM90_CLUSTER_INSTANTIATE(Element, kTileKeys)                                                     \
-  namespace hstu_trt::sm90 {                                                                                  \
-  template <>                                                                                                 \
-  cudaError_t launch_clusters<Element>(AttentionParams const& params, int clusters, int parts,                \
-                                       cudaStream_t stream) {                                                 \
-    return launch_cluster_kernel<ClusterTraits<Element, kTileKeys>>(params, clusters, parts, stream);         \
-  }                                                                                                           \
+#define HSTU_SM90_CLUSTER_INSTANTIATE(Element, kTileKeys)                                                            \
+  namespace hstu_trt::sm90 {                                                                                         \
+  template <>                                                                                                        \
+  cudaError_t launch_clusters<Element>(AttentionParams const& params, int items, int parts,                          \
+                                       cudaStream_t stream) {                                                        \
+    switch (parts) {                                                                                                 \
+      case 2: return launch_cluster_kernel<ClusterTraits<Element, kTileKeys, 2>>(params, items, stream);             \
+      case 4: return launch_cluster_kernel<ClusterTraits<Element, kTileKeys, 4>>(params, items, stream);             \
+      case 8: return launch_cluster_kernel<ClusterTraits<Element, kTileKeys, 8>>(params, items, stream);             \
+      default: return cudaErrorInvalidValue;                                                                         \
+    }                                                                                                                \
+  }                                                                                                                  \
   }

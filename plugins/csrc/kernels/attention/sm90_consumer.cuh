@@ -31,6 +31,11 @@ class Consumer {
   __device__ void run() {
     // The last warpgroup hands the first turn to the first.
     if (warpgroup_ == T::kConsumers - 1) end_turn();
+    // A cluster has one head. What is read here does not stand in line behind the first tiles.
+    if constexpr (T::kClusterParts > 1) {
+      begin_head(blockIdx.y);
+      scale_of_all_ = scale_of_all(params_);
+    }
     for (;;) {
       int const slot = queries_.stage();
       barrier_wait(&memory_.query_full[slot], queries_.parity());
@@ -59,11 +64,7 @@ class Consumer {
     tile_begin_ = uniform(slot_->item.tile_begin);
     tile_end_ = uniform(slot_->item.tile_end);
     query_operand_ = shared_operand(shared_address(query_block(query_slot)), T::kRowSwizzle, 8 * T::kRowBytes);
-    half_alpha_ = 0.5f * params_.alpha;
-    if constexpr (T::kFp8) {
-      int const i = scale_index(slot_->head);
-      half_alpha_ *= params_.q_scale[i] * params_.k_scale[i];
-    }
+    if constexpr (T::kClusterParts == 1) begin_head(slot_->head);
     int const block = uniform(slot_->item.blocks[warpgroup_]);
     is_candidate_ = block != kNoBlock && (block & 1);
     first_row_ = block / 2 * kBlockRows;
@@ -73,6 +74,20 @@ class Consumer {
     if constexpr (T::kQueriesInRegisters) load_queries(query_slot);
 #pragma unroll
     for (int i = 0; i < T::kDim / 2; ++i) out_[i] = 0.f;
+  }
+
+  __device__ void begin_head(int head) {
+    half_alpha_ = 0.5f * params_.alpha;
+    if constexpr (T::kFp8) {
+      int const i = scale_index(head);
+      half_alpha_ *= params_.q_scale[i] * params_.k_scale[i];
+      if constexpr (T::kClusterParts > 1) value_scale_ = params_.v_scale[i];
+    }
+  }
+
+  __device__ float value_scale() const {
+    if constexpr (!T::kFp8) return 1.f;
+    return T::kClusterParts > 1 ? value_scale_ : params_.v_scale[scale_index(slot_->head)];
   }
 
   __device__ void end_item(int query_slot) {
@@ -449,7 +464,8 @@ class Consumer {
   };
 
   __device__ ChunkRange exchange_parts();
-  __device__ void reopen_exchange(int rank, int parts, int owners);
+  __device__ void add_others(int rank, float* sums);
+  __device__ void reopen_exchange(int rank);
   __device__ bool add_parts();
   __device__ float* split_sums(int part) const {
     int const entry = (slot_->item.group + part) * params_.heads + slot_->head;
@@ -490,7 +506,7 @@ class Consumer {
   int first_row_, rows_;  // of the block: among the user's rows of its kind
   int needed_begin_, needed_end_, plain_begin_, plain_end_, ragged_tile_, self_tile_;
   SharedOperand query_operand_;
-  float half_alpha_;
+  float half_alpha_, value_scale_, scale_of_all_;
 
   uint32_t queries_in_registers_[T::kQueriesInRegisters ? kQuerySteps : 1][4];
   float scores_[kScores];

@@ -50,8 +50,14 @@ __device__ bool Consumer<T>::add_parts() {
 template <class T>
 __device__ typename Consumer<T>::RowScales Consumer<T>::output_scales() const {
   int const row = first_row_ + (is_candidate_ ? slot_->item.rows.query_candidate_row : slot_->item.rows.query_row);
-  float const factor = T::kFp8 ? params_.v_scale[scale_index(slot_->head)] : 1.f;
+  float const factor = value_scale();
   RowScales scales;
+  if constexpr (T::kClusterParts > 1) {
+    if (has_scale_of_all(params_)) {
+      scales.row[0] = scales.row[1] = factor * scale_of_all_;
+      return scales;
+    }
+  }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int const fragment = fragment_row(thread_) + 8 * half;
@@ -70,7 +76,8 @@ __device__ void Consumer<T>::store_output(int query_slot, RowScales scales, Chun
   unsigned char* const staging = query_block(query_slot);
   switch (params_.output_type) {
     case DataType::kFloat16: return store_halves(static_cast<__half*>(params_.out.data) + offset, staging, chunks);
-    case DataType::kBFloat16: return store_halves(static_cast<__nv_bfloat16*>(params_.out.data) + offset, staging, chunks);
+    case DataType::kBFloat16:
+      return store_halves(static_cast<__nv_bfloat16*>(params_.out.data) + offset, staging, chunks);
     default: return store_floats(static_cast<float*>(params_.out.data) + offset, chunks);
   }
 }
@@ -125,7 +132,8 @@ __device__ void Consumer<T>::store_floats(float* out, Chunks chunks) {
     float* const to = out + row * params_.out.row_stride + thread_ % 4 * 2;
 #pragma unroll
     for (int j = 0; j < T::kDim / 8; ++j) {
-      if (chunks.holds(j)) *reinterpret_cast<float2*>(to + 8 * j) = {out_[4 * j + 2 * half], out_[4 * j + 2 * half + 1]};
+      if (!chunks.holds(j)) continue;
+      *reinterpret_cast<float2*>(to + 8 * j) = {out_[4 * j + 2 * half], out_[4 * j + 2 * half + 1]};
     }
   }
 }
