@@ -136,7 +136,7 @@ def run_lookups() -> int:
 
 
 def small_cases() -> Iterator:
-    """Each type and head dim plainly and with a window, behind a cache, and long enough to be cut into parts."""
+    """Each type and head dim plainly and with a window, behind a cache, long enough to be cut into parts; clusters."""
     from attention_inputs import Case, User
 
     from hstu_trt.plugins.parameters import AttentionOptions
@@ -144,6 +144,8 @@ def small_cases() -> Iterator:
     plain = (User(0, 130, 130, 33), User(0, 5, 5, 70), User(0, 0, 0, 3))
     cached = (User(150, 20, 20, 65), User(64, 0, 0, 7))
     long = (User(1300, 0, 0, 70),)
+    # As many items as clusters of 2 and of 8 CTAs are chosen for on an H100; some have one more to do.
+    few = tuple(User(90 * n, 0, 0, 300 if n == 5 else 7 * n) for n in range(16))
     windowed = AttentionOptions(0.1, max_attn_len=50, contextual_seq_len=3, min_full_attn_seq_len=9)
     for dtype in ("fp16", "bf16", "fp8"):
         for dim in (32, 64, 128, 256):
@@ -153,6 +155,9 @@ def small_cases() -> Iterator:
             for cache in ("contiguous", "paged"):
                 yield Case(seed=dim, users=cached, options=AttentionOptions(0.1), cache=cache, slack=2, **size)
             yield Case(seed=dim, users=long, options=AttentionOptions(0.1), cache="contiguous", heads=1, **size)
+        for count in (16, 4):
+            size = {"qk_dim": 128, "v_dim": 128, "dtype": dtype, "heads": 4, "cache": "contiguous"}
+            yield Case(seed=count, users=few[-count:], options=AttentionOptions(0.1), **size)
         if dtype == "fp8":
             yield Case(seed=1, users=plain, options=AttentionOptions(0.1), dtype=dtype, packed_values=True)
     yield Case(seed=1, users=plain, options=AttentionOptions(0.1, candidate_group_size=4), bias=True)

@@ -94,6 +94,7 @@ char const* kernel_unsupported(AttentionParams const& params, AttentionKernel ke
 // A library for other GPUs has the sentence alone.
 char const* sm90_unsupported(AttentionParams const&, int) noexcept { return "sm90: this library was built without it"; }
 size_t sm90_workspace_size(AttentionParams const&) noexcept { return 0; }
+bool sm90_has_plan(AttentionParams const&, int) noexcept { return false; }
 cudaError_t launch_sm90_plan(AttentionParams const&, int, cudaStream_t) noexcept { return cudaErrorNotSupported; }
 cudaError_t launch_sm90(AttentionParams const&, int, cudaStream_t) noexcept { return cudaErrorNotSupported; }
 
@@ -193,7 +194,8 @@ cudaError_t launch_attention(AttentionParams const& params, AttentionKernel kern
   AttentionParams call = params;
   if (needs_packing(params, kernel)) {
     void* const blocks = static_cast<unsigned char*>(params.workspace) + kernel_workspace_size(params, kernel);
-    bool const behind_plan = !params.reuse_plan && device.capability >= 90;
+    bool const has_plan = kernel != AttentionKernel::kSm90 || sm90_has_plan(params, device.multiprocessors);
+    bool const behind_plan = has_plan && !params.reuse_plan && device.capability >= 90;
     cudaError_t const error = launch_pack_values(params, blocks, behind_plan, stream);
     if (error != cudaSuccess) return error;
     call.v = {blocks, kValueBlockKeys, int64_t{kValueBlockKeys} * params.v_dim};

@@ -90,6 +90,16 @@ __device__ __forceinline__ void pack_fragments(float const (&scores)[kCount], ui
   }
 }
 
+// Whether all query rows have one scale, known before any row is.
+__device__ __forceinline__ bool has_scale_of_all(AttentionParams const& params) {
+  return params.attn_scale ? params.attn_scale_count == 1 : params.norm_count == 1;
+}
+
+__device__ __forceinline__ float scale_of_all(AttentionParams const& params) {
+  if (!has_scale_of_all(params)) return 0.f;
+  return params.attn_scale ? *params.attn_scale : 1.f / *params.norm;
+}
+
 // What the sums of a query row are multiplied with: its attn_scale, or 1 / N.
 __device__ __forceinline__ float output_scale(AttentionParams const& params, int user, int row) {
   if (params.attn_scale) return params.attn_scale[params.attn_scale_count == 1 ? 0 : row];

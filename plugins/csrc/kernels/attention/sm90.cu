@@ -45,6 +45,25 @@ char const* cache_unsupported(AttentionParams const& params) {
   return nullptr;
 }
 
+struct Clusters {
+  int items = 0, parts = 0;  // CTAs of a cluster; 0: no clusters
+};
+
+// Whether a call has few queries over a cache: so few items that each is cut into parts, and that clusters of as many
+// CTAs fill the GPU. Says so by the bounds, as if users were alike; lengths may then be anything.
+Clusters choose_clusters(AttentionParams const& params, int multiprocessors) {
+  constexpr int kItemRows = 2 * kBlockRows;
+  if (!params.cached_k.data || params.whole_items || params.qk_dim != 128) return {};
+  int64_t const rows = (params.query_rows + params.users - 1) / params.users;
+  int64_t const items = (rows + kItemRows - 1) / kItemRows * params.users, work = items * params.heads;
+  for (int parts = 2; parts <= 8; parts *= 2) {
+    if (work * parts <= multiprocessors && 4 * work * parts >= 3 * multiprocessors) {
+      return {static_cast<int>(items), parts};
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
 char const* sm90_unsupported(AttentionParams const& params, int capability) noexcept {
@@ -75,12 +94,24 @@ char const* sm90_unsupported(AttentionParams const& params, int capability) noex
 
 size_t sm90_workspace_size(AttentionParams const& params) noexcept { return variant_of(params).workspace_size(params); }
 
+bool sm90_has_plan(AttentionParams const& params, int multiprocessors) noexcept {
+  return choose_clusters(params, multiprocessors).parts == 0;
+}
+
 cudaError_t launch_sm90_plan(AttentionParams const& params, int multiprocessors, cudaStream_t stream) noexcept {
+  if (!sm90_has_plan(params, multiprocessors)) return cudaSuccess;
   return variant_of(params).launch_plan(params, multiprocessors, stream);
 }
 
 cudaError_t launch_sm90(AttentionParams const& params, int multiprocessors, cudaStream_t stream) noexcept {
-  return variant_of(params).launch(params, multiprocessors, stream);
+  Clusters const clusters = choose_clusters(params, multiprocessors);
+  if (clusters.parts == 0) return variant_of(params).launch(params, multiprocessors, stream);
+  switch (params.type) {
+    case DataType::kFloat16: return sm90::launch_clusters<__half>(params, clusters.items, clusters.parts, stream);
+    case DataType::kBFloat16:
+      return sm90::launch_clusters<__nv_bfloat16>(params, clusters.items, clusters.parts, stream);
+    default: return sm90::launch_clusters<__nv_fp8_e4m3>(params, clusters.items, clusters.parts, stream);
+  }
 }
 
 }  // namespace hstu_trt

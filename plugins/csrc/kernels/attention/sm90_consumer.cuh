@@ -31,6 +31,11 @@ class Consumer {
   __device__ void run() {
     // The last warpgroup hands the first turn to the first.
     if (warpgroup_ == T::kConsumers - 1) end_turn();
+    // A cluster has one head. What is read here does not stand in line behind the first tiles.
+    if constexpr (T::kClusterParts > 1) {
+      begin_head(blockIdx.y);
+      scale_of_all_ = scale_of_all(params_);
+    }
     for (;;) {
       int const slot = queries_.stage();
       barrier_wait(&memory_.query_full[slot], queries_.parity());
@@ -59,11 +64,7 @@ class Consumer {
     tile_begin_ = uniform(slot_->item.tile_begin);
     tile_end_ = uniform(slot_->item.tile_end);
     query_operand_ = shared_operand(shared_address(query_block(query_slot)), T::kRowSwizzle, 8 * T::kRowBytes);
-    half_alpha_ = 0.5f * params_.alpha;
-    if constexpr (T::kFp8) {
-      int const i = scale_index(slot_->head);
-      half_alpha_ *= params_.q_scale[i] * params_.k_scale[i];
-    }
+    if constexpr (T::kClusterParts == 1) begin_head(slot_->head);
     int const block = uniform(slot_->item.blocks[warpgroup_]);
     is_candidate_ = block != kNoBlock && (block & 1);
     first_row_ = block / 2 * kBlockRows;
@@ -75,11 +76,30 @@ class Consumer {
     for (int i = 0; i < T::kDim / 2; ++i) out_[i] = 0.f;
   }
 
+  __device__ void begin_head(int head) {
+    half_alpha_ = 0.5f * params_.alpha;
+    if constexpr (T::kFp8) {
+      int const i = scale_index(head);
+      half_alpha_ *= params_.q_scale[i] * params_.k_scale[i];
+      if constexpr (T::kClusterParts > 1) value_scale_ = params_.v_scale[i];
+    }
+  }
+
+  __device__ float value_scale() const {
+    if constexpr (!T::kFp8) return 1.f;
+    return T::kClusterParts > 1 ? value_scale_ : params_.v_scale[scale_index(slot_->head)];
+  }
+
   __device__ void end_item(int query_slot) {
     // Read before the parts are waited for.
     RowScales const scales = output_scales();
-    bool const whole = slot_->item.part >> 16 == 1;
-    if (whole || add_parts()) store_output(query_slot, scales);
+    if constexpr (T::kClusterParts == 1) {
+      bool const whole = slot_->item.part >> 16 == 1;
+      if (whole || add_parts()) store_output(query_slot, scales, AllChunks{});
+    } else {
+      ChunkRange const own = exchange_parts();
+      if (own.begin < own.end) store_output(query_slot, scales, own);
+    }
   }
 
   // Prefix keys that a row of this block sees.
@@ -432,8 +452,20 @@ class Consumer {
   __device__ void release_key(int tile) { release(&memory_.key_empty[keys_.stage(tile - tile_begin_)]); }
   __device__ void release_value(int tile) { release(&memory_.value_empty[values_.stage(tile - tile_begin_)]); }
 
-  // ---- split items and output: sm90_output.cuh ----
+  // ---- parts of items and output: sm90_output.cuh, sm90_cluster.cuh ----
 
+  // Chunks: 8 columns of the output. Which ones a CTA stores.
+  struct AllChunks {
+    __device__ constexpr bool holds(int) const { return true; }
+  };
+  struct ChunkRange {
+    int begin, end;
+    __device__ bool holds(int chunk) const { return begin <= chunk && chunk < end; }
+  };
+
+  __device__ ChunkRange exchange_parts();
+  __device__ void add_others(int rank, float* sums);
+  __device__ void reopen_exchange(int rank);
   __device__ bool add_parts();
   __device__ float* split_sums(int part) const {
     int const entry = (slot_->item.group + part) * params_.heads + slot_->head;
@@ -444,10 +476,12 @@ class Consumer {
     float row[2];
   };
   __device__ RowScales output_scales() const;
-  __device__ void store_output(int query_slot, RowScales scales);
-  template <class Output>
-  __device__ void store_halves(Output* out, unsigned char* staging);
-  __device__ void store_floats(float* out);
+  template <class Chunks>
+  __device__ void store_output(int query_slot, RowScales scales, Chunks chunks);
+  template <class Output, class Chunks>
+  __device__ void store_halves(Output* out, unsigned char* staging, Chunks chunks);
+  template <class Chunks>
+  __device__ void store_floats(float* out, Chunks chunks);
 
   __device__ unsigned char* query_block(int query_slot) const {
     return memory_.queries[query_slot] + warpgroup_ * T::kQueryBlockBytes;
@@ -464,13 +498,15 @@ class Consumer {
   Pipeline<T::kStages> keys_;
   Pipeline<T::kValueStages> values_;
 
+  uint32_t exchanges_ = 0;  // items whose parts this warpgroup has shared out in the cluster
+
   ItemSlot const* slot_;
   int tile_begin_, tile_end_, prefix_tiles_;
   bool is_candidate_;
   int first_row_, rows_;  // of the block: among the user's rows of its kind
   int needed_begin_, needed_end_, plain_begin_, plain_end_, ragged_tile_, self_tile_;
   SharedOperand query_operand_;
-  float half_alpha_;
+  float half_alpha_, value_scale_, scale_of_all_;
 
   uint32_t queries_in_registers_[T::kQueriesInRegisters ? kQuerySteps : 1][4];
   float scores_[kScores];

@@ -27,7 +27,9 @@ class Loader {
       load_queries(slot);
       int const end = item_->item.tile_end;
       for (int tile = item_->item.tile_begin; tile < end; ++tile) {
-        if (tile == end - 1 && item_->item.part >> 16 > 1) announce_part();
+        if constexpr (T::kClusterParts == 1) {
+          if (tile == end - 1 && item_->item.part >> 16 > 1) announce_part();
+        }
         load_keys(tile);
         load_values(tile);
       }

@@ -50,8 +50,14 @@ __device__ bool Consumer<T>::add_parts() {
 template <class T>
 __device__ typename Consumer<T>::RowScales Consumer<T>::output_scales() const {
   int const row = first_row_ + (is_candidate_ ? slot_->item.rows.query_candidate_row : slot_->item.rows.query_row);
-  float const factor = T::kFp8 ? params_.v_scale[scale_index(slot_->head)] : 1.f;
+  float const factor = value_scale();
   RowScales scales;
+  if constexpr (T::kClusterParts > 1) {
+    if (has_scale_of_all(params_)) {
+      scales.row[0] = scales.row[1] = factor * scale_of_all_;
+      return scales;
+    }
+  }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int const fragment = fragment_row(thread_) + 8 * half;
@@ -61,24 +67,26 @@ __device__ typename Consumer<T>::RowScales Consumer<T>::output_scales() const {
 }
 
 template <class T>
-__device__ void Consumer<T>::store_output(int query_slot, RowScales scales) {
+template <class Chunks>
+__device__ void Consumer<T>::store_output(int query_slot, RowScales scales, Chunks chunks) {
   int const row = first_row_ + (is_candidate_ ? slot_->item.rows.query_candidate_row : slot_->item.rows.query_row);
 #pragma unroll
   for (int i = 0; i < T::kDim / 2; ++i) out_[i] *= scales.row[i / 2 % 2];
   int64_t const offset = row * params_.out.row_stride + slot_->head * params_.out.head_stride;
   unsigned char* const staging = query_block(query_slot);
   switch (params_.output_type) {
-    case DataType::kFloat16: return store_halves(static_cast<__half*>(params_.out.data) + offset, staging);
-    case DataType::kBFloat16: return store_halves(static_cast<__nv_bfloat16*>(params_.out.data) + offset, staging);
-    default: return store_floats(static_cast<float*>(params_.out.data) + offset);
+    case DataType::kFloat16: return store_halves(static_cast<__half*>(params_.out.data) + offset, staging, chunks);
+    case DataType::kBFloat16:
+      return store_halves(static_cast<__nv_bfloat16*>(params_.out.data) + offset, staging, chunks);
+    default: return store_floats(static_cast<float*>(params_.out.data) + offset, chunks);
   }
 }
 
 // Each warp passes its 16 rows through shared memory, [panel][row][128 bytes or fewer] with 16-byte chunks swizzled by
 // the row, so that rows reach memory in full.
 template <class T>
-template <class Output>
-__device__ void Consumer<T>::store_halves(Output* out, unsigned char* staging) {
+template <class Output, class Chunks>
+__device__ void Consumer<T>::store_halves(Output* out, unsigned char* staging, Chunks chunks) {
   constexpr int kChunks = T::kOutputColumns / 8, kRowChunks = kChunks < 8 ? kChunks : 8;
   int const lane = thread_ % 32, warp_row = thread_ / 32 * 16;
   uint32_t const base = shared_address(staging);
@@ -93,6 +101,7 @@ __device__ void Consumer<T>::store_halves(Output* out, unsigned char* staging) {
     if (pass > 0) __syncwarp();
 #pragma unroll
     for (int j = 0; j < kChunks; j += 2) {
+      if (!chunks.holds(pass * kChunks + j)) continue;
       int const row = warp_row + lane % 16, chunk = j + lane / 16;
       float const* const sums = out_ + 4 * (pass * kChunks + j);
       store_matrices(base + chunk_at(row, chunk), pack_pair<Output>(sums[0], sums[1]),
@@ -103,7 +112,7 @@ __device__ void Consumer<T>::store_halves(Output* out, unsigned char* staging) {
 #pragma unroll
     for (int i = lane; i < 16 * kChunks; i += 32) {
       int const row = warp_row + i / kChunks, chunk = i % kChunks;
-      if (row < rows_) {
+      if (row < rows_ && chunks.holds(pass * kChunks + chunk)) {
         uint4 const data = *reinterpret_cast<uint4 const*>(staging + chunk_at(row, chunk));
         *reinterpret_cast<uint4*>(out + row * params_.out.row_stride + (pass * kChunks + chunk) * 8) = data;
       }
@@ -114,7 +123,8 @@ __device__ void Consumer<T>::store_halves(Output* out, unsigned char* staging) {
 }
 
 template <class T>
-__device__ void Consumer<T>::store_floats(float* out) {
+template <class Chunks>
+__device__ void Consumer<T>::store_floats(float* out, Chunks chunks) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int const row = fragment_row(thread_) + 8 * half;
@@ -122,6 +132,7 @@ __device__ void Consumer<T>::store_floats(float* out) {
     float* const to = out + row * params_.out.row_stride + thread_ % 4 * 2;
 #pragma unroll
     for (int j = 0; j < T::kDim / 8; ++j) {
+      if (!chunks.holds(j)) continue;
       *reinterpret_cast<float2*>(to + 8 * j) = {out_[4 * j + 2 * half], out_[4 * j + 2 * half + 1]};
     }
   }

@@ -12,6 +12,9 @@ namespace hstu_trt::sm90 {
 constexpr int kProducerThreads = 128;
 constexpr int kPanelBytes = 128;  // widest row that the copy engine swizzles
 
+// Items whose parts are added up through memory need nothing to hand over sums.
+struct NoExchange {};
+
 template <class Element_, int kDim_, int kTileKeys_, int kConsumers_, int kStages_, int kValueStages_, int kQuerySlots_,
           int kOperands_, bool kTurns_>
 struct Traits {
@@ -56,6 +59,9 @@ struct Traits {
 
   static constexpr int kKeyBoxRows = kTileKeys % kBlockRows == 0 ? kBlockRows : kTileKeys;
   static constexpr int kPagedBoxRows = kTileKeys % kBlockRows == 0 ? kBlockRows : 16;
+
+  static constexpr int kClusterParts = 1;  // most parts of an item that a cluster shares
+  using Exchange = NoExchange;
 
   static constexpr PlanShape plan_shape() { return {kConsumers, kTileKeys, kSelfTiles, true}; }
 
@@ -110,6 +116,7 @@ struct SharedMemory {
   uint64_t query_full[T::kQuerySlots], query_empty[T::kQuerySlots];
   uint64_t key_full[T::kStages], key_empty[T::kStages];
   uint64_t value_full[T::kValueStages], value_empty[T::kValueStages];
+  typename T::Exchange exchange;
 };
 
 struct TensorMaps {

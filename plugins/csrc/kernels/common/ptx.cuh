@@ -114,6 +114,65 @@ __device__ __forceinline__ int load_acquire(int32_t const* from) {
   return value;
 }
 
+// Brings a line of memory into L2.
+__device__ __forceinline__ void prefetch_line(void const* line) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(line) : "memory");
+}
+
+// ---- clusters of CTAs, which write into each other's shared memory ----
+
+// This CTA's number in its cluster.
+__device__ __forceinline__ int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// All threads of the cluster arrive; who waits sees what the others wrote before.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Where what stands at `pointer` in this CTA stands in CTA `rank` of the cluster.
+__device__ __forceinline__ uint32_t cluster_address(void const* pointer, int rank) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(pointer)), "r"(rank));
+  return address;
+}
+
+// Stores four floats in a CTA of the cluster; a barrier in that CTA counts their 16 bytes when they are there.
+__device__ __forceinline__ void cluster_store(uint32_t to, float a, float b, float c, float d, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+      "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier)
+      : "memory");
+}
+
+__device__ __forceinline__ void cluster_barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// As barrier_wait, for arrivals from other CTAs of the cluster.
+__device__ __forceinline__ void cluster_barrier_wait(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// Past the caches of this multiprocessor: what others may still write.
+__device__ __forceinline__ int load_relaxed(int32_t const* from) {
+  int value;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
 // ---- arithmetic ----
 
 __device__ __forceinline__ float tanh_approx(float x) {

@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sm90_cluster.cuh"
+
+HSTU_SM90_CLUSTER_INSTANTIATE(__half, 64)
