@@ -15,6 +15,8 @@ from hstu_trt.contract.manifest import write_text_atomically
 FILES = ("tables_*.jsonl", "remote_*.jsonl", "refresh_*.jsonl")
 """Files of rows in bench/results."""
 REFRESH = "refresh"
+PREDICTED = "to_predicted"
+"""Check of a row of a hot set: its time over hit rate x time of hits + miss rate x time of misses."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def _lookups(shown: Sequence[tuple[TierRows, ResultRow]]) -> str:
     ]
     for tier, row in shown:
         ratios = ", ".join(f"{name} {ratio_text(ratio)}" for name, ratio in row.ratio_to.items())
+        if PREDICTED in row.checks:
+            ratios = f"(takes {row.checks[PREDICTED]:.2f} times what hits and misses alone predict)"
         per_s, gbps = f"{(row.per_s or 0) / 1e6:.2f}", f"{row.gbps or 0:.1f}"
         cells = (
             tier.name,
