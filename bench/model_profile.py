@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 _KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("attention", ("attention_kernel", "plan_kernel", "pack_values")),
+    ("attention", ("attention_kernel", "cluster_kernel", "plan_kernel", "pack_values")),
     ("layer kernels", ("norm_rows", "gate<", "quantise_rows", "encode_tokens", "user_vectors", "scores<")),
-    ("lookup", ("lookup_kernel",)),
+    ("lookup", ("plain_kernel", "staged_kernel", "latch_kernel")),
     ("products", ("project_kernel", "gemm", "nvjet", "cutlass", "cublas", "splitKreduce", "Kernel2")),
     ("copies", ("Memcpy", "Memset", "memcpy", "memset")),
 )

@@ -76,11 +76,14 @@ def lookup_tables(
     """
     live, versions = (tables, tables.tables) if isinstance(tables, LiveTables) else (None, tuple(tables))
     _check(ids, versions)
+    if latch is not None and (latch.dtype != torch.int64 or latch.numel() != 1 or latch.device != ids.device):
+        raise InputError(f"latch must be int64 [1] on {ids.device}, got {latch.dtype} {list(latch.shape)}")
     params, width = _params(ids, versions, options, report)
     if out is None:
         out = torch.empty((len(ids), width), dtype=options.output_dtype, device=ids.device)
-    elif out.shape != (len(ids), width) or out.dtype != options.output_dtype or not out.is_contiguous():
-        raise InputError(f"out must be contiguous, {[len(ids), width]} {options.output_dtype}")
+    wanted = ((len(ids), width), options.output_dtype, ids.device)
+    if (tuple(out.shape), out.dtype, out.device) != wanted or not out.is_contiguous():
+        raise InputError(f"out must be contiguous, {[len(ids), width]} {options.output_dtype} on {ids.device}")
     params.out, params.out_stride = out.data_ptr(), width
     params.live_tables = None if live is None else live.word.data_ptr()
     params.latch = None if latch is None else latch.data_ptr()
@@ -90,10 +93,10 @@ def lookup_tables(
 
 def lookup_padded(ids: Tensor, lengths: Tensor, table: DeviceTable, options: LookupOptions = LookupOptions()) -> Tensor:
     """Padded sequences: ids ``[b, s]``, lengths ``[b]`` int32 -> ``[b, s, dim]``, zeros behind the ends."""
-    if lengths.dtype != torch.int32 or lengths.shape != ids.shape[:1] or lengths.device != ids.device:
-        raise InputError(
-            f"lengths must be int32 [{len(ids)}] on {ids.device}, got {lengths.dtype} {list(lengths.shape)}"
-        )
+    wanted = (torch.int32, ids.shape[:1], ids.device)
+    if (lengths.dtype, lengths.shape, lengths.device) != wanted or not lengths.is_contiguous():
+        got = f"{lengths.dtype} {list(lengths.shape)}"
+        raise InputError(f"lengths must be int32 [{len(ids)}] on {ids.device}, contiguous; got {got}")
     flat = ids.reshape(-1, 1)
     _check(flat, (table,))
     params, width = _params(flat, (table,), options, LookupReport())
@@ -142,8 +145,10 @@ def _check_report(ids: Tensor, report: LookupReport) -> None:
     status, bad_ids = report.status, report.bad_ids
     if status is not None and (status.shape != ids.shape or status.dtype != torch.uint8 or not status.is_contiguous()):
         raise InputError(f"status must be contiguous uint8 {list(ids.shape)}, got {status.dtype} {list(status.shape)}")
-    if bad_ids is not None and (bad_ids.shape != ids.shape[1:] or bad_ids.dtype != torch.int64):
-        raise InputError(f"bad_ids must be int64 {list(ids.shape[1:])}, got {bad_ids.dtype} {list(bad_ids.shape)}")
+    counted = bad_ids is None or (bad_ids.shape == ids.shape[1:] and bad_ids.dtype == torch.int64)
+    if bad_ids is not None and not (counted and bad_ids.is_contiguous()):
+        got = f"{bad_ids.dtype} {list(bad_ids.shape)}"
+        raise InputError(f"bad_ids must be int64 {list(ids.shape[1:])}, contiguous; got {got}")
     for tensor in (status, bad_ids):
         if tensor is not None and tensor.device != ids.device:
             raise InputError(f"ids are on {ids.device}, and the report on {tensor.device}")

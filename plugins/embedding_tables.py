@@ -23,6 +23,7 @@ _HASHES: dict[HashKind, int] = {"none": 0, "splitmix64": 1, "permutation": 2}
 _ZERO_ROW = -1
 _QUANTISED = (torch.int8, torch.float8_e4m3fn)
 _EMPTY_SLOT = -1
+_LIVE_ALIGNMENT = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,26 @@ class DeviceTable:
             raise InputError(f"{self.hot.dtype} rows have {'a' if quantised else 'no'} scale each")
         if any(not t.is_contiguous() for t in stored):
             raise InputError("rows of a table must be contiguous")
+        self._check_companions()
+
+    def _check_companions(self) -> None:
+        """What the kernel reads beside rows: addresses alone reach it."""
+        overlay = self.overlay
+        slots, overlay_scales = (None, None) if overlay is None else (overlay.slots, overlay.scales)
+        for name, tensor, dtypes in (
+            ("scales", self.scales, (torch.float32,)),
+            ("row_of_id", self.row_of_id, (torch.uint32, torch.int32)),
+            ("slots of the overlay", slots, (torch.int64,)),
+            ("scales of the overlay", overlay_scales, (torch.float32,)),
+        ):
+            if tensor is None:
+                continue
+            if tensor.dtype not in dtypes or not tensor.is_contiguous() or tensor.device != self.hot.device:
+                wanted = " or ".join(str(dtype) for dtype in dtypes)
+                raise InputError(
+                    f"{name} must be contiguous {wanted} on {self.hot.device}, as the rows are; "
+                    f"got {tensor.dtype}, strides {tensor.stride()}, on {tensor.device}"
+                )
 
     @property
     def dim(self) -> int:
@@ -191,6 +212,10 @@ def _upload(tables: Sequence[DeviceTable]) -> Tensor:
     """Structs of tables -> uint8 on the GPU."""
     if not tables:
         raise InputError("live tables are at least one")
+    stored = [rows for table in tables for rows in (table.hot, table.cold) if rows is not None]
+    stored += [table.overlay.values for table in tables if table.overlay is not None]
+    if any(rows.data_ptr() % _LIVE_ALIGNMENT for rows in stored):
+        raise InputError(f"rows of live tables begin at multiples of {_LIVE_ALIGNMENT} bytes: copy a table that is cut")
     structs = (EmbeddingTable * len(tables))(*(table.params() for table in tables))
     return torch.frombuffer(bytearray(ctypes.string_at(structs, ctypes.sizeof(structs))), dtype=torch.uint8).to(
         tables[0].hot.device

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.engines.cuda.fused_batch import FusedModel
 from hstu_trt.engines.cuda.packing import Bucket
@@ -72,6 +73,7 @@ class Graphs:
         self._config, self._model, self._memory = config, model, memory
         self._graphs: OrderedDict[Key, Captured] = OrderedDict()
         self._pool = torch.cuda.graph_pool_handle()
+        self._staged: Key | None = None
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -79,8 +81,20 @@ class Graphs:
     def __contains__(self, key: Key) -> bool:
         return key in self._graphs
 
-    def of(self, key: Key) -> Captured:
-        """A graph, captured if it is not there. A valid batch of the bucket must then stand in ``memory.inputs``."""
+    def stage(self, key: Key) -> None:
+        """Says whose batch stands where the graph ``key`` reads first; a new one in ``memory.inputs`` as well."""
+        self._staged = key
+
+    def replay(self, key: Key) -> None:
+        """Enqueues the forward of the batch that was staged; captures the graph first if it is not there.
+
+        Raises ConfigError if another graph's batch is staged: offsets of another layout would lead a kernel anywhere.
+        """
+        if key != self._staged:
+            raise ConfigError(f"graph of {key}: what is staged is a batch of {self._staged}; stage one of this bucket")
+        self._of(key).replay()
+
+    def _of(self, key: Key) -> Captured:
         if key not in self._graphs:
             with torch.inference_mode():
                 torch.cuda.current_stream().synchronize()

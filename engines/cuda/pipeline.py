@@ -72,8 +72,7 @@ class Pipeline:
         """Enqueues a batch; the slot is free again when ``collect`` has been called for it."""
         slot = self._slots[self._next]
         self._next = (self._next + 1) % len(self._slots)
-        layout = self._layout(bucket)
-        self._writer.write(slot.arrays(layout), bucket, feeds)
+        layout = self._lay_out(slot, feeds, bucket)
         used, inputs, scores = layout.bytes, self._memory.inputs, self._memory.scores
         with torch.cuda.device(self._device):
             with torch.cuda.stream(self._copies):
@@ -82,7 +81,8 @@ class Pipeline:
             with torch.cuda.stream(self._compute):
                 slot.copied.wait()
                 inputs[:used].copy_(slot.device[:used])
-                self.graphs.of(Key(bucket, copies=False)).replay()
+                self.graphs.stage(Key(bucket, copies=False))
+                self.graphs.replay(Key(bucket, copies=False))
                 slot.scores[: bucket.candidates].copy_(scores[: bucket.candidates], non_blocking=True)
                 slot.done.record()
         return slot
@@ -93,16 +93,28 @@ class Pipeline:
         return np.array(slot.scores[:candidates].numpy())
 
     def compute(self, feeds: Sequence[UserFeed], bucket: Bucket, candidates: int) -> NDArray:
-        """A batch with nothing beside it: its scores. No batch may be on its way."""
-        slot, layout = self._slots[0], self._layout(bucket)
-        self._writer.write(slot.arrays(layout), bucket, feeds)
+        """A batch with nothing beside it: its scores. All slots must have been collected."""
+        slot = self._slots[0]
+        layout = self._lay_out(slot, feeds, bucket)
         with torch.cuda.device(self._device), torch.cuda.stream(self._compute):
             key = Key(bucket, copies=True)
             if key not in self.graphs:
                 self._memory.inputs[: layout.bytes].copy_(slot.host[: layout.bytes])
-            self.graphs.of(key).replay()
+            self.graphs.stage(key)
+            self.graphs.replay(key)
             self._compute.synchronize()
         return np.array(slot.scores[:candidates].numpy())
+
+    def _lay_out(self, slot: Slot, feeds: Sequence[UserFeed], bucket: Bucket) -> StagingLayout:
+        """Writes a batch to a slot's host memory.
+
+        Waits for what was enqueued with the slot before: a run that raised leaves batches that nobody collects, whose
+        bytes must not change while they are copied.
+        """
+        layout = self._layout(bucket)
+        slot.done.synchronize()
+        self._writer.write(slot.arrays(layout), bucket, feeds)
+        return layout
 
     def _layout(self, bucket: Bucket) -> StagingLayout:
         if bucket not in self._layouts:

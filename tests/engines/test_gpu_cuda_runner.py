@@ -105,3 +105,24 @@ def test_company_changes_little(wide: tuple[CudaModel, ModelCase, str]) -> None:
     allowed = {"fp16": 2e-3, "fp8": 2e-2}[precision]
     for feed, answer in zip(feeds, together, strict=True):
         assert np.abs(runner.run(feed)["preds"] - answer["preds"]).max() < allowed
+
+
+def test_a_run_that_raised_does_no_harm(
+    wide: tuple[CudaModel, ModelCase, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are then on their way that nobody collects, and their slots are written anew."""
+    model, case, _ = wide
+    feeds = requests(case, 40)
+    runner = FusedRunner(model, case.limits)
+    together, alone = runner.run_many(feeds), runner.run(feeds[0])
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.pipeline, "collect", fail)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            runner.run_many(feeds)
+    np.testing.assert_array_equal(runner.run(feeds[0])["preds"], alone["preds"])
+    for a, b in zip(runner.run_many(feeds), together, strict=True):
+        np.testing.assert_array_equal(a["preds"], b["preds"])

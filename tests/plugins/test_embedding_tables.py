@@ -56,6 +56,20 @@ REFUSED_TABLES: dict[str, tuple[Callable[[], Any], str]] = {
     "scales": (lambda: DeviceTable(hot=HALF, scales=SCALES), "rows have no scale"),
     "few scales": (lambda: DeviceTable(hot=CODES, scales=SCALES[:3]), "have a scale each"),
     "strides": (lambda: DeviceTable(hot=HALF.t().contiguous().t()), "must be contiguous"),
+    "double scales": (
+        lambda: DeviceTable(hot=CODES, scales=SCALES.double()),
+        "scales must be contiguous torch.float32",
+    ),
+    "scales apart": (lambda: DeviceTable(hot=CODES, scales=torch.ones(4, 2)[:, 0]), "scales must be contiguous"),
+    "wide permutation": (
+        lambda: DeviceTable(hot=HALF, hash="permutation", row_of_id=torch.arange(4)),
+        "row_of_id must be contiguous",
+    ),
+    "narrow slots": (
+        lambda: DeviceTable(hot=HALF, overlay=Overlay(slots=torch.zeros(2, 2), values=HALF)),
+        "slots of the overlay",
+    ),
+    "live rows between": (lambda: LiveTables((DeviceTable(hot=torch.zeros(9, 4).half()[1:]),)), "multiples of 16"),
     "overlay twice": (lambda: Overlay.build(np.asarray([1, 1]), HALF[:2]), "one row per number"),
     "overlay short": (lambda: Overlay.build(ROWS, HALF[:1]), "2 numbers, 1 rows"),
     "overlay below 0": (lambda: Overlay.build(ROWS - 1, HALF[:2]), "row -1 of an overlay"),
@@ -86,6 +100,14 @@ REFUSED_CALLS: dict[str, tuple[Callable[[], Any], type[HstuTrtError], str]] = {
     "bad ids": (
         lambda: lookup_tables(IDS, (TABLE,), LookupOptions(), LookupReport(bad_ids=torch.zeros(1))),
         InputError, r"bad_ids must be int64 \[1\]",
+    ),
+    "latch": (lambda: lookup_tables(IDS, (TABLE,), latch=torch.zeros(1)), InputError, r"latch must be int64 \[1\]"),
+    "bad ids apart": (
+        lambda: lookup_tables(IDS.expand(3, 2), (TABLE,) * 2, report=LookupReport(bad_ids=torch.zeros(4).long()[::2])),
+        InputError, "contiguous",
+    ),
+    "lengths apart": (
+        lambda: lookup_padded(IDS, torch.zeros(6).int()[::2], TABLE), InputError, "contiguous",
     ),
     "lengths": (lambda: lookup_padded(IDS, torch.zeros(3), TABLE), InputError, r"lengths must be int32 \[3\]"),
     "cpu": (lambda: lookup_tables(IDS, (TABLE,)), InputError, "on cpu: this lookup runs on a CUDA GPU"),

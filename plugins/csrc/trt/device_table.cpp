@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -56,10 +57,17 @@ void copy_to_device(void const* to, void const* from, int64_t bytes, std::string
 
 void copy_to_host(void* to, unsigned char const* from, size_t bytes) {
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   size_t const part = (bytes + kThreads - 1) / kThreads;
   for (size_t begin = 0; begin < bytes; begin += part) {
-    threads.emplace_back(
-        [=] { std::memcpy(static_cast<unsigned char*>(to) + begin, from + begin, std::min(part, bytes - begin)); });
+    auto const copy = [=] {
+      std::memcpy(static_cast<unsigned char*>(to) + begin, from + begin, std::min(part, bytes - begin));
+    };
+    try {
+      threads.emplace_back(copy);
+    } catch (std::system_error const&) {  // no more threads: to leave with some running would end the process
+      copy();
+    }
   }
   for (std::thread& thread : threads) thread.join();
 }

@@ -52,7 +52,9 @@ __device__ int position_of(EncodeTokensParams const& p, Place const& place) {
 
 __device__ int bucket_of(EncodeTokensParams const& p, Place const& place, int token) {
   int const last = max(__ldg(p.candidate_offsets + place.user + 1) - 1, 0);
-  int64_t const elapsed = p.timestamps[p.prefix_tokens + last] - p.timestamps[token];
+  // A batch without candidates has no such row.
+  int64_t const newest = p.timestamps[min(p.prefix_tokens + last, p.tokens - 1)];
+  int64_t const elapsed = newest - p.timestamps[token];
   float const minutes = fmaxf(static_cast<float>(elapsed), kLeastElapsed) / kSecondsPerUnit;
   return static_cast<int>(fminf(sqrtf(minutes), static_cast<float>(p.last_bucket)));
 }
