@@ -49,6 +49,8 @@ Verify = Literal["whole", "sampled"]
 _SAMPLED_FILES = 4
 _WARM_ROWS = 4096
 _SHARE_OF_FREE_MEMORY = 0.8
+_HALF_FOLDED = ""
+"""The digest of no version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,20 +151,27 @@ class VersionOpener:
         """The rows of the overlay in use, in place of the base's: from now on the base is this version.
 
         Safe while requests read: they ask the overlay first, so none sees a row that is being written; and no version
-        without this overlay may be left on the base. Where that is not so, the overlay stays.
+        without this overlay may be left on the base, nor on what the base was before an earlier fold. Where that is
+        not so, the overlay stays.
         """
         base = held.base
         assert isinstance(base.rows, HostTables)
         if base.holders > 1 or not can_fold(base.rows, held.overlays):
             return self._laid_over(base, found, dict(held.overlays), name, held.digest, held.memory_bytes)
+        # From the first row on, the base's rows are no longer those of its digest: nobody may go back to them. Should
+        # writing fail, they are nobody's, and served under the overlay only, until the same fold is tried again.
+        base.digest = _HALF_FOLDED
         fold(base.rows, held.overlays)
         rows = HostTables(found, base.rows.gathers)
-        # The old base's rows are no longer those of its digest: nobody may go back to them.
         base.digest = held.digest
-        return _whole(name, found, SharedRows(rows, held.digest, base.memory))
+        return _whole(name, found, SharedRows(rows, held.digest, base.memory, earlier=base))
 
     def _overlay_of_whole(self, found: TablesFolder, name: str, digest: str, held: TableVersion) -> TableVersion:
         base = held.base.rows.folder
+        if held.base.digest == _HALF_FOLDED:
+            raise ArtefactError(
+                f"the rows beneath {held.name} are half written over; publish its whole version again, or restart"
+            )
         if tables_digest(base.path) != held.base.digest:
             raise ArtefactError(f"{base.path}, on which {held.name} stands, has been replaced; restart the server")
         check_compatible(base, found)

@@ -16,10 +16,12 @@ from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.shards import QuantisedRows, write_vector
 from hstu_trt.contract.stored_table import IdRule
 from hstu_trt.contract.table_format import read_tables_folder, write_table, write_tables_manifest
+from hstu_trt.tables import overlay
 from hstu_trt.tables.delta import make_delta, tables_digest
 from hstu_trt.tables.host import HostTables, LookupOptions
 from hstu_trt.tables.live import Live
 from hstu_trt.tables.refresh import RefreshOptions, VersionOpener
+from hstu_trt.tables.table_arrays import write_rows
 
 DIM, ROWS = 8, 300
 RULES = {
@@ -253,6 +255,53 @@ def test_nothing_is_folded_while_the_base_is_read(store):
         assert answer(version.rows, some_ids()) == before
         with live.pin() as current:
             assert answer(current.rows, some_ids()) == answer(HostTables.open(store / "v2"), some_ids())
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_no_second_fold_beneath_who_reads_since_before_the_first(store, native):
+    one = dataclasses.replace(
+        opener(memory_budget=int(1.5 * size_of(store / "v1"))),
+        open_tables=lambda folder: HostTables.open(folder, resident=True, native=native),
+    )
+    expected = {name: answer(HostTables.open(store / name), some_ids()) for name in ("v2", "v3")}
+    live = Live(one.open(store / "v1", "v1"))
+    live.swap(one.open(store / "d2", "d2", live.current))
+    live.sweep()
+    with live.pin() as version:
+        for name in ("v2", "d3", "v3"):
+            live.swap(one.open(store / name, name, live.current))
+            assert answer(version.rows, some_ids()) == expected["v2"], name
+            assert answer(live.current.rows, some_ids()) == expected[name.replace("d", "v")]
+            assert bool(live.current.overlays) == (name != "v2"), "v2 is folded, v3 must wait"
+    live.sweep()
+    live.swap(one.open(store / "v3", "v3", live.current))
+    assert not live.current.overlays, "folded once nobody reads what was there before"
+    assert answer(live.current.rows, some_ids()) == expected["v3"]
+
+
+def test_rows_that_are_half_folded_are_nobodys(store, monkeypatch):
+    one = opener(memory_budget=int(1.5 * size_of(store / "v1")), how="resident")
+    live = Live(one.open(store / "v1", "v1"))
+    live.swap(one.open(store / "d2", "d2", live.current))
+    live.sweep()
+    expected = answer(HostTables.open(store / "v2"), some_ids())
+
+    def write_half(arrays, numbers, values, scales):
+        write_rows(arrays, numbers[::2], values[::2], scales)
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(overlay, "write_rows", write_half)
+        with pytest.raises(MemoryError):
+            one.open(store / "v2", "v2", live.current)
+    assert answer(live.current.rows, some_ids()) == expected
+    with pytest.raises(ArtefactError, match="beneath d2 are half written over; publish its whole version again"):
+        one.open(store / "v1", "v1", live.current)
+    with pytest.raises(ArtefactError, match="does not fit"):
+        one.open(store / "back", "back", live.current)
+    live.swap(one.open(store / "v2", "v2", live.current))
+    assert not live.current.overlays
+    assert answer(live.current.rows, some_ids()) == expected
 
 
 def test_the_way_back_from_an_overlay_opens_nothing(store):
