@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.manifest import MANIFEST_NAME, read_document, read_manifest
-from hstu_trt.contract.model_folder import MODEL_KIND, TABLES_FOLDER, read_model_folder
+from hstu_trt.contract.model_folder import MODEL_KIND, TABLES_FOLDER, read_model_folder, require_whole
 from hstu_trt.contract.stored_table import is_table_name
 from hstu_trt.contract.table_format import TABLES_KIND, read_tables_folder
 
@@ -78,7 +78,12 @@ def version_kind(version: Path) -> str:
 
 def tables_in(version: Path) -> Path:
     """The tables folder of a version that is no delta. Raises ArtefactError."""
-    return version / TABLES_FOLDER if version_kind(version) == MODEL_KIND else version
+    if version_kind(version) != MODEL_KIND:
+        return version
+    tables = version / TABLES_FOLDER
+    if tables.is_symlink():
+        raise ArtefactError(f"{tables} is a link; a version holds its tables itself")
+    return tables
 
 
 def publish_version(version: Path, *, regenerate: str) -> None:
@@ -122,6 +127,7 @@ def _verified_files(version: Path, regenerate: str) -> list[str]:
         return list(read_manifest(version, kind=DELTA_KIND, regenerate=regenerate)["files"])
     if kind == MODEL_KIND:
         model = read_model_folder(version)
+        require_whole(model)
         inner = read_tables_folder(model.tables, regenerate=regenerate, verify=True)
         own = read_document(version, kind=MODEL_KIND, regenerate=regenerate)["files"]
         return [*own, *(f"{TABLES_FOLDER}/{file}" for file in inner.files)]

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.model import HstuConfig
-from hstu_trt.contract.model_folder import MODEL_KIND, ModelFolder, read_model_folder
+from hstu_trt.contract.model_folder import MODEL_KIND, ModelFolder, read_model_folder, require_whole
 from hstu_trt.contract.stored_table import TablesFolder, is_table_name
 from hstu_trt.contract.table_format import read_tables_folder
 from hstu_trt.contract.table_versions import CURRENT_NAME, DELTA_KIND, named_version, tables_in, version_kind
@@ -96,7 +96,8 @@ class ReleaseFolder:
         """The model folders among the versions, their files not yet read."""
         for path in sorted(self.path.iterdir()) if self.path.is_dir() else []:
             try:
-                if is_table_name(path.name) and path.is_dir() and version_kind(path) == MODEL_KIND:
+                is_version = is_table_name(path.name) and path.is_dir() and not path.is_symlink()
+                if is_version and version_kind(path) == MODEL_KIND:
                     yield read_model_folder(path, verify=False)
             except ArtefactError:
                 continue  # not a version, or not a sound one
@@ -104,6 +105,7 @@ class ReleaseFolder:
     def _read_model(self, path: Path) -> ModelFolder:
         """A verified model folder that can stand in for the deployment's. Raises ArtefactError."""
         found = read_model_folder(path)
+        require_whole(found)
         for what, new, old in (
             ("limits", found.limits, self.model.limits),
             ("precision", found.precision, self.model.precision),

@@ -9,7 +9,7 @@ import pytest
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.manifest import write_manifest
 from hstu_trt.contract.model import TableConfig
-from hstu_trt.contract.model_folder import write_model_folder
+from hstu_trt.contract.model_folder import onnx_stages, write_model_folder
 from hstu_trt.contract.presets import debug
 from hstu_trt.contract.shards import write_shard
 from hstu_trt.contract.table_format import read_tables, write_table, write_tables_manifest
@@ -44,6 +44,8 @@ def test_the_published_version_is_in_use_and_can_be_taken_back(store):
 def test_a_model_folder_brings_its_tables(store):
     config = dataclasses.replace(debug(), tables=())
     write_version(store / "m3" / "tables", 3, "tables")
+    for name in (*(f"{stage}.onnx" for stage in onnx_stages(config)), "weights.safetensors"):
+        (store / "m3" / name).write_bytes(name.encode())
     facts = {"name": "m", "config": config, "limits": default_limits(config), "precision": "fp32", "made_by": "a test"}
     write_model_folder(store / "m3", **facts, facts={})
     publish_version(store / "m3", regenerate=REGENERATE)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError, InputError
-from hstu_trt.contract.model_folder import read_model_folder, write_model_folder
+from hstu_trt.contract.model_folder import onnx_stages, read_model_folder, write_model_folder
 from hstu_trt.contract.table_format import read_tables_folder, write_table, write_tables_manifest
-from hstu_trt.contract.table_versions import publish_version, rollback_version
+from hstu_trt.contract.table_versions import publish_version, rollback_version, tables_in
 from hstu_trt.serving import live_models, pbtxt
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.held import Board
@@ -52,6 +52,8 @@ def write_model(folder, value, pair_id, *, config=None, limits=LIMITS, precision
     config = config or small_config()
     config = dataclasses.replace(config, tables=tuple(dataclasses.replace(t, rows=rows) for t in config.tables))
     write_tables(folder / "tables", value, pair_id, rows)
+    for name in (*(f"{stage}.onnx" for stage in onnx_stages(config)), "weights.safetensors"):
+        (folder / name).write_bytes(f"{name} of {pair_id}".encode())
     facts = {} if pair_id is None else {"pair_id": pair_id}
     write_model_folder(
         folder, name="small", config=config, limits=limits, precision=precision, made_by="a test", facts=facts
@@ -135,6 +137,61 @@ def test_versions_without_a_fitting_dense_model_are_refused(folder, write, says)
     version = folder.path / ("z" if (folder.path / "z").exists() else "x")
     with pytest.raises(ArtefactError, match=says):
         folder.dense_of(version)
+
+
+def move_behind_link(path, away):
+    shutil.move(path, away)
+    path.symlink_to(away)
+
+
+def edit(manifest, change):
+    document = json.loads(manifest.read_text())
+    change(document)
+    manifest.write_text(json.dumps(document))
+
+
+UNBOUND = {
+    "a graph is not listed": (
+        lambda b3, away: edit(b3 / "manifest.json", lambda d: d["files"].pop("hstu.onnx")),
+        "hstu.onnx is not among the files of its manifest",
+    ),
+    "the weights are not listed": (
+        lambda b3, away: edit(b3 / "manifest.json", lambda d: d["files"].pop("weights.safetensors")),
+        "weights.safetensors is not among",
+    ),
+    "the tables are not listed": (
+        lambda b3, away: edit(b3 / "manifest.json", lambda d: d["files"].pop("tables/manifest.json")),
+        "tables/manifest.json is not among",
+    ),
+    "what a graph may name is not listed": (
+        lambda b3, away: (b3 / "more.bin").write_bytes(b"x"),
+        "more.bin is not among",
+    ),
+    "a folder behind a link": (lambda b3, away: (b3 / "more").symlink_to("/tmp"), "more is not among"),
+    "weights behind a link": (
+        lambda b3, away: move_behind_link(b3 / "weights.safetensors", away),
+        "weights.safetensors is behind a link",
+    ),
+    "tables behind a link": (lambda b3, away: move_behind_link(b3 / "tables", away), "behind a link"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), UNBOUND.values(), ids=UNBOUND)
+def test_a_model_whose_digest_does_not_tell_all_is_refused(folder, tmp_path, change, says):
+    change(folder.path / "b3", tmp_path / "away")
+    with pytest.raises(ArtefactError, match=says):
+        folder.dense_of(folder.path / "b3")
+    with pytest.raises(ArtefactError, match=says):
+        publish(folder, "b3")
+
+
+def test_models_and_tables_behind_links_are_no_versions(folder, tmp_path):
+    move_behind_link(folder.path / "b3", tmp_path / "away")
+    with pytest.raises(ArtefactError, match="0 model folders"):
+        folder.dense_of(folder.path / "v4")
+    move_behind_link(tmp_path / "away/tables", tmp_path / "tables")
+    with pytest.raises(ArtefactError, match="a version holds its tables itself"):
+        tables_in(tmp_path / "away")
 
 
 def test_tables_of_a_new_dense_model_may_have_grown(folder):
