@@ -39,10 +39,20 @@ class Board:
 
     def holds(self, model: str, digest: str) -> bool:
         """Whether a model says that it holds a dense model."""
+        held = self._read(model).get("holds")
+        return isinstance(held, list) and digest in held
+
+    def dense_in_use(self, model: str) -> str | None:
+        """The digest of the dense model that a model says it serves; None where it says nothing."""
+        digest = self._read(model).get("dense")
+        return digest if isinstance(digest, str) else None
+
+    def _read(self, model: str) -> dict[str, Any]:
         try:
-            return digest in json.loads((self.folder / f"{model}.json").read_text())["holds"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+            facts = json.loads((self.folder / f"{model}.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
 
     def wait_until_held(self, models: Collection[str], digest: str, timeout_s: float) -> list[str]:
         """Those that do not hold a dense model after so long."""

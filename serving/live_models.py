@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from hstu_trt.tables.version import TableVersion
 
 HELD_TIMEOUT_S = 120.0
 """So long ``embedding_lookup`` waits for the other steps to open new dense weights, before it refuses them."""
+
+_LOOKUP = "embedding_lookup"
 
 OpenStage = Callable[[ModelFolder, str], Stage]
 """(dense model, name of the step) -> the step."""
@@ -46,6 +49,7 @@ class Place:
     """Logs and counts a refresh."""
     every_poll: Callable[[], None] = lambda: None
     _facts: dict[str, Any] = field(default_factory=dict)
+    _announcing: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of_server(cls, run: Path, **fields: Any) -> Place:
@@ -54,8 +58,9 @@ class Place:
 
     def announce(self, **facts: Any) -> None:
         """Adds to what the board says of this model."""
-        self._facts |= facts
-        self.board.write(self.name, self._facts)
+        with self._announcing:
+            self._facts |= facts
+            self.board.write(self.name, self._facts)
 
     def watch(self, take: Callable[[Path], None]) -> Watcher:
         """A watcher, not yet started, that also announces what it refused."""
@@ -152,17 +157,17 @@ class LiveDense:
     def __init__(self, place: Place, open_stage: OpenStage) -> None:
         self._place = place
         self.watcher = place.watch(self._take)
-        self.stages = DenseStages(place.folder, lambda model: opened(open_stage, model, place.name))
+        self.stages = DenseStages(
+            place.folder,
+            lambda model: opened(open_stage, model, place.name),
+            in_use=lambda: place.board.dense_in_use(_LOOKUP),
+            tell=lambda held: place.announce(holds=held),
+        )
         if (version := place.folder.current()) is not None:
             self.stages.hold(place.folder.dense_of(version))
-        self._announce()
 
     def _take(self, version: Path) -> None:
         self.stages.hold(self._place.folder.dense_of(version))
-        self._announce()
-
-    def _announce(self) -> None:
-        self._place.announce(holds=self.stages.held)
 
 
 def opened(open_stage: OpenStage, model: ModelFolder, step: str) -> Stage:

@@ -15,8 +15,9 @@ from hstu_trt.contract.table_versions import publish_version, rollback_version, 
 from hstu_trt.serving import live_models, pbtxt
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.held import Board
-from hstu_trt.serving.live_models import LiveRows, Place
+from hstu_trt.serving.live_models import LiveDense, LiveRows, Place
 from hstu_trt.serving.live_stages import (
+    DenseLostError,
     DenseStages,
     FixedFusedStage,
     FusedRelease,
@@ -236,6 +237,33 @@ def test_steps_answer_with_the_dense_model_that_is_named(folder):
     for wrong in ("f" * 64, "", "\udcff"):
         with pytest.raises(InputError, match="'dense_id' names no dense model"):
             stages.infer({"dense_id": np.asarray([wrong.encode(errors="surrogateescape")], object)})
+
+
+def test_the_dense_model_in_use_is_kept_whatever_is_refused(folder, place):
+    """Models that the steps open and ``embedding_lookup`` refuses must not drive out the one that serves."""
+    digests = {name: write_model(folder.path / name, 1, name).digest for name in ("c4", "c5", "c6")}
+    place.name = "hstu"
+    place.board.write("embedding_lookup", {"dense": folder.model.digest})
+    opened = []
+    dense = LiveDense(place, lambda model, step: opened.append(model.pair_id) or AnyStep())
+    for name in digests:
+        publish(folder, name)
+        dense.watcher.poll()
+        assert place.board.holds("hstu", folder.model.digest)
+        assert len(dense.stages.held) == 2
+    assert opened == ["A", "c4", "c5", "c6"]
+    dense.stages.infer({"dense_id": text_tensor(digests["c4"])})
+    assert place.board.holds("hstu", digests["c4"]), "what is opened for a request is announced as well"
+    shutil.rmtree(folder.path / "c5")
+    with pytest.raises(DenseLostError, match="the dense model in use is gone"):
+        dense.stages.infer({"dense_id": text_tensor(digests["c5"])})
+
+
+class AnyStep:
+    """A step that takes anything."""
+
+    def infer(self, feed):
+        return {}
 
 
 class Told:
