@@ -31,7 +31,7 @@ from hstu_trt.serving.live_models import LiveDense, LiveFused, LiveRows, Place, 
 from hstu_trt.serving.live_stages import DenseLostError, FixedFusedStage, FusedAnswer, LiveFusedStage, LiveLookup, Tally
 from hstu_trt.serving.refresh_settings import positive_seconds, refresh_mode
 from hstu_trt.serving.releases import Release, ReleaseFolder
-from hstu_trt.serving.signature import ATTENTION_NORM, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
+from hstu_trt.serving.signature import ATTENTION_NORM, LOOKUP_MODELS, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
 from hstu_trt.serving.stages import FusedStage, GuardedLookup, RequestError, RunnerStage, Stage
 from hstu_trt.serving.watching import Refresh, Watcher
 from hstu_trt.tables.ids import POLICIES, Policy
@@ -106,7 +106,9 @@ class _TritonModel:
         """How versions of the tables are opened."""
         budget = self._parameters.get("refresh_memory_bytes")
         options = RefreshOptions(
-            mode=refresh_mode(self._parameter("refresh")), memory_budget=None if budget is None else int(budget)
+            mode=refresh_mode(self._parameter("refresh")),
+            memory_budget=None if budget is None else int(budget),
+            processes=len(LOOKUP_MODELS),
         )
         named = self._parameters.get(TIERS_PARAMETER)
         tiers = Tiers(TierSettings() if named is None else read_tier_settings((self._folder / named).resolve()))

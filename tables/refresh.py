@@ -38,6 +38,7 @@ from hstu_trt.contract.text import bytes_text
 from hstu_trt.tables.delta import DeltaFolder, changed_rows, check_compatible, read_delta, tables_digest
 from hstu_trt.tables.delta_chain import chain_to, chain_to_whole
 from hstu_trt.tables.host import REGENERATE, HostTables, LookupOptions
+from hstu_trt.tables.memory import available_memory
 from hstu_trt.tables.overlay import Overlay, can_fold, fold, overlaid_tables
 from hstu_trt.tables.row_source import OpenTables, RowSource
 from hstu_trt.tables.table_arrays import PERMUTATION_TENSOR, open_arrays
@@ -59,7 +60,10 @@ class RefreshOptions:
 
     mode: RefreshMode = "auto"
     memory_budget: int | None = None
-    """Most bytes of rows in memory over all versions; None: what is held and 80 % of what the machine has left."""
+    """Most bytes of rows in memory over all versions; None: what is held, and this process's part of 80 % of what the
+    machine, or the container, has left."""
+    processes: int = 1
+    """Processes that take the same version at the same moment, each into memory of its own."""
     verify: Verify = "whole"
     """``whole`` hashes every file of the new version; ``sampled`` four of them, and checks the sizes of all."""
     overlay_share: float = 0.1
@@ -144,7 +148,7 @@ class VersionOpener:
 
     def _memory_left(self, held: TableVersion | None) -> int:
         if self.options.memory_budget is None:
-            return int(_SHARE_OF_FREE_MEMORY * _available_memory())
+            return int(_SHARE_OF_FREE_MEMORY * available_memory() / self.options.processes)
         return max(0, self.options.memory_budget - (0 if held is None else held.memory_bytes))
 
     def _fold(self, found: TablesFolder, name: str, held: TableVersion) -> TableVersion:
@@ -254,11 +258,3 @@ def _warm(rows: RowSource) -> None:
 
 def _payload(folder: TablesFolder) -> int:
     return sum(table.payload_bytes for table in folder.tables.values())
-
-
-def _available_memory() -> int:
-    """Bytes that the machine can give without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 0

@@ -16,7 +16,7 @@ from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.shards import QuantisedRows, write_vector
 from hstu_trt.contract.stored_table import IdRule
 from hstu_trt.contract.table_format import read_tables_folder, write_table, write_tables_manifest
-from hstu_trt.tables import overlay
+from hstu_trt.tables import overlay, refresh
 from hstu_trt.tables.delta import make_delta, tables_digest
 from hstu_trt.tables.host import HostTables, LookupOptions
 from hstu_trt.tables.live import Live
@@ -206,6 +206,15 @@ def test_what_decides_between_two_versions_and_an_overlay(store, mode, budget, n
     opened = one.open(store / name, name, held)
     assert bool(opened.overlays) == wanted
     assert answer(opened.rows, some_ids()) == answer(HostTables.open(store / name.replace("d", "v")), some_ids())
+
+
+def test_processes_share_the_memory_that_is_left(store, monkeypatch):
+    """Two processes that refresh at the same moment must not each take all that there is."""
+    monkeypatch.setattr(refresh, "available_memory", lambda: int(1.5 * size_of(store / "v2")))
+    for processes, overlaid in ((1, False), (2, True)):
+        one = opener(memory_budget=None, processes=processes)
+        held = one.open(store / "v1", "v1")
+        assert bool(one.open(store / "v2", "v2", held).overlays) == overlaid
 
 
 def size_of(folder):
