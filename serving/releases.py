@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import MODEL_KIND, ModelFolder, read_model_folder, require_whole
 from hstu_trt.contract.stored_table import TablesFolder, is_table_name
@@ -137,8 +138,25 @@ def pair_id_of(version: Path) -> str | None:
     ).pair_id
 
 
+@contextmanager
+def naming_the_way_back(folder: ReleaseFolder) -> Iterator[None]:
+    """Where a server cannot start with what is in use: a running one refuses it and goes on, so it may be long bad."""
+    try:
+        yield
+    except (ArtefactError, ConfigError) as error:
+        if not (folder.path / CURRENT_NAME).exists():
+            raise
+        way_back = f"serve the version before it with: hstu-trt tables rollback {folder.path.resolve()}"
+        raise ArtefactError(f"{folder.path / CURRENT_NAME} cannot be served: {error}; {way_back}") from None
+
+
 def check_published(folder: ReleaseFolder) -> Path | None:
     """The version in use, if any, after a look at whether it can be served. Raises ArtefactError."""
+    with naming_the_way_back(folder):
+        return _checked(folder)
+
+
+def _checked(folder: ReleaseFolder) -> Path | None:
     version = folder.current()
     if version is None:
         return None

@@ -54,6 +54,10 @@ _HALF_FOLDED = ""
 """The digest of no version."""
 
 
+class NoRoomError(ArtefactError):
+    """The machine lacks the memory for a version now; it may have it later."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RefreshOptions:
     """How versions are opened; see the module's text."""
@@ -141,10 +145,14 @@ class VersionOpener:
         needed, left = self.memory_of(found), self._memory_left(held)
         if needed <= left or self.options.mode == "auto":
             return needed <= left
-        raise ArtefactError(
+        raise self._no_room(
             f"{found.path} takes {bytes_text(needed)} beside the version in use, and {bytes_text(left)} of the memory "
             f"budget are left; publish what changed: hstu-trt tables delta make OLD {found.path} --out DELTA"
         )
+
+    def _no_room(self, message: str) -> ArtefactError:
+        """A budget that is given stays as it is; what the machine has left does not."""
+        return ArtefactError(message) if self.options.memory_budget is not None else NoRoomError(message)
 
     def _memory_left(self, held: TableVersion | None) -> int:
         if self.options.memory_budget is None:
@@ -194,7 +202,7 @@ class VersionOpener:
         found = self._read_whole(whole)
         left = self._memory_left(held)
         if held is not None and self.memory_of(found) > left:
-            raise ArtefactError(
+            raise self._no_room(
                 f"{folder} leads on from {whole}, which does not fit beside the version in use; "
                 "publish a delta that leads on from that one"
             )
@@ -227,7 +235,7 @@ class VersionOpener:
             raise ArtefactError(f"{found.path} changes single rows; the tier of these tables takes whole versions only")
         size = sum(overlay.nbytes for overlay in overlays.values())
         if size > most:
-            raise ArtefactError(
+            raise self._no_room(
                 f"{found.path} lays {bytes_text(size)} over {base.rows.folder.path.name}, and {bytes_text(most)} are "
                 "allowed; publish the whole version"
             )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hstu_trt.contract.table_versions import publish_version, rollback_version, 
 from hstu_trt.serving import live_models, pbtxt
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.held import Board
-from hstu_trt.serving.live_models import LiveDense, LiveRows, Place
+from hstu_trt.serving.live_models import DenseNotReadyError, LiveDense, LiveFused, LiveRows, Place
 from hstu_trt.serving.live_stages import (
     DenseLostError,
     DenseStages,
@@ -33,6 +34,7 @@ from hstu_trt.serving.watching import Watcher
 from hstu_trt.tables.delta import make_delta
 from hstu_trt.tables.live import Live
 from hstu_trt.tables.refresh import VersionOpener
+from hstu_trt.tables.remote_resp import RemoteError
 
 from .conftest import LIMITS, small_config
 
@@ -312,6 +314,41 @@ def test_refusals_are_told_once_and_tried_again_when_published_anew(folder):
     assert told.poll() == (["v1"] * 2, ["v1 is bad"] * 2)
 
 
+@pytest.mark.parametrize("error", [OSError("disk"), MemoryError(), RemoteError("away"), DenseNotReadyError("steps")])
+def test_what_may_pass_is_tried_again_and_told_once(folder, error):
+    """The reason is not the version: a server must not stay behind for good."""
+    failures = [error] * 3
+
+    def take(version):
+        if failures:
+            raise failures.pop()
+
+    told = Told(folder, take)
+    publish(folder, "v1")
+    for _ in range(200):
+        told.poll()
+        time.sleep(0.002)
+    assert told.taken == ["v1"] * 4
+    assert [refresh.refused for refresh in told.refreshes] == [str(error) or "MemoryError", None]
+
+
+def test_tries_become_rare(folder):
+    def take(version):
+        raise OSError("disk")
+
+    told = Told(folder, take)
+    publish(folder, "v1")
+    delays = []
+    for _ in range(40):
+        told.poll()
+        delays.append(round(told.watcher._retry_at - time.monotonic(), 2))
+        told.watcher._retry_at = 0
+    assert delays == sorted(delays)
+    assert delays[0] < 1
+    assert 299 < delays[-1] <= 300
+    assert len(told.refreshes) == 1
+
+
 def test_a_watcher_survives_bugs_and_nonsense(folder):
     def fail(version):
         raise ZeroDivisionError
@@ -408,6 +445,46 @@ def test_new_dense_weights_wait_for_the_other_steps(folder, place, rows, monkeyp
     publish(folder, "v1")
     rows.watcher.poll()
     assert refreshes[2].refused.startswith("hstu, mlp_head did not open"), "the way back waits as well"
+
+
+def test_waiting_for_the_other_steps_ends_with_the_server(folder, place, rows):
+    """Metrics go on while it waits, and unloading does not wait for it."""
+    publish(folder, "b3")
+    polls = []
+    place.poll_s, place.every_poll = 0.01, lambda: polls.append(rows.watcher._stop.set() if len(polls) == 3 else None)
+    began = time.monotonic()
+    with pytest.raises(DenseNotReadyError, match="did not open"):
+        rows._take(folder.path / "b3")
+    assert len(polls) == 4
+    assert time.monotonic() - began < 10
+
+
+def test_a_board_that_cannot_be_written_is_the_reason(folder, place, tmp_path):
+    (tmp_path / "run").write_text("a file where a folder should be")
+    rows = LiveRows(place, VersionOpener(), dense_is_fixed=False)
+    began = time.monotonic()
+    with pytest.raises(DenseNotReadyError, match=r"cannot tell whether they hold them.*make .*run/live/.* writable"):
+        rows._take(folder.path / "b3")
+    assert time.monotonic() - began < 10
+    rows._take(folder.path / "v1")
+    assert rows.live.current.tables.name == "v1", "tables of the same dense weights need no board"
+
+
+def test_a_start_with_a_bad_version_names_the_way_back(folder, place):
+    publish(folder, "v1")
+    publish(folder, "v4")
+    shutil.rmtree(folder.path / "b3")
+    says = f"CURRENT cannot be served: .*0 model folders.*hstu-trt tables rollback {folder.path}"
+    for start in (
+        lambda: check_published(folder),
+        lambda: LiveRows(place, VersionOpener(), dense_is_fixed=False),
+        lambda: LiveFused(place, VersionOpener(), lambda model, step: AnyStep()),
+        lambda: LiveDense(place, lambda model, step: AnyStep()),
+    ):
+        with pytest.raises(ArtefactError, match=says):
+            start()
+    rollback_version(folder.path, regenerate="")
+    assert check_published(folder) == folder.path / "v1"
 
 
 def test_plans_keep_their_dense_weights(folder, place):

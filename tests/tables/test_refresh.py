@@ -20,7 +20,7 @@ from hstu_trt.tables import overlay, refresh
 from hstu_trt.tables.delta import make_delta, tables_digest
 from hstu_trt.tables.host import HostTables, LookupOptions
 from hstu_trt.tables.live import Live
-from hstu_trt.tables.refresh import RefreshOptions, VersionOpener
+from hstu_trt.tables.refresh import NoRoomError, RefreshOptions, VersionOpener
 from hstu_trt.tables.table_arrays import write_rows
 
 DIM, ROWS = 8, 300
@@ -215,6 +215,17 @@ def test_processes_share_the_memory_that_is_left(store, monkeypatch):
         one = opener(memory_budget=None, processes=processes)
         held = one.open(store / "v1", "v1")
         assert bool(one.open(store / "v2", "v2", held).overlays) == overlaid
+
+
+def test_memory_that_the_machine_lacks_is_no_fault_of_the_version(store, monkeypatch):
+    """Tried again later, where a budget that is given will not grow."""
+    monkeypatch.setattr(refresh, "available_memory", lambda: 0)
+    for budget, error in ((None, NoRoomError), (0, ArtefactError)):
+        one = opener(memory_budget=budget)
+        held = one.open(store / "v1", "v1")
+        with pytest.raises(ArtefactError) as caught:
+            one.open(store / "d2", "d2", held)
+        assert type(caught.value) is error
 
 
 def size_of(folder):
