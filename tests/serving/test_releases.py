@@ -51,12 +51,12 @@ def write_tables(folder, value, pair_id, rows=ROWS, dim=DIM):
     return folder
 
 
-def write_model(folder, value, pair_id, *, config=None, limits=LIMITS, precision="fp32", rows=ROWS):
+def write_model(folder, value, pair_id, *, config=None, limits=LIMITS, precision="fp32", rows=ROWS, weights=""):
     config = config or small_config()
     config = dataclasses.replace(config, tables=tuple(dataclasses.replace(t, rows=rows) for t in config.tables))
     write_tables(folder / "tables", value, pair_id, rows)
     for name in (*(f"{stage}.onnx" for stage in onnx_stages(config)), "weights.safetensors"):
-        (folder / name).write_bytes(f"{name} of {pair_id}".encode())
+        (folder / name).write_bytes(f"{name} of {pair_id} {weights}".encode())
     facts = {} if pair_id is None else {"pair_id": pair_id}
     write_model_folder(
         folder, name="small", config=config, limits=limits, precision=precision, made_by="a test", facts=facts
@@ -117,7 +117,7 @@ UNFIT = {
     "two dense models": (
         lambda root: [
             write_model(root / "x", 1, "C"),
-            write_model(root / "y", 2, "C"),
+            write_model(root / "y", 2, "C", weights="other"),
             write_tables(root / "z", 1, "C"),
         ],
         "2 model folders",
@@ -140,6 +140,19 @@ def test_versions_without_a_fitting_dense_model_are_refused(folder, write, says)
     version = folder.path / ("z" if (folder.path / "z").exists() else "x")
     with pytest.raises(ArtefactError, match=says):
         folder.dense_of(version)
+
+
+def test_dense_weights_that_were_exported_again_are_the_same(folder):
+    """Newer tables in a second folder, with more rows, of one checkpoint; its weights are in use either way."""
+    write_model(folder.path / "b5", 6, "B", rows=ROWS + 2)
+    chosen = folder.dense_of(folder.path / "v4")
+    assert chosen.digest in {read_model_folder(folder.path / name).digest for name in ("b3", "b5")}
+    assert folder.dense_of(folder.path / "v4").digest == chosen.digest
+    write_model(folder.path / "b9", 6, "B", weights="other")
+    with pytest.raises(ArtefactError, match="2 model folders"):
+        folder.dense_of(folder.path / "v4")
+    (folder.path / "b9/more.bin").write_bytes(b"x")
+    assert folder.dense_of(folder.path / "v4").digest == chosen.digest, "what may not be published is passed over"
 
 
 def move_behind_link(path, away):
