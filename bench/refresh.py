@@ -39,6 +39,7 @@ from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
 
 POLL_S = 0.1
 PHASES = ("between refreshes", "while tables are replaced", "while dense weights are replaced")
+_ANSWER_S = 10.0
 _AGAIN = "hstu-trt bench refresh"
 
 
@@ -107,6 +108,7 @@ def run_under_load(deployment: Deployment, load: Load, steps: Sequence[Step], li
     outcome = Outcome(load.samples, named=load.named)
     with load:
         time.sleep(gap_s)
+        _wait_until(lambda: bool(load.named))
         for step in steps:
             began = time.monotonic()
             step.publish(deployment.versions)
@@ -115,7 +117,16 @@ def run_under_load(deployment: Deployment, load: Load, steps: Sequence[Step], li
             outcome.refused += step.version.must_be_refused
             outcome.refreshes += not step.version.must_be_refused
             time.sleep(gap_s)
+            if not step.version.must_be_refused:
+                _wait_until(lambda label=step.version.label: label in load.named)  # type: ignore[misc]
     return outcome
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    """Gives slow requests time to be answered by what has just been published."""
+    deadline = time.monotonic() + _ANSWER_S
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def refresh_run(model: ModelFolder, folder: Path, requests: list[Tensors], clients: int, gap_s: float) -> Outcome:

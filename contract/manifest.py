@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from hstu_trt.contract.errors import ArtefactError
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
 _CHUNK = 1 << 20
+_MOST_BYTES = 64 << 20
+"""Of a manifest: a hundred thousand shards."""
 
 
 def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
@@ -29,6 +32,25 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
             if progress is not None:
                 progress(len(chunk))
     return digest.hexdigest()
+
+
+def read_small_file(path: Path, most_bytes: int = _MOST_BYTES) -> bytes:
+    """The content of a regular file, or ``most_bytes`` + 1 bytes of a larger one. Raises OSError.
+
+    Never waits, as opening a named pipe would: whoever watches a folder must not be held up by what lies there.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(f"{path} is no regular file")
+        return stream.read(most_bytes + 1)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a small JSON file. Raises OSError, ValueError or RecursionError."""
+    content = read_small_file(path)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"{path} has more than {_MOST_BYTES} bytes")
+    return json.loads(content)
 
 
 def json_digest(document: Any) -> str:
@@ -88,7 +110,7 @@ def read_document(folder: Path, *, kind: str, regenerate: str) -> dict[str, Any]
     """Reads ``folder/manifest.json`` and checks its kind, but not its files; see ``read_manifest``."""
     path, remedy = folder / MANIFEST_NAME, f"make it again with: {regenerate}"
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path)
     except FileNotFoundError:
         raise ArtefactError(f"{folder} holds no {kind} ({MANIFEST_NAME} is missing); {remedy}") from None
     except (ValueError, RecursionError, OSError) as error:

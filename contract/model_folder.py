@@ -21,7 +21,7 @@ from typing import Any
 from hstu_trt.contract.config_json import config_from_json, config_to_json
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.fp8_plan import layer_sites
-from hstu_trt.contract.manifest import json_digest, read_manifest, write_manifest
+from hstu_trt.contract.manifest import MANIFEST_NAME, json_digest, read_document, read_manifest, write_manifest
 from hstu_trt.contract.model import AnyConfig, HstuConfig
 from hstu_trt.contract.numerics import FP8_BEYOND_LAYERS
 from hstu_trt.contract.ops import OPS
@@ -57,7 +57,7 @@ class ModelFolder:
     fp8_sites: tuple[str, ...] = ()
     """In an fp8 model, the parts that compute in fp8 (``contract/fp8_plan.py``); the others compute in fp16."""
     digest: str
-    """sha256 over the manifest: changes whenever any file of the folder does."""
+    """sha256 over the manifest: changes whenever any file that it lists does (all of them, see ``require_whole``)."""
     pair_id: str | None = None
     """Digest of the checkpoint's dense weights; its tables bear the same one. None: unknown."""
 
@@ -156,3 +156,28 @@ def read_model_folder(folder: Path, *, verify: bool = True) -> ModelFolder:
     if contract != contract_digest(model.specs):
         raise ArtefactError(f"{folder} was exported under another contract; make it again with: {regenerate}")
     return model
+
+
+def require_whole(model: ModelFolder) -> None:
+    """That a model's digest tells all that it answers: its manifest lists every file, and none is elsewhere.
+
+    What a manifest does not list can change behind an unchanged digest, a file behind a link as well.
+    Raises ArtefactError.
+    """
+    regenerate = REGENERATE.format(folder=model.path)
+    listed = set(read_document(model.path, kind=MODEL_KIND, regenerate=regenerate)["files"])
+    needed = [f"{stage}.onnx" for stage in onnx_stages(model.config)]
+    present = [
+        path.relative_to(model.path) for path in sorted(model.path.rglob("*")) if path.is_symlink() or not path.is_dir()
+    ]
+    found = [str(path) for path in present if path.parts[0] != TABLES_FOLDER and not path.name.startswith(".")]
+    for file in (*needed, WEIGHTS_FILE, f"{TABLES_FOLDER}/{MANIFEST_NAME}", *found):
+        if file not in listed and file != MANIFEST_NAME:
+            raise ArtefactError(
+                f"{model.path}: {file} is not among the files of its manifest; remove it, or make the folder again "
+                f"with: {regenerate}"
+            )
+    home = model.path.resolve()
+    for file in listed:
+        if not (model.path / file).resolve().is_relative_to(home):
+            raise ArtefactError(f"{model.path}: {file} is behind a link that leads outside of the folder")

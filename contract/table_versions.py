@@ -13,14 +13,13 @@ version or the new one, whole, even after a power cut.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError
-from hstu_trt.contract.manifest import MANIFEST_NAME, read_document, read_manifest
-from hstu_trt.contract.model_folder import MODEL_KIND, TABLES_FOLDER, read_model_folder
+from hstu_trt.contract.manifest import MANIFEST_NAME, read_document, read_json, read_manifest, read_small_file
+from hstu_trt.contract.model_folder import MODEL_KIND, TABLES_FOLDER, read_model_folder, require_whole
 from hstu_trt.contract.stored_table import is_table_name
 from hstu_trt.contract.table_format import TABLES_KIND, read_tables_folder
 
@@ -51,8 +50,7 @@ def named_version(folder: Path, name_file: str) -> Path:
     """The version that ``CURRENT`` or ``PREVIOUS`` names. Raises ArtefactError unless it is a folder beside it."""
     current = folder / name_file
     try:
-        with current.open("rb") as stream:
-            name = stream.read(_MAX_NAME_BYTES + 2).decode().removesuffix("\n")
+        name = read_small_file(current, _MAX_NAME_BYTES + 1).decode().removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ArtefactError(f"{current} is not readable ({error})") from None
     remedy = f"name a version with: {PUBLISH.format(folder=folder / 'VERSION')}"
@@ -67,8 +65,7 @@ def named_version(folder: Path, name_file: str) -> Path:
 def version_kind(version: Path) -> str:
     """What a version is: TABLES_KIND, DELTA_KIND or MODEL_KIND. Raises ArtefactError."""
     try:
-        document = json.loads((version / MANIFEST_NAME).read_text())
-        kind = document["kind"]
+        kind = read_json(version / MANIFEST_NAME)["kind"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise ArtefactError(f"{version / MANIFEST_NAME} is not readable ({type(error).__name__}: {error})") from None
     if kind not in (TABLES_KIND, DELTA_KIND, MODEL_KIND):
@@ -78,7 +75,12 @@ def version_kind(version: Path) -> str:
 
 def tables_in(version: Path) -> Path:
     """The tables folder of a version that is no delta. Raises ArtefactError."""
-    return version / TABLES_FOLDER if version_kind(version) == MODEL_KIND else version
+    if version_kind(version) != MODEL_KIND:
+        return version
+    tables = version / TABLES_FOLDER
+    if tables.is_symlink():
+        raise ArtefactError(f"{tables} is a link; a version holds its tables itself")
+    return tables
 
 
 def publish_version(version: Path, *, regenerate: str) -> None:
@@ -96,10 +98,9 @@ def publish_version(version: Path, *, regenerate: str) -> None:
     files = _verified_files(version, regenerate)
     _sync(version / file for file in (*files, MANIFEST_NAME))
     _sync({(version / file).parent for file in files} | {version, version.parent})
-    if (version.parent / CURRENT_NAME).exists():
-        before = named_version(version.parent, CURRENT_NAME).name
-        if before != version.name:
-            _name(version.parent, PREVIOUS_NAME, before)
+    before = _version_in_use(version.parent)
+    if before is not None and before != version:
+        _name(version.parent, PREVIOUS_NAME, before.name)
     _name(version.parent, CURRENT_NAME, version.name)
 
 
@@ -109,10 +110,18 @@ def rollback_version(folder: Path, *, regenerate: str) -> Path:
     if not (folder / PREVIOUS_NAME).exists():
         raise ArtefactError(f"{folder} has no {PREVIOUS_NAME}; {remedy}")
     previous = named_version(folder, PREVIOUS_NAME)
-    if previous == named_version(folder, CURRENT_NAME):
+    if previous == _version_in_use(folder):
         raise ArtefactError(f"{previous.name!r} is in use already; {remedy}")
     publish_version(previous, regenerate=regenerate)
     return previous
+
+
+def _version_in_use(folder: Path) -> Path | None:
+    """None also where ``CURRENT`` names no version: publishing a sound one must mend that."""
+    try:
+        return named_version(folder, CURRENT_NAME)
+    except ArtefactError:
+        return None
 
 
 def _verified_files(version: Path, regenerate: str) -> list[str]:
@@ -122,6 +131,7 @@ def _verified_files(version: Path, regenerate: str) -> list[str]:
         return list(read_manifest(version, kind=DELTA_KIND, regenerate=regenerate)["files"])
     if kind == MODEL_KIND:
         model = read_model_folder(version)
+        require_whole(model)
         inner = read_tables_folder(model.tables, regenerate=regenerate, verify=True)
         own = read_document(version, kind=MODEL_KIND, regenerate=regenerate)["files"]
         return [*own, *(f"{TABLES_FOLDER}/{file}" for file in inner.files)]

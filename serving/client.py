@@ -56,6 +56,11 @@ class Answer:
     """How many of the request's rows came from where, by RowStatus in lower case; those with none are left out."""
 
     @property
+    def tables_digest(self) -> str:
+        """The same for the same rows, whatever their version is called."""
+        return self.tables_version.rpartition("@")[2]
+
+    @property
     def served_text(self) -> str:
         """For people."""
         return f"tables {self.tables_version}, rows: {', '.join(f'{n} {kind}' for kind, n in self.rows.items())}"

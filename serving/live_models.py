@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hstu_trt.contract.errors import HstuTrtError
+from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving.held import Board
 from hstu_trt.serving.live_stages import DenseStages, FusedRelease, warm
-from hstu_trt.serving.releases import Release, ReleaseFolder, open_own_tables, open_tables_of
+from hstu_trt.serving.releases import Release, ReleaseFolder, naming_the_way_back, open_own_tables, open_tables_of
 from hstu_trt.serving.signature import ENGINE_STEPS
 from hstu_trt.serving.stages import Stage
 from hstu_trt.serving.watching import Refresh, Watcher
@@ -23,6 +24,8 @@ from hstu_trt.tables.version import TableVersion
 
 HELD_TIMEOUT_S = 120.0
 """So long ``embedding_lookup`` waits for the other steps to open new dense weights, before it refuses them."""
+
+_LOOKUP = "embedding_lookup"
 
 OpenStage = Callable[[ModelFolder, str], Stage]
 """(dense model, name of the step) -> the step."""
@@ -46,6 +49,7 @@ class Place:
     """Logs and counts a refresh."""
     every_poll: Callable[[], None] = lambda: None
     _facts: dict[str, Any] = field(default_factory=dict)
+    _announcing: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of_server(cls, run: Path, **fields: Any) -> Place:
@@ -54,8 +58,9 @@ class Place:
 
     def announce(self, **facts: Any) -> None:
         """Adds to what the board says of this model."""
-        self._facts |= facts
-        self.board.write(self.name, self._facts)
+        with self._announcing:
+            self._facts |= facts
+            self.board.write(self.name, self._facts)
 
     def watch(self, take: Callable[[Path], None]) -> Watcher:
         """A watcher, not yet started, that also announces what it refused."""
@@ -77,13 +82,14 @@ class LiveRows:
     def __init__(self, place: Place, opener: VersionOpener, *, dense_is_fixed: bool) -> None:
         self._place, self._opener, self._fixed = place, opener, dense_is_fixed
         self.watcher = place.watch(self._take)
-        version = place.folder.current()
-        if version is None:
-            first = Release(open_own_tables(place.folder.model, opener), place.folder.model)
-        else:
-            dense = place.folder.dense_of(version)
-            self._check_dense(dense)
-            first = Release(open_tables_of(version, dense, opener), dense)
+        with naming_the_way_back(place.folder):
+            version = place.folder.current()
+            if version is None:
+                first = Release(open_own_tables(place.folder.model, opener), place.folder.model)
+            else:
+                dense = place.folder.dense_of(version)
+                self._check_dense(dense)
+                first = Release(open_tables_of(version, dense, opener), dense)
         self.live = Live(first)
         self._announce()
 
@@ -102,17 +108,36 @@ class LiveRows:
 
     def _check_dense(self, dense: ModelFolder) -> None:
         if self._fixed and dense.digest != self._place.folder.model.digest:
-            raise DenseNotReadyError(
+            raise ArtefactError(
                 f"{dense.path} brings new dense weights, and this deployment's plans are fixed: "
                 "assemble a deployment of its own"
             )
 
     def _wait_for_steps(self, dense: ModelFolder) -> None:
-        missing = self._place.board.wait_until_held(ENGINE_STEPS, dense.digest, HELD_TIMEOUT_S)
+        board = self._place.board
+        if board.failure is not None:
+            raise DenseNotReadyError(
+                f"{dense.path} brings new dense weights, and the steps cannot tell whether they hold them: "
+                f"{board.failure}; make {board.folder} writable"
+            )
+        missing = board.wait_until_held(ENGINE_STEPS, dense.digest, HELD_TIMEOUT_S, self._go_on())
         if missing:
             raise DenseNotReadyError(
                 f"{', '.join(missing)} did not open {dense.path} within {HELD_TIMEOUT_S:g} s; see the log"
             )
+
+    def _go_on(self) -> Callable[[], bool]:
+        """Sees to metrics, and to what nobody reads any more, while the thread waits; says no once it is to end."""
+        due = time.monotonic() + self._place.poll_s
+
+        def go_on() -> bool:
+            nonlocal due
+            if time.monotonic() >= due:
+                self._place.every_poll()
+                due = time.monotonic() + self._place.poll_s
+            return not self.watcher.stopping
+
+        return go_on
 
     def _announce(self) -> None:
         self._place.announce(**serves(self.live.current))
@@ -124,9 +149,10 @@ class LiveFused:
     def __init__(self, place: Place, opener: VersionOpener, open_stage: OpenStage) -> None:
         self._place, self._opener, self._open_stage = place, opener, open_stage
         self.watcher = place.watch(self._take)
-        version = place.folder.current()
-        dense = place.folder.model if version is None else place.folder.dense_of(version)
-        tables = open_own_tables(dense, opener) if version is None else open_tables_of(version, dense, opener)
+        with naming_the_way_back(place.folder):
+            version = place.folder.current()
+            dense = place.folder.model if version is None else place.folder.dense_of(version)
+            tables = open_own_tables(dense, opener) if version is None else open_tables_of(version, dense, opener)
         self.live = Live(FusedRelease(tables, dense, steps=self._steps(dense)))
         self._announce()
 
@@ -152,17 +178,18 @@ class LiveDense:
     def __init__(self, place: Place, open_stage: OpenStage) -> None:
         self._place = place
         self.watcher = place.watch(self._take)
-        self.stages = DenseStages(place.folder, lambda model: opened(open_stage, model, place.name))
-        if (version := place.folder.current()) is not None:
-            self.stages.hold(place.folder.dense_of(version))
-        self._announce()
+        self.stages = DenseStages(
+            place.folder,
+            lambda model: opened(open_stage, model, place.name),
+            in_use=lambda: place.board.dense_in_use(_LOOKUP),
+            tell=lambda held: place.announce(holds=held),
+        )
+        with naming_the_way_back(place.folder):
+            if (version := place.folder.current()) is not None:
+                self.stages.hold(place.folder.dense_of(version))
 
     def _take(self, version: Path) -> None:
         self.stages.hold(self._place.folder.dense_of(version))
-        self._announce()
-
-    def _announce(self) -> None:
-        self._place.announce(holds=self.stages.held)
 
 
 def opened(open_stage: OpenStage, model: ModelFolder, step: str) -> Stage:

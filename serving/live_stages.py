@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.contract.errors import ArtefactError, InputError
+from hstu_trt.contract.errors import ArtefactError, HstuTrtError, InputError
 from hstu_trt.contract.features import Tensors, check_request
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.tensors import PADDING_ID, Dim, StageSpec, TensorSpec
@@ -26,6 +26,12 @@ from hstu_trt.tables.version import version_label
 
 MOST_DENSE_MODELS = 2
 """Dense models that a process holds: the one in use, and the one before or after it."""
+
+
+class DenseLostError(HstuTrtError):
+    """A dense model that the server chose is no longer there."""
+
+    exit_code = 1
 
 
 class Tally:
@@ -90,11 +96,19 @@ def text_tensor(text: str) -> NDArray:
 
 
 class DenseStages:
-    """``hstu`` or ``mlp_head`` of the dense models in use, by digest. Threads may share it."""
+    """``hstu`` or ``mlp_head`` of the dense models in use, by digest. Threads may share it.
 
-    def __init__(self, folder: ReleaseFolder, open_stage: Callable[[ModelFolder], Stage]) -> None:
-        self._folder, self._open = folder, open_stage
+    in_use: digest of the dense model that ``embedding_lookup`` sends requests to; it is never let go of. What comes
+    after it may be refused there, however often. tell: gets the digests whenever they have changed.
+    """
+
+    def __init__(
+        self, folder: ReleaseFolder, open_stage: Callable[[ModelFolder], Stage], *,
+        in_use: Callable[[], str | None] = lambda: None, tell: Callable[[list[str]], None] = lambda held: None,
+    ) -> None:  # fmt: skip
+        self._folder, self._open, self._in_use, self._tell = folder, open_stage, in_use, tell
         self._stages: dict[str, Stage] = {}
+        self._once_held: set[str] = set()
         self._opening = threading.Lock()
         self.hold(folder.model)
 
@@ -107,26 +121,33 @@ class DenseStages:
         """Opens a dense model, if it is not held, and lets go of the oldest beyond two."""
         with self._opening:
             stage = self._stages.get(model.digest) or self._open(model)
-            others = [(digest, held) for digest, held in self._stages.items() if digest != model.digest]
-            self._stages = dict([*others, (model.digest, stage)][-MOST_DENSE_MODELS:])
+            others = {digest: held for digest, held in self._stages.items() if digest != model.digest}
+            in_use, room = self._in_use(), MOST_DENSE_MODELS - 1
+            while len(others) > room:
+                del others[next(digest for digest in others if digest != in_use)]
+            self._stages = {**others, model.digest: stage}
+            self._once_held.add(model.digest)
+            self._tell(self.held)
         return stage
 
     def infer(self, tensors: Mapping[str, NDArray]) -> Tensors:
         """Answers with the dense model that ``dense_id`` names; opens it where it is no longer, or not yet, held.
 
-        Raises InputError where there is none, or the stage does.
+        Raises InputError for a name that was never served, or where the stage does; DenseLostError for one that was.
         """
         feed = dict(tensors)
         (name,) = feed.pop(DENSE_ID).tolist()
         digest = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
         stage = self._stages.get(digest)
-        if stage is None:
-            try:
-                model = self._folder.dense_by_digest(digest)
-            except ArtefactError as error:
-                raise InputError(f"tensor {DENSE_ID!r} names no dense model: {error}") from None
-            stage = self.hold(model)
-        return stage.infer(feed)
+        return (self._reopen(digest) if stage is None else stage).infer(feed)
+
+    def _reopen(self, digest: str) -> Stage:
+        try:
+            return self.hold(self._folder.dense_by_digest(digest))
+        except ArtefactError as error:
+            if digest in self._once_held or digest == self._in_use():
+                raise DenseLostError(f"the dense model in use is gone: {error}") from None
+            raise InputError(f"tensor {DENSE_ID!r} names no dense model: {error}") from None
 
 
 @dataclass(frozen=True)

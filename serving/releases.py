@@ -22,15 +22,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.contract.manifest import json_digest, read_document
 from hstu_trt.contract.model import HstuConfig
-from hstu_trt.contract.model_folder import MODEL_KIND, ModelFolder, read_model_folder
+from hstu_trt.contract.model_folder import MODEL_KIND, ModelFolder, read_model_folder, require_whole
+from hstu_trt.contract.model_folder import REGENERATE as MODEL_AGAIN
 from hstu_trt.contract.stored_table import TablesFolder, is_table_name
 from hstu_trt.contract.table_format import read_tables_folder
 from hstu_trt.contract.table_versions import CURRENT_NAME, DELTA_KIND, named_version, tables_in, version_kind
+from hstu_trt.serving.signature import ENGINE_STEPS
 from hstu_trt.tables.delta import read_delta
 from hstu_trt.tables.delta_chain import chain_to_whole
 from hstu_trt.tables.host import REGENERATE
@@ -76,7 +80,9 @@ class ReleaseFolder:
             )
         if pair_id == self.model.pair_id:
             return self.model
-        found = {model.digest: model for model in self._models() if model.pair_id == pair_id}
+        # Exported again with newer tables, the same dense weights stand there twice: any of them will do, and every
+        # process must choose the same.
+        found = {_dense_files(model): model for model in self._models() if model.pair_id == pair_id}
         if len(found) != 1:
             raise ArtefactError(
                 f"{version} belongs to the dense weights {str(pair_id)[:12]}, the model {self.model.path} has "
@@ -96,14 +102,18 @@ class ReleaseFolder:
         """The model folders among the versions, their files not yet read."""
         for path in sorted(self.path.iterdir()) if self.path.is_dir() else []:
             try:
-                if is_table_name(path.name) and path.is_dir() and version_kind(path) == MODEL_KIND:
-                    yield read_model_folder(path, verify=False)
+                is_version = is_table_name(path.name) and path.is_dir() and not path.is_symlink()
+                if is_version and version_kind(path) == MODEL_KIND:
+                    model = read_model_folder(path, verify=False)
+                    require_whole(model)
+                    yield model
             except ArtefactError:
                 continue  # not a version, or not a sound one
 
     def _read_model(self, path: Path) -> ModelFolder:
         """A verified model folder that can stand in for the deployment's. Raises ArtefactError."""
         found = read_model_folder(path)
+        require_whole(found)
         for what, new, old in (
             ("limits", found.limits, self.model.limits),
             ("precision", found.precision, self.model.precision),
@@ -116,6 +126,13 @@ class ReleaseFolder:
                     "assemble a deployment of its own"
                 )
         return found
+
+
+def _dense_files(model: ModelFolder) -> str:
+    """Digest of what the steps serve of a model: not of its tables, nor of graphs that name their rows."""
+    files = read_document(model.path, kind=MODEL_KIND, regenerate=MODEL_AGAIN.format(folder=model.path))["files"]
+    dense = (*(model.onnx(step) for step in ENGINE_STEPS), model.weights)
+    return json_digest({path.name: files[path.name]["sha256"] for path in dense})
 
 
 def _without_rows(config: HstuConfig) -> HstuConfig:
@@ -135,8 +152,25 @@ def pair_id_of(version: Path) -> str | None:
     ).pair_id
 
 
+@contextmanager
+def naming_the_way_back(folder: ReleaseFolder) -> Iterator[None]:
+    """Where a server cannot start with what is in use: a running one refuses it and goes on, so it may be long bad."""
+    try:
+        yield
+    except (ArtefactError, ConfigError) as error:
+        if not (folder.path / CURRENT_NAME).exists():
+            raise
+        way_back = f"serve the version before it with: hstu-trt tables rollback {folder.path.resolve()}"
+        raise ArtefactError(f"{folder.path / CURRENT_NAME} cannot be served: {error}; {way_back}") from None
+
+
 def check_published(folder: ReleaseFolder) -> Path | None:
     """The version in use, if any, after a look at whether it can be served. Raises ArtefactError."""
+    with naming_the_way_back(folder):
+        return _checked(folder)
+
+
+def _checked(folder: ReleaseFolder) -> Path | None:
     version = folder.current()
     if version is None:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from hstu_trt.contract.errors import ConfigError
@@ -11,6 +10,7 @@ from hstu_trt.contract.table_versions import current_tables
 from hstu_trt.contract.text import bytes_text, text_table
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.signature import LOOKUP_MODELS
+from hstu_trt.tables.memory import available_memory
 from hstu_trt.tables.tier_settings import TableTier
 from hstu_trt.tables.tiers import Tiers
 
@@ -83,14 +83,6 @@ def check_tiers(deployment: Deployment, *, hash_tables: bool = False, connect: b
             tiers.remote_versions(found)
     finally:
         tiers.close()
-
-
-def available_memory() -> int:
-    """Bytes that the machine can give without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 0
 
 
 def tables_text(placed: list[PlacedTable]) -> str:

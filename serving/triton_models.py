@@ -28,10 +28,10 @@ from hstu_trt.serving.deployment import RUN_FOLDER
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
 from hstu_trt.serving.live_metrics import LiveMetrics
 from hstu_trt.serving.live_models import LiveDense, LiveFused, LiveRows, Place, serves
-from hstu_trt.serving.live_stages import FixedFusedStage, FusedAnswer, LiveFusedStage, LiveLookup, Tally
+from hstu_trt.serving.live_stages import DenseLostError, FixedFusedStage, FusedAnswer, LiveFusedStage, LiveLookup, Tally
 from hstu_trt.serving.refresh_settings import positive_seconds, refresh_mode
 from hstu_trt.serving.releases import Release, ReleaseFolder
-from hstu_trt.serving.signature import ATTENTION_NORM, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
+from hstu_trt.serving.signature import ATTENTION_NORM, LOOKUP_MODELS, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
 from hstu_trt.serving.stages import FusedStage, GuardedLookup, RequestError, RunnerStage, Stage
 from hstu_trt.serving.watching import Refresh, Watcher
 from hstu_trt.tables.ids import POLICIES, Policy
@@ -106,7 +106,9 @@ class _TritonModel:
         """How versions of the tables are opened."""
         budget = self._parameters.get("refresh_memory_bytes")
         options = RefreshOptions(
-            mode=refresh_mode(self._parameter("refresh")), memory_budget=None if budget is None else int(budget)
+            mode=refresh_mode(self._parameter("refresh")),
+            memory_budget=None if budget is None else int(budget),
+            processes=len(LOOKUP_MODELS),
         )
         named = self._parameters.get(TIERS_PARAMETER)
         tiers = Tiers(TierSettings() if named is None else read_tier_settings((self._folder / named).resolve()))
@@ -160,8 +162,8 @@ class _TritonModel:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
 
     @staticmethod
-    def _refusal(error: RequestError) -> Any:
-        """INVALID_ARGUMENT for a wrong request, UNAVAILABLE where the rows of a right one are out of reach."""
+    def _refusal(error: RequestError | DenseLostError) -> Any:
+        """INVALID_ARGUMENT for a wrong request, UNAVAILABLE where rows or weights for a right one are out of reach."""
         is_wrong = isinstance(error, InputError)
         code = pb_utils.TritonError.INVALID_ARG if is_wrong else pb_utils.TritonError.UNAVAILABLE
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
@@ -185,7 +187,7 @@ class _StageModel(_TritonModel):
         try:
             answer = self._stage.infer(self._tensors(request))
             return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in answer.items()])
-        except (InputError, RemoteError) as error:
+        except (InputError, RemoteError, DenseLostError) as error:
             return self._refusal(error)
         except Exception as error:  # the server must live whatever a request holds
             return self._failure(error)

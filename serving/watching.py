@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import traceback
@@ -9,10 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hstu_trt.contract.errors import HstuTrtError
+from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError
 from hstu_trt.contract.manifest import MANIFEST_NAME
 from hstu_trt.contract.table_versions import CURRENT_NAME
 from hstu_trt.serving.releases import ReleaseFolder
+from hstu_trt.tables.refresh import NoRoomError
+
+_LONGEST_DELAY_S = 300.0
+"""Between two tries of a version; each reads it whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,9 @@ class Watcher:
     """Polls ``CURRENT`` from a thread of its own; ``take`` gets every newly published version once.
 
     take: opens, verifies and serves a version; what it raises is the reason of a refusal, and the old one goes on.
-    A version that was refused is tried again when it is published anew or its manifest changes.
+    A version that was refused is tried again when it is published anew or its manifest changes; and, ever more rarely,
+    where the reason was not the version: a cluster out of reach, files or memory that the machine lacked, other steps
+    that were not ready. Such a reason is told once.
     """
 
     def __init__(
@@ -40,6 +47,8 @@ class Watcher:
         self._folder, self._poll_s, self._take, self._tell, self._every_poll = folder, poll_s, take, tell, every_poll
         self._seen: object = None
         self._seen = self._look()
+        self._told: str | None = None
+        self._tries, self._retry_at = 0, math.inf
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refresh", daemon=True)
 
@@ -53,6 +62,11 @@ class Watcher:
         if self._thread.is_alive():
             self._thread.join()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the thread is to end: what takes long must look."""
+        return self._stop.is_set()
+
     def _run(self) -> None:
         while not self._stop.wait(self._poll_s):
             self.poll()
@@ -62,9 +76,12 @@ class Watcher:
         try:
             found = self._look()
             if found != self._seen:
-                self._seen = found
+                self._seen, self._told = found, None
+                self._tries, self._retry_at = 0, math.inf
                 if found is not None:
                     self._refresh(found)
+            elif time.monotonic() >= self._retry_at:
+                self._refresh(found)
             self._every_poll()
         except Exception as error:  # a bug, or the machine's
             self._tell(Refresh(version="?", seconds=0.0, refused="".join(traceback.format_exception(error))))
@@ -96,11 +113,26 @@ class Watcher:
             self._tell(Refresh(version="CURRENT", seconds=0.0, refused=str(found)))
             return
         version: Path = found[0]
+        reason, passes = self._try(version)
+        self._tries += 1
+        self._retry_at = time.monotonic() + self._delay() if passes else math.inf
+        if reason is None or reason != self._told:
+            self._told = reason
+            self._tell(Refresh(version=version.name, seconds=time.monotonic() - began, refused=reason))
+
+    def _try(self, version: Path) -> tuple[str | None, bool]:
+        """Why a version is not served, and whether that may pass."""
         try:
             self._take(version)
-            reason = None
+        except NoRoomError as error:
+            return str(error), True
+        except (ArtefactError, ConfigError) as error:
+            return str(error), False
         except (HstuTrtError, OSError, MemoryError) as error:
-            reason = str(error)
+            return str(error) or type(error).__name__, True
         except Exception as error:  # a bug: the old version is still the better answer
-            reason = "".join(traceback.format_exception(error))
-        self._tell(Refresh(version=version.name, seconds=time.monotonic() - began, refused=reason))
+            return "".join(traceback.format_exception(error)), False
+        return None, False
+
+    def _delay(self) -> float:
+        return min(_LONGEST_DELAY_S, self._poll_s * 2.0 ** min(self._tries, 60))

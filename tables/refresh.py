@@ -38,6 +38,7 @@ from hstu_trt.contract.text import bytes_text
 from hstu_trt.tables.delta import DeltaFolder, changed_rows, check_compatible, read_delta, tables_digest
 from hstu_trt.tables.delta_chain import chain_to, chain_to_whole
 from hstu_trt.tables.host import REGENERATE, HostTables, LookupOptions
+from hstu_trt.tables.memory import available_memory
 from hstu_trt.tables.overlay import Overlay, can_fold, fold, overlaid_tables
 from hstu_trt.tables.row_source import OpenTables, RowSource
 from hstu_trt.tables.table_arrays import PERMUTATION_TENSOR, open_arrays
@@ -49,6 +50,12 @@ Verify = Literal["whole", "sampled"]
 _SAMPLED_FILES = 4
 _WARM_ROWS = 4096
 _SHARE_OF_FREE_MEMORY = 0.8
+_HALF_FOLDED = ""
+"""The digest of no version."""
+
+
+class NoRoomError(ArtefactError):
+    """The machine lacks the memory for a version now; it may have it later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,10 @@ class RefreshOptions:
 
     mode: RefreshMode = "auto"
     memory_budget: int | None = None
-    """Most bytes of rows in memory over all versions; None: what is held and 80 % of what the machine has left."""
+    """Most bytes of rows in memory over all versions; None: what is held, and this process's part of 80 % of what the
+    machine, or the container, has left."""
+    processes: int = 1
+    """Processes that take the same version at the same moment, each into memory of its own."""
     verify: Verify = "whole"
     """``whole`` hashes every file of the new version; ``sampled`` four of them, and checks the sizes of all."""
     overlay_share: float = 0.1
@@ -135,34 +145,45 @@ class VersionOpener:
         needed, left = self.memory_of(found), self._memory_left(held)
         if needed <= left or self.options.mode == "auto":
             return needed <= left
-        raise ArtefactError(
+        raise self._no_room(
             f"{found.path} takes {bytes_text(needed)} beside the version in use, and {bytes_text(left)} of the memory "
             f"budget are left; publish what changed: hstu-trt tables delta make OLD {found.path} --out DELTA"
         )
 
+    def _no_room(self, message: str) -> ArtefactError:
+        """A budget that is given stays as it is; what the machine has left does not."""
+        return ArtefactError(message) if self.options.memory_budget is not None else NoRoomError(message)
+
     def _memory_left(self, held: TableVersion | None) -> int:
         if self.options.memory_budget is None:
-            return int(_SHARE_OF_FREE_MEMORY * _available_memory())
+            return int(_SHARE_OF_FREE_MEMORY * available_memory() / self.options.processes)
         return max(0, self.options.memory_budget - (0 if held is None else held.memory_bytes))
 
     def _fold(self, found: TablesFolder, name: str, held: TableVersion) -> TableVersion:
         """The rows of the overlay in use, in place of the base's: from now on the base is this version.
 
         Safe while requests read: they ask the overlay first, so none sees a row that is being written; and no version
-        without this overlay may be left on the base. Where that is not so, the overlay stays.
+        without this overlay may be left on the base, nor on what the base was before an earlier fold. Where that is
+        not so, the overlay stays.
         """
         base = held.base
         assert isinstance(base.rows, HostTables)
         if base.holders > 1 or not can_fold(base.rows, held.overlays):
             return self._laid_over(base, found, dict(held.overlays), name, held.digest, held.memory_bytes)
+        # From the first row on, the base's rows are no longer those of its digest: nobody may go back to them. Should
+        # writing fail, they are nobody's, and served under the overlay only, until the same fold is tried again.
+        base.digest = _HALF_FOLDED
         fold(base.rows, held.overlays)
         rows = HostTables(found, base.rows.gathers)
-        # The old base's rows are no longer those of its digest: nobody may go back to them.
         base.digest = held.digest
-        return _whole(name, found, SharedRows(rows, held.digest, base.memory))
+        return _whole(name, found, SharedRows(rows, held.digest, base.memory, earlier=base))
 
     def _overlay_of_whole(self, found: TablesFolder, name: str, digest: str, held: TableVersion) -> TableVersion:
         base = held.base.rows.folder
+        if held.base.digest == _HALF_FOLDED:
+            raise ArtefactError(
+                f"the rows beneath {held.name} are half written over; publish its whole version again, or restart"
+            )
         if tables_digest(base.path) != held.base.digest:
             raise ArtefactError(f"{base.path}, on which {held.name} stands, has been replaced; restart the server")
         check_compatible(base, found)
@@ -181,7 +202,7 @@ class VersionOpener:
         found = self._read_whole(whole)
         left = self._memory_left(held)
         if held is not None and self.memory_of(found) > left:
-            raise ArtefactError(
+            raise self._no_room(
                 f"{folder} leads on from {whole}, which does not fit beside the version in use; "
                 "publish a delta that leads on from that one"
             )
@@ -214,7 +235,7 @@ class VersionOpener:
             raise ArtefactError(f"{found.path} changes single rows; the tier of these tables takes whole versions only")
         size = sum(overlay.nbytes for overlay in overlays.values())
         if size > most:
-            raise ArtefactError(
+            raise self._no_room(
                 f"{found.path} lays {bytes_text(size)} over {base.rows.folder.path.name}, and {bytes_text(most)} are "
                 "allowed; publish the whole version"
             )
@@ -245,11 +266,3 @@ def _warm(rows: RowSource) -> None:
 
 def _payload(folder: TablesFolder) -> int:
     return sum(table.payload_bytes for table in folder.tables.values())
-
-
-def _available_memory() -> int:
-    """Bytes that the machine can give without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 0

@@ -11,15 +11,21 @@ from hstu_trt.tables.row_source import RowSource
 
 
 class SharedRows:
-    """The rows of a whole version, held by it and by the overlays on it; closed with the last of them."""
+    """The rows of a whole version, held by it and by the overlays on it; closed with the last of them.
 
-    def __init__(self, rows: RowSource, digest: str, memory: int) -> None:
+    earlier: what the same arrays were before they were written over; its holders still read them.
+    """
+
+    def __init__(self, rows: RowSource, digest: str, memory: int, earlier: SharedRows | None = None) -> None:
         self.rows, self.digest, self.memory = rows, digest, memory
-        self._holders = 0
+        self._holders, self._earlier = 0, earlier
 
     @property
     def holders(self) -> int:
-        return self._holders
+        """Versions that read these arrays, those from before they were written over among them."""
+        if self._earlier is not None and not self._earlier.holders:
+            self._earlier = None
+        return self._holders + (0 if self._earlier is None else self._earlier.holders)
 
     def hold(self) -> None:
         self._holders += 1

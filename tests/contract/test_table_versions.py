@@ -1,6 +1,8 @@
 """CURRENT: readers see one whole version, and nothing is published that is damaged."""
 
 import dataclasses
+import os
+import shutil
 import threading
 
 import numpy as np
@@ -9,11 +11,11 @@ import pytest
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.manifest import write_manifest
 from hstu_trt.contract.model import TableConfig
-from hstu_trt.contract.model_folder import write_model_folder
+from hstu_trt.contract.model_folder import onnx_stages, write_model_folder
 from hstu_trt.contract.presets import debug
 from hstu_trt.contract.shards import write_shard
 from hstu_trt.contract.table_format import read_tables, write_table, write_tables_manifest
-from hstu_trt.contract.table_versions import current_tables, publish_version, rollback_version
+from hstu_trt.contract.table_versions import current_tables, publish_version, rollback_version, version_kind
 from hstu_trt.contract.tensors import default_limits
 
 REGENERATE = "hstu-trt tables convert"
@@ -44,6 +46,8 @@ def test_the_published_version_is_in_use_and_can_be_taken_back(store):
 def test_a_model_folder_brings_its_tables(store):
     config = dataclasses.replace(debug(), tables=())
     write_version(store / "m3" / "tables", 3, "tables")
+    for name in (*(f"{stage}.onnx" for stage in onnx_stages(config)), "weights.safetensors"):
+        (store / "m3" / name).write_bytes(name.encode())
     facts = {"name": "m", "config": config, "limits": default_limits(config), "precision": "fp32", "made_by": "a test"}
     write_model_folder(store / "m3", **facts, facts={})
     publish_version(store / "m3", regenerate=REGENERATE)
@@ -80,6 +84,59 @@ def test_the_way_back_is_to_what_was_in_use_before(store):
     with pytest.raises(ArtefactError, match="does not match the sha256"):
         rollback_version(store, regenerate=REGENERATE)
     assert current_tables(store) == store / "v2"
+
+
+BROKEN = {
+    "a version that is gone": lambda store: shutil.rmtree(store / "v2"),
+    "nothing": lambda store: (store / "CURRENT").write_text(""),
+    "nonsense": lambda store: (store / "CURRENT").write_bytes(b"\xff../"),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN.values(), ids=BROKEN)
+def test_a_broken_pointer_is_mended_by_publishing_or_going_back(store, damage):
+    write_version(store / "v3", 3)
+    for mend, used in ((lambda: publish_version(store / "v3", regenerate=""), "v3"), (lambda: back(store), "v1")):
+        for version in ("v1", "v2"):
+            write_version(store / version, 1)
+            publish_version(store / version, regenerate=REGENERATE)
+        damage(store)
+        with pytest.raises(ArtefactError, match="CURRENT"):
+            current_tables(store)
+        mend()
+        assert current_tables(store) == store / used
+        assert (store / "PREVIOUS").read_text() == "v1\n", "the last that was known to be in use"
+
+
+def back(store):
+    rollback_version(store, regenerate=REGENERATE)
+
+
+def refusal(call):
+    """What a call raises, from a thread: it may wait for ever."""
+    said = []
+
+    def run():
+        with pytest.raises(ArtefactError) as caught:
+            call()
+        said.append(str(caught.value))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    return said[0] if said else "nothing within 10 s"
+
+
+def test_pipes_and_huge_files_hold_nobody_up(store):
+    (store / "pipe").mkdir()
+    os.mkfifo(store / "pipe/manifest.json")
+    for call in (lambda: version_kind(store / "pipe"), lambda: read_tables(store / "pipe", regenerate=REGENERATE)):
+        assert "is no regular file" in refusal(call)
+    os.mkfifo(store / "CURRENT")
+    assert "is no regular file" in refusal(lambda: current_tables(store))
+    with (store / "v1/manifest.json").open("a") as stream:
+        stream.truncate(1 << 40)
+    assert "has more than 67108864 bytes" in refusal(lambda: version_kind(store / "v1"))
 
 
 def test_only_versions_are_published(store):

@@ -4,19 +4,21 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError, InputError
-from hstu_trt.contract.model_folder import read_model_folder, write_model_folder
+from hstu_trt.contract.model_folder import onnx_stages, read_model_folder, write_model_folder
 from hstu_trt.contract.table_format import read_tables_folder, write_table, write_tables_manifest
-from hstu_trt.contract.table_versions import publish_version, rollback_version
+from hstu_trt.contract.table_versions import publish_version, rollback_version, tables_in
 from hstu_trt.serving import live_models, pbtxt
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.held import Board
-from hstu_trt.serving.live_models import LiveRows, Place
+from hstu_trt.serving.live_models import DenseNotReadyError, LiveDense, LiveFused, LiveRows, Place
 from hstu_trt.serving.live_stages import (
+    DenseLostError,
     DenseStages,
     FixedFusedStage,
     FusedRelease,
@@ -32,6 +34,7 @@ from hstu_trt.serving.watching import Watcher
 from hstu_trt.tables.delta import make_delta
 from hstu_trt.tables.live import Live
 from hstu_trt.tables.refresh import VersionOpener
+from hstu_trt.tables.remote_resp import RemoteError
 
 from .conftest import LIMITS, small_config
 
@@ -48,10 +51,12 @@ def write_tables(folder, value, pair_id, rows=ROWS, dim=DIM):
     return folder
 
 
-def write_model(folder, value, pair_id, *, config=None, limits=LIMITS, precision="fp32", rows=ROWS):
+def write_model(folder, value, pair_id, *, config=None, limits=LIMITS, precision="fp32", rows=ROWS, weights=""):
     config = config or small_config()
     config = dataclasses.replace(config, tables=tuple(dataclasses.replace(t, rows=rows) for t in config.tables))
     write_tables(folder / "tables", value, pair_id, rows)
+    for name in (*(f"{stage}.onnx" for stage in onnx_stages(config)), "weights.safetensors"):
+        (folder / name).write_bytes(f"{name} of {pair_id} {weights}".encode())
     facts = {} if pair_id is None else {"pair_id": pair_id}
     write_model_folder(
         folder, name="small", config=config, limits=limits, precision=precision, made_by="a test", facts=facts
@@ -112,7 +117,7 @@ UNFIT = {
     "two dense models": (
         lambda root: [
             write_model(root / "x", 1, "C"),
-            write_model(root / "y", 2, "C"),
+            write_model(root / "y", 2, "C", weights="other"),
             write_tables(root / "z", 1, "C"),
         ],
         "2 model folders",
@@ -135,6 +140,74 @@ def test_versions_without_a_fitting_dense_model_are_refused(folder, write, says)
     version = folder.path / ("z" if (folder.path / "z").exists() else "x")
     with pytest.raises(ArtefactError, match=says):
         folder.dense_of(version)
+
+
+def test_dense_weights_that_were_exported_again_are_the_same(folder):
+    """Newer tables in a second folder, with more rows, of one checkpoint; its weights are in use either way."""
+    write_model(folder.path / "b5", 6, "B", rows=ROWS + 2)
+    chosen = folder.dense_of(folder.path / "v4")
+    assert chosen.digest in {read_model_folder(folder.path / name).digest for name in ("b3", "b5")}
+    assert folder.dense_of(folder.path / "v4").digest == chosen.digest
+    write_model(folder.path / "b9", 6, "B", weights="other")
+    with pytest.raises(ArtefactError, match="2 model folders"):
+        folder.dense_of(folder.path / "v4")
+    (folder.path / "b9/more.bin").write_bytes(b"x")
+    assert folder.dense_of(folder.path / "v4").digest == chosen.digest, "what may not be published is passed over"
+
+
+def move_behind_link(path, away):
+    shutil.move(path, away)
+    path.symlink_to(away)
+
+
+def edit(manifest, change):
+    document = json.loads(manifest.read_text())
+    change(document)
+    manifest.write_text(json.dumps(document))
+
+
+UNBOUND = {
+    "a graph is not listed": (
+        lambda b3, away: edit(b3 / "manifest.json", lambda d: d["files"].pop("hstu.onnx")),
+        "hstu.onnx is not among the files of its manifest",
+    ),
+    "the weights are not listed": (
+        lambda b3, away: edit(b3 / "manifest.json", lambda d: d["files"].pop("weights.safetensors")),
+        "weights.safetensors is not among",
+    ),
+    "the tables are not listed": (
+        lambda b3, away: edit(b3 / "manifest.json", lambda d: d["files"].pop("tables/manifest.json")),
+        "tables/manifest.json is not among",
+    ),
+    "what a graph may name is not listed": (
+        lambda b3, away: (b3 / "more.bin").write_bytes(b"x"),
+        "more.bin is not among",
+    ),
+    "a folder behind a link": (lambda b3, away: (b3 / "more").symlink_to("/tmp"), "more is not among"),
+    "weights behind a link": (
+        lambda b3, away: move_behind_link(b3 / "weights.safetensors", away),
+        "weights.safetensors is behind a link",
+    ),
+    "tables behind a link": (lambda b3, away: move_behind_link(b3 / "tables", away), "behind a link"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), UNBOUND.values(), ids=UNBOUND)
+def test_a_model_whose_digest_does_not_tell_all_is_refused(folder, tmp_path, change, says):
+    change(folder.path / "b3", tmp_path / "away")
+    with pytest.raises(ArtefactError, match=says):
+        folder.dense_of(folder.path / "b3")
+    with pytest.raises(ArtefactError, match=says):
+        publish(folder, "b3")
+
+
+def test_models_and_tables_behind_links_are_no_versions(folder, tmp_path):
+    move_behind_link(folder.path / "b3", tmp_path / "away")
+    with pytest.raises(ArtefactError, match="0 model folders"):
+        folder.dense_of(folder.path / "v4")
+    move_behind_link(tmp_path / "away/tables", tmp_path / "tables")
+    with pytest.raises(ArtefactError, match="a version holds its tables itself"):
+        tables_in(tmp_path / "away")
 
 
 def test_tables_of_a_new_dense_model_may_have_grown(folder):
@@ -181,6 +254,33 @@ def test_steps_answer_with_the_dense_model_that_is_named(folder):
             stages.infer({"dense_id": np.asarray([wrong.encode(errors="surrogateescape")], object)})
 
 
+def test_the_dense_model_in_use_is_kept_whatever_is_refused(folder, place):
+    """Models that the steps open and ``embedding_lookup`` refuses must not drive out the one that serves."""
+    digests = {name: write_model(folder.path / name, 1, name).digest for name in ("c4", "c5", "c6")}
+    place.name = "hstu"
+    place.board.write("embedding_lookup", {"dense": folder.model.digest})
+    opened = []
+    dense = LiveDense(place, lambda model, step: opened.append(model.pair_id) or AnyStep())
+    for name in digests:
+        publish(folder, name)
+        dense.watcher.poll()
+        assert place.board.holds("hstu", folder.model.digest)
+        assert len(dense.stages.held) == 2
+    assert opened == ["A", "c4", "c5", "c6"]
+    dense.stages.infer({"dense_id": text_tensor(digests["c4"])})
+    assert place.board.holds("hstu", digests["c4"]), "what is opened for a request is announced as well"
+    shutil.rmtree(folder.path / "c5")
+    with pytest.raises(DenseLostError, match="the dense model in use is gone"):
+        dense.stages.infer({"dense_id": text_tensor(digests["c5"])})
+
+
+class AnyStep:
+    """A step that takes anything."""
+
+    def infer(self, feed):
+        return {}
+
+
 class Told:
     """What a watcher did."""
 
@@ -225,6 +325,41 @@ def test_refusals_are_told_once_and_tried_again_when_published_anew(folder):
         assert told.poll() == (["v1"], ["v1 is bad"])
     publish(folder, "v1")
     assert told.poll() == (["v1"] * 2, ["v1 is bad"] * 2)
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), MemoryError(), RemoteError("away"), DenseNotReadyError("steps")])
+def test_what_may_pass_is_tried_again_and_told_once(folder, error):
+    """The reason is not the version: a server must not stay behind for good."""
+    failures = [error] * 3
+
+    def take(version):
+        if failures:
+            raise failures.pop()
+
+    told = Told(folder, take)
+    publish(folder, "v1")
+    for _ in range(200):
+        told.poll()
+        time.sleep(0.002)
+    assert told.taken == ["v1"] * 4
+    assert [refresh.refused for refresh in told.refreshes] == [str(error) or "MemoryError", None]
+
+
+def test_tries_become_rare(folder):
+    def take(version):
+        raise OSError("disk")
+
+    told = Told(folder, take)
+    publish(folder, "v1")
+    delays = []
+    for _ in range(40):
+        told.poll()
+        delays.append(round(told.watcher._retry_at - time.monotonic(), 2))
+        told.watcher._retry_at = 0
+    assert delays == sorted(delays)
+    assert delays[0] < 1
+    assert 299 < delays[-1] <= 300
+    assert len(told.refreshes) == 1
 
 
 def test_a_watcher_survives_bugs_and_nonsense(folder):
@@ -323,6 +458,46 @@ def test_new_dense_weights_wait_for_the_other_steps(folder, place, rows, monkeyp
     publish(folder, "v1")
     rows.watcher.poll()
     assert refreshes[2].refused.startswith("hstu, mlp_head did not open"), "the way back waits as well"
+
+
+def test_waiting_for_the_other_steps_ends_with_the_server(folder, place, rows):
+    """Metrics go on while it waits, and unloading does not wait for it."""
+    publish(folder, "b3")
+    polls = []
+    place.poll_s, place.every_poll = 0.01, lambda: polls.append(rows.watcher._stop.set() if len(polls) == 3 else None)
+    began = time.monotonic()
+    with pytest.raises(DenseNotReadyError, match="did not open"):
+        rows._take(folder.path / "b3")
+    assert len(polls) == 4
+    assert time.monotonic() - began < 10
+
+
+def test_a_board_that_cannot_be_written_is_the_reason(folder, place, tmp_path):
+    (tmp_path / "run").write_text("a file where a folder should be")
+    rows = LiveRows(place, VersionOpener(), dense_is_fixed=False)
+    began = time.monotonic()
+    with pytest.raises(DenseNotReadyError, match=r"cannot tell whether they hold them.*make .*run/live/.* writable"):
+        rows._take(folder.path / "b3")
+    assert time.monotonic() - began < 10
+    rows._take(folder.path / "v1")
+    assert rows.live.current.tables.name == "v1", "tables of the same dense weights need no board"
+
+
+def test_a_start_with_a_bad_version_names_the_way_back(folder, place):
+    publish(folder, "v1")
+    publish(folder, "v4")
+    shutil.rmtree(folder.path / "b3")
+    says = f"CURRENT cannot be served: .*0 model folders.*hstu-trt tables rollback {folder.path}"
+    for start in (
+        lambda: check_published(folder),
+        lambda: LiveRows(place, VersionOpener(), dense_is_fixed=False),
+        lambda: LiveFused(place, VersionOpener(), lambda model, step: AnyStep()),
+        lambda: LiveDense(place, lambda model, step: AnyStep()),
+    ):
+        with pytest.raises(ArtefactError, match=says):
+            start()
+    rollback_version(folder.path, regenerate="")
+    assert check_published(folder) == folder.path / "v1"
 
 
 def test_plans_keep_their_dense_weights(folder, place):

@@ -5,8 +5,10 @@ import json
 import random
 import sys
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -16,10 +18,13 @@ from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.shards import QuantisedRows, write_vector
 from hstu_trt.contract.stored_table import IdRule
 from hstu_trt.contract.table_format import read_tables_folder, write_table, write_tables_manifest
+from hstu_trt.tables import overlay, refresh
 from hstu_trt.tables.delta import make_delta, tables_digest
 from hstu_trt.tables.host import HostTables, LookupOptions
 from hstu_trt.tables.live import Live
-from hstu_trt.tables.refresh import RefreshOptions, VersionOpener
+from hstu_trt.tables.overlay import fold
+from hstu_trt.tables.refresh import NoRoomError, RefreshOptions, VersionOpener
+from hstu_trt.tables.table_arrays import write_rows
 
 DIM, ROWS = 8, 300
 RULES = {
@@ -206,6 +211,26 @@ def test_what_decides_between_two_versions_and_an_overlay(store, mode, budget, n
     assert answer(opened.rows, some_ids()) == answer(HostTables.open(store / name.replace("d", "v")), some_ids())
 
 
+def test_processes_share_the_memory_that_is_left(store, monkeypatch):
+    """Two processes that refresh at the same moment must not each take all that there is."""
+    monkeypatch.setattr(refresh, "available_memory", lambda: int(1.5 * size_of(store / "v2")))
+    for processes, overlaid in ((1, False), (2, True)):
+        one = opener(memory_budget=None, processes=processes)
+        held = one.open(store / "v1", "v1")
+        assert bool(one.open(store / "v2", "v2", held).overlays) == overlaid
+
+
+def test_memory_that_the_machine_lacks_is_no_fault_of_the_version(store, monkeypatch):
+    """Tried again later, where a budget that is given will not grow."""
+    monkeypatch.setattr(refresh, "available_memory", lambda: 0)
+    for budget, error in ((None, NoRoomError), (0, ArtefactError)):
+        one = opener(memory_budget=budget)
+        held = one.open(store / "v1", "v1")
+        with pytest.raises(ArtefactError) as caught:
+            one.open(store / "d2", "d2", held)
+        assert type(caught.value) is error
+
+
 def size_of(folder):
     tables = read_tables_folder(folder, regenerate="").tables
     return sum(table.payload_bytes for table in tables.values())
@@ -253,6 +278,53 @@ def test_nothing_is_folded_while_the_base_is_read(store):
         assert answer(version.rows, some_ids()) == before
         with live.pin() as current:
             assert answer(current.rows, some_ids()) == answer(HostTables.open(store / "v2"), some_ids())
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_no_second_fold_beneath_who_reads_since_before_the_first(store, native):
+    one = dataclasses.replace(
+        opener(memory_budget=int(1.5 * size_of(store / "v1"))),
+        open_tables=lambda folder: HostTables.open(folder, resident=True, native=native),
+    )
+    expected = {name: answer(HostTables.open(store / name), some_ids()) for name in ("v2", "v3")}
+    live = Live(one.open(store / "v1", "v1"))
+    live.swap(one.open(store / "d2", "d2", live.current))
+    live.sweep()
+    with live.pin() as version:
+        for name in ("v2", "d3", "v3"):
+            live.swap(one.open(store / name, name, live.current))
+            assert answer(version.rows, some_ids()) == expected["v2"], name
+            assert answer(live.current.rows, some_ids()) == expected[name.replace("d", "v")]
+            assert bool(live.current.overlays) == (name != "v2"), "v2 is folded, v3 must wait"
+    live.sweep()
+    live.swap(one.open(store / "v3", "v3", live.current))
+    assert not live.current.overlays, "folded once nobody reads what was there before"
+    assert answer(live.current.rows, some_ids()) == expected["v3"]
+
+
+def test_rows_that_are_half_folded_are_nobodys(store, monkeypatch):
+    one = opener(memory_budget=int(1.5 * size_of(store / "v1")), how="resident")
+    live = Live(one.open(store / "v1", "v1"))
+    live.swap(one.open(store / "d2", "d2", live.current))
+    live.sweep()
+    expected = answer(HostTables.open(store / "v2"), some_ids())
+
+    def write_half(arrays, numbers, values, scales):
+        write_rows(arrays, numbers[::2], values[::2], scales)
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(overlay, "write_rows", write_half)
+        with pytest.raises(MemoryError):
+            one.open(store / "v2", "v2", live.current)
+    assert answer(live.current.rows, some_ids()) == expected
+    with pytest.raises(ArtefactError, match="beneath d2 are half written over; publish its whole version again"):
+        one.open(store / "v1", "v1", live.current)
+    with pytest.raises(ArtefactError, match="does not fit"):
+        one.open(store / "back", "back", live.current)
+    live.swap(one.open(store / "v2", "v2", live.current))
+    assert not live.current.overlays
+    assert answer(live.current.rows, some_ids()) == expected
 
 
 def test_the_way_back_from_an_overlay_opens_nothing(store):
@@ -369,53 +441,112 @@ def hurried_threads():
     sys.setswitchinterval(before)
 
 
-@pytest.mark.usefixtures("hurried_threads")
-@pytest.mark.parametrize("seed", range(100))
-def test_random_interleavings_see_one_version_each(shared_store, seed):
-    """Lookups in three threads while versions, deltas, rollbacks and bad versions are published in a fourth."""
-    store, freed, choice = shared_store, Freed(), random.Random(seed)
-    one = dataclasses.replace(opener(), open_tables=freed.open)
-    ids = some_ids(seed, 64)
-    expected = {
-        tables_digest(store / name): answer(HostTables.open(store / name, native=False), ids)
-        for name in ("v1", "v2", "v3")
-    }
-    tight = seed % 2 == 1
-    if tight:  # overlays, and folds where the version that they lead to is published
-        one = dataclasses.replace(
-            one, options=RefreshOptions(memory_budget=int(1.6 * size_of(store / "v1")), overlay_share=1.0)
-        )
-    live, stop = Live(one.open(store / "v1", "v1")), threading.Event()
+SEEDS = 100
 
-    def read():
-        seen, wrong = set(), 0
-        while not stop.is_set():
-            with live.pin() as version:
+
+@pytest.fixture(scope="module")
+def overall():
+    """Folds, and versions seen, by seed. Interleavings without them would prove little."""
+    met = []
+    yield met
+    if len(met) == SEEDS:
+        assert sum(folds for folds, _ in met) > 0
+        assert len(set().union(*(seen for _, seen in met))) == 3
+        assert sum(len(seen) >= 2 for _, seen in met) > SEEDS // 2
+
+
+class Readers:
+    """Threads that look up without end, and compare with what the version that they see must answer."""
+
+    def __init__(self, live, ids, expected):
+        self.live, self.ids, self.expected = live, ids, expected
+        self.seen, self.wrong, self.stop = set(), 0, threading.Event()
+
+    def __enter__(self):
+        self.pool = ThreadPoolExecutor(3)
+        self.results = [self.pool.submit(self._read) for _ in range(3)]
+        return self
+
+    def __exit__(self, *error):
+        self.stop.set()
+        self.pool.shutdown()
+        for result in self.results:
+            result.result()
+
+    def _read(self):
+        while not self.stop.is_set():
+            with self.live.pin() as version:
                 digest = version.digest
-                found = [answer(version.rows, ids) for _ in range(2)]
-            seen.add(digest)
-            wrong += any(rows != expected[digest] for rows in found)
-        return seen, wrong
+                found = [answer(version.rows, self.ids) for _ in range(2)]
+            self.seen.add(digest)
+            self.wrong += any(rows != self.expected[digest] for rows in found)
 
-    refused = 0
-    with ThreadPoolExecutor(3) as readers:
-        results = [readers.submit(read) for _ in range(3)]
-        for name in choice.choices(["v1", "v2", "v3", "d2", "d3", "x2"], k=6):
+    def wait_until_seen(self, digest):
+        deadline = time.monotonic() + 10
+        while digest not in self.seen and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        assert digest in self.seen
+
+
+def names_to_publish(choice):
+    """Deltas are mostly followed by the whole version that they lead to, which folds them where room is tight."""
+    runs = [["v1"], ["v2"], ["v3"], ["d2", "v2"], ["d2", "v2", "d3", "v3"], ["d3"], ["x2"]]
+    return [name for run in choice.choices(runs, [1, 1, 1, 3, 3, 1, 1], k=4) for name in run]
+
+
+class SlowRequests:
+    """Requests that keep their version over several publications."""
+
+    def __init__(self, live, choice, readers):
+        self.live, self.choice, self.readers = live, choice, readers
+        self.pinned = []
+
+    def turn(self):
+        """Begins one, or ends the oldest, by chance; and looks at all."""
+        if self.choice.random() < 0.2:
+            stack = ExitStack()
+            self.pinned.append((stack, stack.enter_context(self.live.pin())))
+        for _, version in self.pinned:
+            assert answer(version.rows, self.readers.ids) == self.readers.expected[version.digest]
+        if self.pinned and self.choice.random() < 0.4:
+            self.end()
+
+    def end(self):
+        stack, _ = self.pinned.pop(0)
+        stack.close()
+
+
+@pytest.mark.usefixtures("hurried_threads")
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_random_interleavings_see_one_version_each(shared_store, seed, overall, monkeypatch):
+    """Lookups in three threads while versions, deltas, rollbacks and bad versions are published in a fourth."""
+    store, freed, choice, folds = shared_store, Freed(), random.Random(seed), []
+    monkeypatch.setattr(refresh, "fold", lambda base, overlays: (folds.append(1), fold(base, overlays)))
+    tight = seed % 2 == 1  # overlays, and folds where the version that they lead to is published
+    budget = int(1.6 * size_of(store / "v1")) if tight else 1 << 30
+    one = dataclasses.replace(opener(memory_budget=budget), open_tables=freed.open)
+    ids = some_ids(seed, 64)
+    versions = {name: HostTables.open(store / name, native=False) for name in ("v1", "v2", "v3")}
+    expected = {tables_digest(store / name): answer(tables, ids) for name, tables in versions.items()}
+    live = Live(one.open(store / "v1", "v1"))
+    with Readers(live, ids, expected) as readers:
+        slow = SlowRequests(live, choice, readers)
+        for name in names_to_publish(choice):
+            live.drain(0 if slow.pinned else 0.05)
             try:
                 live.swap(one.open(store / name, name, live.current))
             except ArtefactError as error:
-                refused += 1
                 assert name == "x2" or (tight and "does not fit" in str(error)), error
-        with live.pin() as version:
-            assert answer(version.rows, ids) == expected[version.digest]
-        stop.set()
-        answers = [result.result() for result in results]
-    assert not any(wrong for _, wrong in answers)
+            readers.wait_until_seen(live.current.digest)
+            slow.turn()
+        while slow.pinned:
+            slow.end()
+    assert not readers.wrong
     assert live.drain(1)
     assert freed.alive() == 1, "the rows of every version but the one in use are freed"
     live.close()
-    del version
     assert not freed.alive()
+    overall.append((len(folds), readers.seen))
 
 
 def test_a_batch_keeps_its_version_until_it_ends(store):
