@@ -44,11 +44,17 @@ def imported_modules(source: str, package: str) -> tuple[set[str], bool]:
             found.update((module, *(f"{module}.{alias.name}" for alias in node.names)))
         elif isinstance(node, ast.Call) and _is_import_call(node.func):
             name = node.args[0] if node.args else None
-            if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                found.add(name.value)
+            if isinstance(name, ast.JoinedStr):  # f"hstu_trt.room.{module}": the room is said
+                name = name.values[0] if rooms_of({_text(name.values[0])}) else None
+            if _text(name):
+                found.add(_text(name))
             else:
                 computed = True
     return found, computed
+
+
+def _text(node: ast.expr | None) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def _is_import_call(function: ast.expr) -> bool:
@@ -70,6 +76,7 @@ PLANTED = [
     ("import importlib\nimportlib.import_module('hstu_trt.tables.host')", {"tables"}),
     ("from importlib import import_module\nimport_module('hstu_trt.tables')", {"tables"}),
     ("__import__('hstu_trt.tables')", {"tables"}),
+    ("import_module(f'hstu_trt.tables.{name}')", {"tables"}),
     ("from .hashing import mix\nimport tables_of_contents", {"export"}),
     ("help = 'hstu_trt.tables is a room'", set()),
 ]
@@ -80,8 +87,9 @@ def test_planted_imports_are_found(source, rooms):
     assert rooms_of(imported_modules(source, "hstu_trt.export")[0]) == rooms
 
 
-def test_a_computed_import_is_found():
-    assert imported_modules("import importlib\nimportlib.import_module(name)", "hstu_trt.export")[1]
+@pytest.mark.parametrize("name", ["name", "f'{name}'", "f'hstu_trt.{name}'", "f'{room}.tables.{name}'"])
+def test_a_computed_import_is_found(name):
+    assert imported_modules(f"import importlib\nimportlib.import_module({name})", "hstu_trt.export")[1]
 
 
 @pytest.mark.parametrize("room", ALLOWED)

@@ -146,7 +146,7 @@ from hstu_trt.serving.triton_models import _StageModel
 
 class TritonPythonModel(_StageModel):
     def _load(self, model):
-        self._stage = self._runner(model)
+        self._stage = self._runner(model, self._name)
 """
 
 
