@@ -49,7 +49,7 @@ def without_rows(folder, target, table):
 PLACEMENTS = {
     "items remote": {"items": {"tier": "remote"}},
     "both remote": {"items": {"tier": "remote"}, "users": {"tier": "remote"}},
-    "two groups": {"items": {"tier": "remote"}, "users": {"tier": "remote", "on_failure": "default"}},
+    "two groups": {"items": {"tier": "remote"}, "users": {"tier": "remote", "deadline_ms": 1999}},
     "remote and resident": {"items": {"tier": "remote"}, "users": {"tier": "resident"}},
     "all here": {"items": {"tier": "resident"}},
 }
@@ -114,12 +114,12 @@ def test_rows_that_are_not_here_come_from_the_cluster(open_tiers, folder, tmp_pa
 
 @pytest.mark.parametrize("on_failure", ["fail", "default"])
 def test_what_nobody_gives(open_tiers, folder, on_failure):
-    entry = {"tier": "remote", "deadline_ms": 0.001, "on_failure": on_failure}
+    entry = {"tier": "remote", "deadline_ms": 0.001}
     covered, _ = open_tiers(items=entry)
     rows, status = covered.lookup_features_with_status(["item"], IDS[:, :1], LookupOptions(dtype="float16"))
     np.testing.assert_array_equal(rows, table_values("items")[IDS[:, 0]])
     assert set(status.ravel().tolist()) <= {RowStatus.HOST, RowStatus.REMOTE}
-    lonely, _ = open_tiers(items={**entry, "local_copy": False})
+    lonely, _ = open_tiers(items={**entry, "local_copy": False, "on_failure": on_failure})
     if on_failure == "fail":
         with pytest.raises(RemoteError, match=r"table 'items', version 'v1': of 400 rows .* unavailable"):
             lonely.lookup_features_with_status(["item"], IDS[:, :1], LookupOptions())
