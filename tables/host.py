@@ -87,6 +87,10 @@ class HostTables:
             return cls(found, {name: NumpyGather(array) for name, array in arrays.items()})
         return cls(found, {name: NativeGather(array, library, threads=threads) for name, array in arrays.items()})
 
+    def with_gathers(self, folder: TablesFolder, gathers: Mapping[str, RowGather]) -> HostTables:
+        """Tables of another folder, by gathers of which some are of these tables."""
+        return HostTables(folder, gathers)
+
     def close(self) -> None:
         """Lets go of the rows; their memory goes with the last lookup, or overlay, that holds them."""
         self.gathers = {}

@@ -31,7 +31,7 @@ from hstu_trt.tables.remote_layout import (
     table_key,
     version_key,
 )
-from hstu_trt.tables.remote_resp import RemoteError, text_of
+from hstu_trt.tables.remote_resp import NotInClusterError, RemoteError, text_of
 from hstu_trt.tables.remote_values import decode_values
 
 OnFailure = Literal["fail", "default"]
@@ -251,14 +251,14 @@ def open_local(held: Path | HostTables, tables: Mapping[str, RemoteVersion]) -> 
 
 
 def version_with(cluster: Cluster, table: str, digest: str) -> str:
-    """The complete version of a table whose rows have that digest. Raises RemoteError if there is none."""
+    """The complete version of a table whose rows have that digest. Raises NotInClusterError, or RemoteError."""
     replies = cluster.execute("HMGET", table_key(table), digest_field(digest), "current")
     names = [text_of(reply) for reply in replies if reply is not None] if isinstance(replies, list) else []
     for name in names:
         fields = read_fields(cluster, table, name)
         if fields.get("digest") == digest and fields.get(COMPLETE) == "1":
             return name
-    raise RemoteError(f"the cluster holds no complete version of table {table!r} with these rows")
+    raise NotInClusterError(f"the cluster holds no complete version of table {table!r} with these rows")
 
 
 def read_fields(cluster: Cluster, table: str, version: str, *more: str) -> dict[str, str]:

@@ -172,8 +172,8 @@ def keys_of(version: RemoteVersion) -> list[str]:
 def retire(cluster: Cluster, table: str, version: str, after_s: int) -> int:
     """Lets a version expire in ``after_s`` seconds; returns its number of keys. Pushing it again undoes that.
 
-    Raises RemoteError if it is the cluster's version in use. Servers follow the rows of their tables folder instead, and
-    nobody knows of them here: a version whose folder is still served must not be retired.
+    Raises RemoteError if it is the cluster's version in use. Servers follow the rows of their tables folder instead,
+    and nobody knows of them here: a version whose folder is still served must not be retired.
     """
     current = cluster.execute("HMGET", table_key(table), "current")
     if isinstance(current, list) and text_of(current[0]) == version:

@@ -16,6 +16,10 @@ class RemoteError(HstuTrtError):
     exit_code = 1
 
 
+class NotInClusterError(RemoteError):
+    """The cluster answers, and holds no complete version with the rows of a folder."""
+
+
 def decode(reply: bytes) -> Reply:
     """A whole reply. Raises RemoteError for one that is an error, or no RESP."""
     value, end = _value(reply, 0)

@@ -42,8 +42,8 @@ def add_parsers(verbs: Verbs) -> None:
         versioned,
     )
     text = (
-        "let a version expire that neither the cluster nor any server's tables folder has in use, after the last request "
-        "that began with it; pushing it again undoes that"
+        "let a version expire that neither the cluster nor any server's tables folder has in use, after the last "
+        "request that began with it; pushing it again undoes that"
     )
     one = verb("cluster-retire", _retire, text, versioned)
     one.add_argument("--after", type=int, default=600, metavar="SECONDS", help="(default: 600)")
