@@ -220,7 +220,10 @@ class FusedModel(_TritonModel):
         if ENGINES_PARAMETER in self._parameters and TIERS_PARAMETER not in self._parameters:
             norm = parse_fixed_norm(self._parameter(ATTENTION_NORM))
             engine = FusedStage(model, self._runner(model, self._name), norm, self._id_policy())
-            self._stage: LiveFusedStage | FixedFusedStage = FixedFusedStage(engine, model)
+            fixed = FixedFusedStage(engine, model)
+            self._stage: LiveFusedStage | FixedFusedStage = fixed
+            self._tally, self._metrics = fixed.tally, LiveMetrics(self._name)
+            self._metrics.in_use(fixed.serves())
             return
         fused = LiveFused(self._place(model, self._update), self._opener(), self._open_step)
         self._live = fused.live
@@ -234,6 +237,8 @@ class FusedModel(_TritonModel):
             results = self._stage.answer_many([self._tensors(request) for request in requests])
         except Exception as error:  # the server must live whatever a request holds
             return [self._failure(error) for _ in requests]
+        if self._live is None and self._metrics is not None and self._tally is not None:
+            self._metrics.update(self._tally, 0)  # nobody polls for tables that stay
         return [self._response(result) for result in results]
 
     def _response(self, result: FusedAnswer | RequestError) -> Any:
