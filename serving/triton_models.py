@@ -31,13 +31,13 @@ from hstu_trt.serving.live_models import LiveDense, LiveFused, LiveRows, Place, 
 from hstu_trt.serving.live_stages import FixedFusedStage, FusedAnswer, LiveFusedStage, LiveLookup, Tally
 from hstu_trt.serving.refresh_settings import positive_seconds, refresh_mode
 from hstu_trt.serving.releases import Release, ReleaseFolder
-from hstu_trt.serving.signature import ATTENTION_NORM, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
+from hstu_trt.serving.signature import ATTENTION_NORM, OUT_OF_REACH, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
 from hstu_trt.serving.stages import FusedStage, GuardedLookup, RequestError, RunnerStage, Stage
 from hstu_trt.serving.watching import Refresh, Watcher
 from hstu_trt.tables.ids import POLICIES, Policy
 from hstu_trt.tables.live import Live
 from hstu_trt.tables.refresh import RefreshOptions, VersionOpener
-from hstu_trt.tables.remote_resp import RemoteError
+from hstu_trt.tables.remote_resp import RemoteError, RowsOutOfReachError
 from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
 from hstu_trt.tables.tiers import Tiers
 
@@ -61,6 +61,8 @@ class _TritonModel:
         self._tally: Tally | None = None
         self._metrics: LiveMetrics | None = None
         self._shown: Release | None = None
+        self._tiers: Tiers | None = None
+        self._trouble = ""
         try:
             # ``serve`` has verified its files before the launch.
             self._load(read_model_folder((self._folder / self._parameter("model_folder")).resolve(), verify=False))
@@ -111,6 +113,7 @@ class _TritonModel:
         named = self._parameters.get(TIERS_PARAMETER)
         tiers = Tiers(TierSettings() if named is None else read_tier_settings((self._folder / named).resolve()))
         self._opened.callback(tiers.close)
+        self._tiers = tiers if tiers.has_remotes else None
         return VersionOpener(
             open_tables=tiers.open_tables, memory_of=tiers.memory_of, may_lack=tiers.may_lack_files, options=options
         )
@@ -139,6 +142,11 @@ class _TritonModel:
         if self._metrics is None:
             self._metrics = LiveMetrics(self._name)
         self._metrics.update(self._tally, draining)
+        if self._tiers is not None:
+            self._metrics.remote(self._tiers.counters(), self._tiers.troubles())
+        if self._trouble:
+            pb_utils.Logger.log_warn(f"{self._name}: {self._trouble}")
+            self._trouble = ""
         release = self._live.current
         if release is not self._shown:
             self._shown = release
@@ -159,12 +167,18 @@ class _TritonModel:
     def _tensors(self, request: Any) -> Tensors:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
 
-    @staticmethod
-    def _refusal(error: RequestError) -> Any:
-        """INVALID_ARGUMENT for a wrong request, UNAVAILABLE where the rows of a right one are out of reach."""
-        is_wrong = isinstance(error, InputError)
-        code = pb_utils.TritonError.INVALID_ARG if is_wrong else pb_utils.TritonError.UNAVAILABLE
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    def _refusal(self, error: RequestError) -> Any:
+        """INVALID_ARGUMENT for a wrong request, UNAVAILABLE where the rows of a right one are out of reach.
+
+        Which node failed, and how, is not the client's business: the log tells, once per poll.
+        """
+        if isinstance(error, InputError):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+        self._trouble = str(error)
+        text = error.text if isinstance(error, RowsOutOfReachError) else "see the server's log"
+        return pb_utils.InferenceResponse(
+            error=pb_utils.TritonError(OUT_OF_REACH + text, pb_utils.TritonError.UNAVAILABLE)
+        )
 
     def _failure(self, error: Exception) -> Any:
         pb_utils.Logger.log_error(f"{self._name}: {''.join(traceback.format_exception(error))}")

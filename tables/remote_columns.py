@@ -81,8 +81,8 @@ def bad_id_text(column: Column) -> str:
     return f"tensor {column.options.what!r}{feature} holds {column.ids[place]} at [{at}]; {about}"
 
 
-def lacking_text(column: Column, lacking: NDArray, trouble: str) -> str:
-    """Which rows the cluster did not give, and why. lacking: their places."""
+def lacking_text(column: Column, lacking: NDArray) -> str:
+    """Which rows the cluster did not give. lacking: their places."""
     version, status = column.version, column.status[lacking]
     counts = {
         "unavailable": int((status == UNAVAILABLE).sum()),
@@ -92,5 +92,5 @@ def lacking_text(column: Column, lacking: NDArray, trouble: str) -> str:
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return (
         f"table {version.table!r}, version {version.version!r}: of {len(column.ids)} rows {told}, "
-        f"the first of them row {column.job.rows[lacking[0]]}{'; ' + trouble if trouble else ''}"
+        f"the first of them row {column.job.rows[lacking[0]]}"
     )

@@ -83,6 +83,12 @@ class Reconnecting:
                 self._thread = threading.Thread(target=self._run, name="reconnecting", daemon=True)
                 self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Groups whose cluster is not there yet."""
+        with self._lock:
+            return sum(ref() is not None for ref in self._waiting)
+
     def close(self) -> None:
         """Ends the attempts; waits for one in progress."""
         self._closed.set()

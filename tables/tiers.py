@@ -8,6 +8,7 @@ no other: the version in the cluster is found by the digest of the rows that the
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from hstu_trt.tables.gather import NumpyGather, RowGather
 from hstu_trt.tables.host import REGENERATE, HostTables, LookupOptions
 from hstu_trt.tables.ids import range_text
 from hstu_trt.tables.native import NativeGather, library_if_built
-from hstu_trt.tables.remote import RemoteTables, version_with
+from hstu_trt.tables.remote import RemoteCounts, RemoteTables, version_with
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_columns import Column, check_columns
 from hstu_trt.tables.remote_group import Reconnecting, RemoteGather, RemoteGroup, fill, one_deadline
@@ -60,6 +61,7 @@ class Tiers:
         self._clusters: dict[ClusterOptions, Cluster] = {}
         self._lock = threading.Lock()
         self._reconnecting = Reconnecting()
+        self._counts = RemoteCounts()
 
     def open_tables(self, folder: Path) -> HostTables:
         """Opens the tables of one version. Raises ArtefactError, ConfigError, or RemoteError for a cluster.
@@ -115,6 +117,27 @@ class Tiers:
                     raise
         return versions
 
+    @property
+    def has_remotes(self) -> bool:
+        """Whether any table may be remote."""
+        return any(tier.remote is not None for tier in (self.settings.default, *self.settings.tables.values()))
+
+    def counters(self) -> dict[str, int]:
+        """What clients of all clusters count, and what became of rows and requests, of all versions."""
+        total = Counter(self._counts.as_dict())
+        for cluster in self._connected():
+            total.update(cluster.counters())
+        return dict(total)
+
+    def troubles(self) -> dict[str, int]:
+        """``breakers_open``: nodes that are passed over; ``without_cluster``: groups of tables that await theirs."""
+        opened = sum(sum(cluster.breakers().values()) for cluster in self._connected())
+        return {"breakers_open": opened, "without_cluster": self._reconnecting.waiting}
+
+    def _connected(self) -> list[Cluster]:
+        with self._lock:
+            return list(self._clusters.values())
+
     def close(self) -> None:
         """Ends the connections; no lookup may be in progress."""
         self._reconnecting.close()
@@ -149,6 +172,7 @@ class Tiers:
             local=local,
             on_failure=remote.on_failure,
             deadline_ms=remote.deadline_ms,
+            counts=self._counts,
         )
 
     def _cluster(self, remote: Remote) -> Cluster:
