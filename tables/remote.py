@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
-from hstu_trt.tables.host import HostTables, LookupOptions
+from hstu_trt.tables.host import HostTables, LookupOptions, check_columns, check_ids
 from hstu_trt.tables.ids import RowStatus
 from hstu_trt.tables.remote_cluster import FOUND, REFUSED, SKIPPED, Cluster, RemoteRows, RowsJob
-from hstu_trt.tables.remote_columns import Column, bad_id_text, check_columns, check_ids, lacking_text, make_column
+from hstu_trt.tables.remote_columns import Column, bad_id_text, lacking_text, make_column
 from hstu_trt.tables.remote_layout import (
     COMPLETE,
     VERSION_FIELDS,

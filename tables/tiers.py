@@ -17,17 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.stored_table import TablesFolder
 from hstu_trt.contract.table_format import read_tables_folder
 from hstu_trt.contract.table_versions import current_tables
 from hstu_trt.tables.gather import NumpyGather, RowGather
-from hstu_trt.tables.host import REGENERATE, HostTables, LookupOptions
-from hstu_trt.tables.ids import range_text
+from hstu_trt.tables.host import REGENERATE, HostTables, LookupOptions, check_columns
 from hstu_trt.tables.native import NativeGather, library_if_built
 from hstu_trt.tables.remote import RemoteCounts, RemoteTables, version_with
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
-from hstu_trt.tables.remote_columns import Column, check_columns
+from hstu_trt.tables.remote_columns import Column
 from hstu_trt.tables.remote_group import Reconnecting, RemoteGather, RemoteGroup, fill, one_deadline
 from hstu_trt.tables.remote_layout import rows_digest
 from hstu_trt.tables.remote_resp import NotInClusterError, RemoteError
@@ -236,7 +234,8 @@ class TieredTables(HostTables):
                 group = self._remotes.get(table)
                 source = None if group is None else group.tables
                 if source is None:
-                    self._fill_here(part, number, rows, status[number])
+                    feature, stored = part.features[number], self.tables[table]
+                    self._fill_column(feature, stored, part.ids, number, rows, status[number], part.options)
                     continue
                 column = source.column(table, ids, rows, status[number], part.options)
                 column.feature, column.number = part.features[number], number
@@ -249,16 +248,6 @@ class TieredTables(HostTables):
     def _tables_of(self, part: IdsPart) -> list[str]:
         check_columns(part.features, part.ids, part.options.what)
         return [self._stored(feature).name for feature in part.features]
-
-    def _fill_here(self, part: IdsPart, number: int, out: NDArray, status: NDArray) -> None:
-        feature, ids = part.features[number], part.ids[:, number]
-        table = self._stored(feature)
-        bad = self._fill(table, ids, out, status, part.options)
-        if bad is not None:
-            raise InputError(
-                f"tensor {part.options.what!r} (feature {feature!r}) holds {ids[bad]} at [{bad}, {number}]; "
-                f"{range_text(table.name, table.rows)}"
-            )
 
     def _count_bad(self, table: str, bad: int) -> None:
         if bad:
