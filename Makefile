@@ -3,7 +3,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
 .PHONY: help install demo serve test test-fast test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
-  bench-kernels bench-tables bench-model bench-serve perf report side-by-side readme-tables verify-tensorrt onnx engines remote-lib \
+  bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx engines remote-lib \
   remote-if-possible redis valkey fuzz clean
 
 PYTHON ?= python3
@@ -204,18 +204,17 @@ bench-tables: install tables-lib remote-if-possible $(ONNX32)/manifest.json  ## 
 	$(BIN)/hstu-trt bench refresh --model $(ONNX32)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	  $(BIN)/hstu-trt bench tables-gpu; else echo 'no CUDA GPU: its tier is left out'; fi
-	@$(MAKE) --no-print-directory readme-tables
+	@$(MAKE) --no-print-directory speed-page
 
-# The lines between two marks of the README become what the command prints.
-readme-tables: install  ## the README's tables and pictures, from the rows in bench/results/
+# The lines between two marks of a page become what the command prints.
+speed-page: install  ## the tables and pictures of README.md and docs/speed.md, from the rows in bench/results/
 	$(BIN)/hstu-trt bench plot-kernels --out docs/kernels.svg
 	$(BIN)/hstu-trt bench plot-lookups --out docs/tables.svg
 	$(BIN)/hstu-trt bench report --pictures docs
-	@mkdir -p build && { echo && $(BIN)/hstu-trt bench table-kernels && echo; } >build/kernels.md
-	@{ echo && $(BIN)/hstu-trt bench table-support && echo; } >build/support.md
-	@{ echo && $(BIN)/hstu-trt bench table-lookups && echo; } >build/tables.md
-	@for name in kernels support tables; do \
-	  sed -i -e "/^<!-- $$name -->$$/,/^<!-- end of $$name -->$$/{//!d}" -e "/^<!-- $$name -->$$/r build/$$name.md" README.md; done
+	@mkdir -p build
+	@for part in table-kernels:kernels:docs/speed.md table-model:model:docs/speed.md table-lookups:tables:docs/speed.md table-support:support:README.md; do \
+	  IFS=: read -r suite name page <<<"$$part"; { echo && $(BIN)/hstu-trt bench $$suite && echo; } >build/$$name.md && \
+	  sed -i -e "/^<!-- $$name -->$$/,/^<!-- end of $$name -->$$/{//!d}" -e "/^<!-- $$name -->$$/r build/$$name.md" $$page || exit 1; done
 
 # What diff compares: runner A with the model in precision REFERENCE, and runner B with the one in PRECISION.
 A ?= torch

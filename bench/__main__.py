@@ -30,7 +30,7 @@ SUITES = {
     "demo": Suite("Checkpoint to ranked candidates on one machine.", "demo"),
     "polygraphy": Suite("Valid inputs and shapes of a stage for Polygraphy's own command line.", "polygraphy_feeds"),
     "kernels": Suite("Our attention kernels: checks them, then times them beside PyTorch on a CUDA GPU.", "kernels"),
-    "table-kernels": Suite("Prints the README's table from rows of kernels.", "kernels", "table_main"),
+    "table-kernels": Suite("Prints the table of docs/speed.md from rows of kernels.", "kernels", "table_main"),
     "plot-kernels": Suite(
         "Draws rows of kernels: TFLOP/s over history length, and a roofline.", "kernels", "plot_main"
     ),
@@ -41,12 +41,13 @@ SUITES = {
     "model": Suite(
         "The whole model in process on a CUDA GPU, beside PyTorch: checks its scores, then times it.", "model"
     ),
+    "table-model": Suite("Prints the table of the whole model from its rows.", "model_report", "table_main"),
     "tables": Suite("Lookups of the host tier beside PyTorch's on a CPU.", "tables"),
     "tables-gpu": Suite("Lookups on a CUDA GPU, in its memory and over the bus, beside PyTorch's.", "table_gpu"),
     "remote": Suite("Rows per second from a Redis Cluster on loopback, beside redis-py.", "remote"),
     "refresh": Suite("Tables and dense weights replaced in a running server under load.", "refresh"),
     "table-lookups": Suite(
-        "Prints the README's section on embedding tables from rows of every tier.", "table_report", "table_main"
+        "Prints the section of docs/speed.md on embedding tables from rows of every tier.", "table_report", "table_main"
     ),
     "plot-lookups": Suite(
         "Draws hit rates of hot sets, and rows per second of every tier of tables.", "table_report", "plot_main"

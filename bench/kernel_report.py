@@ -1,4 +1,4 @@
-"""The kernel benchmark's figures for people: a line per variant while it runs, and the README's table."""
+"""The kernel benchmark's figures for people: a line per variant while it runs, and the table of docs/speed.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from hstu_trt.bench.kernel_cases import DTYPES, Dtype, KernelCase, all_cases, table_cases
 from hstu_trt.bench.kernel_variants import GEMM_NAMES, REFERENCES, KernelVariant, parse_variant
-from hstu_trt.bench.result_rows import ResultRow, latest
+from hstu_trt.bench.result_rows import ResultRow, latest, sources_text
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.text import text_table
 
@@ -97,8 +97,8 @@ def _ratio_text(row: ResultRow, reference: str) -> str:
     return "" if ratio is None else f"{ratio:.{1 if ratio >= 10 else 2}f}"
 
 
-def readme_table(rows: Sequence[ResultRow]) -> str:
-    """The README's section: where the newest rows are from, and a Markdown table of the table cases."""
+def page_table(rows: Sequence[ResultRow]) -> str:
+    """The section of docs/speed.md: where the newest rows are from, and a Markdown table of the table cases."""
     newest = latest(row for row in rows if row.suite == "kernels")
     ours = [row for row in newest.values() if (variant := our_variant(row)) and variant.kernel in ("auto", "smxx")]
     order = {case.name: number for number, case in enumerate(table_cases())}
@@ -110,7 +110,7 @@ def readme_table(rows: Sequence[ResultRow]) -> str:
     header = (*header, "floor", "error", "best peer (other run)")
     lines = ["| " + " | ".join(header) + " |", "|---|---|" + "---:|" * 7 + "---|---:|---:|"]
     lines += ["| " + " | ".join(_markdown_cells(row)) + " |" for row in shown]
-    return "\n".join([_sources_text(shown), "", *lines])
+    return "\n".join([sources_text(shown), "", *lines])
 
 
 def _variant_order(row: ResultRow) -> tuple[bool, int, str]:
@@ -124,8 +124,3 @@ def _markdown_cells(row: ResultRow) -> list[str]:
     peer = BEST_PEERS.get((row.case, row.variant.removesuffix(" packed")))
     best = f"{peer} TFLOP/s" if peer else ""
     return [case, f"`{variant}`", us, tflops, ceiling, *ratios, floor, error, best]
-
-
-def _sources_text(rows: Iterable[ResultRow]) -> str:
-    sources = sorted({(row.device, row.date[:10], row.commit) for row in rows})
-    return "Measured on " + "; ".join(f"{device}, {date}, commit `{commit}`" for device, date, commit in sources) + "."

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from hstu_trt.bench import result_rows
 from hstu_trt.bench.kernel_cases import Dtype, KernelCase, select_cases
 from hstu_trt.bench.kernel_plot import plot
-from hstu_trt.bench.kernel_report import case_table, dry_run_table, readme_table
+from hstu_trt.bench.kernel_report import case_table, dry_run_table, page_table
 from hstu_trt.bench.kernel_variants import GEMM, GEMM_NAMES, REFERENCES, parse_variants
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
@@ -158,10 +158,10 @@ def _measure(plan: Plan, case: KernelCase, gemms: dict[Dtype, Entry], provenance
 
 
 def table_main(argv: Sequence[str]) -> int:
-    """Prints the README's table."""
+    """Prints the table of docs/speed.md."""
     parser = argparse.ArgumentParser(prog="hstu-trt bench table-kernels", description=table_main.__doc__)
     _add_rows_option(parser)
-    print(readme_table(_rows(parser.parse_args(argv))))
+    print(page_table(_rows(parser.parse_args(argv))))
     return 0
 
 

@@ -116,6 +116,12 @@ def latest(rows: Iterable[ResultRow]) -> dict[tuple[str, str], ResultRow]:
     return newest
 
 
+def sources_text(rows: Iterable[ResultRow]) -> str:
+    """Where, when and at which commits rows were measured."""
+    found = sorted({(row.device, row.date[:10], row.commit) for row in rows})
+    return "Measured on " + "; ".join(f"{device}, {date}, commit `{commit}`" for device, date, commit in found) + "."
+
+
 def git_commit() -> str:
     """The commit of this tree, with ``-dirty`` where it has changes, or "unknown" outside of git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]

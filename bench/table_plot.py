@@ -84,7 +84,7 @@ def _draw_bars(picture: Picture, bars: Sequence[tuple[TierRows, ResultRow, float
     x = LogScale((low, high), (770, 1000))
     bottom = _TOP + _PITCH * len(bars)
     picture.text((544, 30), "Rows per second", "title")
-    picture.text((544, 48), "bar: ours; mark: what was measured beside it (README's table names it)", "small")
+    picture.text((544, 48), "bar: ours; mark: what was measured beside it (docs/speed.md names it)", "small")
     for exponent in range(round(math.log10(low)), round(math.log10(high)) + 1):
         value = 10.0**exponent
         picture.line([(x(value), _TOP - 8), (x(value), bottom)], "rule")

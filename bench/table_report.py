@@ -1,4 +1,4 @@
-"""The README's section on tables: lookups of every tier, hit rates of hot sets, refreshes; from committed rows."""
+"""The section of docs/speed.md on tables: lookups of every tier, hit rates, refreshes; from committed rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hstu_trt.bench.hit_rates import LAWS, ROWS, SHARES, lru_rate, static_rate
-from hstu_trt.bench.result_rows import RESULTS, ResultRow, latest, read_rows
+from hstu_trt.bench.result_rows import RESULTS, ResultRow, latest, read_rows, sources_text
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.manifest import write_text_atomically
 
 FILES = ("tables_*.jsonl", "remote_*.jsonl", "refresh_*.jsonl")
 """Files of rows in bench/results."""
 REFRESH = "refresh"
+PREDICTED = "to_predicted"
+"""Check of a row of a hot set: its time over hit rate x time of hits + miss rate x time of misses."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ def shown_rows(rows: Iterable[ResultRow]) -> list[tuple[TierRows, ResultRow]]:
     return found
 
 
-def readme_section(rows: Sequence[ResultRow]) -> str:
+def page_section(rows: Sequence[ResultRow]) -> str:
     """Markdown: sources, lookups, hit rates, and refreshes if there are any. Raises ArtefactError without rows."""
     shown = shown_rows(rows)
     if not shown:
         raise ArtefactError("there are no rows of tables: `make bench-tables` measures them")
     refreshes = list(latest(row for row in rows if row.suite.startswith(REFRESH)).values())
-    parts = [_sources([row for _, row in shown] + refreshes), _lookups(shown), _HIT_RATES, _hit_rates()]
+    parts = [sources_text([row for _, row in shown] + refreshes), _lookups(shown), _HIT_RATES, _hit_rates()]
     if refreshes:
         parts += [_REFRESHES, _refreshes(refreshes)]
     return "\n\n".join(parts)
@@ -68,11 +70,6 @@ _HIT_RATES = (
 _REFRESHES = "Versions that change under load:"
 
 
-def _sources(rows: Iterable[ResultRow]) -> str:
-    found = sorted({(row.device, row.date[:10], row.commit) for row in rows})
-    return "Measured on " + "; ".join(f"{device}, {date}, commit `{commit}`" for device, date, commit in found) + "."
-
-
 def _lookups(shown: Sequence[tuple[TierRows, ResultRow]]) -> str:
     lines = [
         "| tier | lookup | variant | us | spread | M rows/s | GB/s | times as fast as |",
@@ -80,6 +77,8 @@ def _lookups(shown: Sequence[tuple[TierRows, ResultRow]]) -> str:
     ]
     for tier, row in shown:
         ratios = ", ".join(f"{name} {ratio_text(ratio)}" for name, ratio in row.ratio_to.items())
+        if PREDICTED in row.checks:
+            ratios = f"(takes {row.checks[PREDICTED]:.2f} times what hits and misses alone predict)"
         per_s, gbps = f"{(row.per_s or 0) / 1e6:.2f}", f"{row.gbps or 0:.1f}"
         cells = (
             tier.name,
@@ -127,10 +126,10 @@ def ratio_text(ratio: float) -> str:
 
 
 def table_main(argv: Sequence[str]) -> int:
-    """Prints the README's section on tables from rows of all tiers."""
+    """Prints the section of docs/speed.md on tables from rows of all tiers."""
     parser = argparse.ArgumentParser(prog="hstu-trt bench table-lookups", description=table_main.__doc__)
     _add_rows_option(parser)
-    print(readme_section(_rows(parser.parse_args(argv))))
+    print(page_section(_rows(parser.parse_args(argv))))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The kernel benchmark's table and picture, and that the README shows the committed rows."""
+"""The kernel benchmark's table and picture, and that docs/speed.md shows the committed rows."""
 
 import dataclasses
 import re
@@ -10,14 +10,14 @@ import pytest
 
 from hstu_trt.bench.kernel_cases import all_cases, table_cases
 from hstu_trt.bench.kernel_plot import plot
-from hstu_trt.bench.kernel_report import BEST_PEERS, case_table, readme_table
+from hstu_trt.bench.kernel_report import BEST_PEERS, case_table, page_table
 from hstu_trt.bench.kernel_variants import GEMM_CASE, GEMM_NAMES, REFERENCES
 from hstu_trt.bench.result_rows import RESULTS, ResultRow, append_rows, read_rows
 from hstu_trt.bench.svg import LogScale, Picture, spread_apart
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+SPEED_PAGE = Path(__file__).resolve().parents[2] / "docs" / "speed.md"
 ROW = ResultRow(
     suite="kernels",
     case="B4 4x128",
@@ -62,7 +62,7 @@ def test_one_line_per_row() -> None:
 
 def test_the_table_shows_the_newest_rows_in_the_order_of_the_cases() -> None:
     older = dataclasses.replace(ROW, date="2026-11-21T10:00:00Z", tflops=1.0)
-    text = readme_table([*rows(), older, dataclasses.replace(ROW, suite="engines", case="B1 4x128")])
+    text = page_table([*rows(), older, dataclasses.replace(ROW, suite="engines", case="B1 4x128")])
     source, _, header, ruler, *lines = text.splitlines()
     assert source == "Measured on NVIDIA H100 80GB HBM3, 2026-11-22, commit `abcdef`."
     assert len({line.count("|") for line in (header, ruler, *lines)}) == 1
@@ -87,13 +87,13 @@ def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, picture = tmp_path / "rows.jsonl", tmp_path / "kernels.svg"
     append_rows(path, rows())
     assert main(["bench", "table-kernels", "--rows", str(path)]) == 0
-    assert capsys.readouterr().out == readme_table(rows()) + "\n"
+    assert capsys.readouterr().out == page_table(rows()) + "\n"
     assert main(["bench", "plot-kernels", "--rows", str(path), "--out", str(picture)]) == 0
     assert picture.read_text() == plot(rows())
 
 
 def test_without_rows_there_is_nothing_to_show() -> None:
-    for show in (readme_table, plot):
+    for show in (page_table, plot):
         with pytest.raises(ArtefactError, match="make bench-kernels"):
             show([])
 
@@ -136,7 +136,7 @@ def test_scales_and_escapes() -> None:
     assert "a &lt; b" in picture.render() and "x &amp; y" in picture.render()
 
 
-def test_the_readme_shows_the_committed_rows() -> None:
+def test_the_page_shows_the_committed_rows() -> None:
     files = sorted(RESULTS.glob("kernels_*.jsonl"))
     assert files
-    assert readme_table(read_rows(files)) in README.read_text(), "put what `hstu-trt bench table-kernels` prints there"
+    assert page_table(read_rows(files)) in SPEED_PAGE.read_text(), "make speed-page puts the newest rows there"

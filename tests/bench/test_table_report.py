@@ -1,4 +1,4 @@
-"""The README's section and picture of tables: from the committed rows, ours beside what they replace."""
+"""The section and picture of tables in docs/speed.md: from the committed rows, ours beside what they replace."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,11 @@ import pytest
 
 from hstu_trt.bench.result_rows import ResultRow, append_rows
 from hstu_trt.bench.table_plot import plot
-from hstu_trt.bench.table_report import read_all, readme_section, shown_rows
+from hstu_trt.bench.table_report import page_section, read_all, shown_rows
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError
 
-README = Path(__file__).parents[2] / "README.md"
+SPEED_PAGE = Path(__file__).parents[2] / "docs" / "speed.md"
 FIELDS = {"device": "a CPU", "date": "2026-11-22T10:00:00Z", "commit": "abc", "versions": {}, "spread": 0.1}
 
 
@@ -32,7 +32,7 @@ ROWS = [
 def test_the_section_shows_ours_tier_by_tier():
     shown = [(tier.name, row.variant) for tier, row in shown_rows(ROWS)]
     assert shown == [("GPU", "EmbeddingLookup"), ("host", "host tier"), ("remote", "hstu-trt")]
-    text = readme_section(ROWS)
+    text = page_section(ROWS)
     assert "| host | fp16 9048 | `host tier` | 100 | 10% | 90.00 | 12.0 | torch index_select 2.00 |" in text
     assert "| remote | 512 ids | `hstu-trt` | 900 | 10% | 0.50 | 0.0 | redis-py pipeline 100.0 |" in text
     assert "Measured on a CPU, 2026-11-22, commit `abc`." in text
@@ -42,13 +42,13 @@ def test_the_section_shows_ours_tier_by_tier():
 
 def test_newer_rows_replace_older_ones():
     newer = row("tables cpu", "fp16 9048", "host tier", 50.0, per_s=18e7, date="2026-11-23T10:00:00Z")
-    text = readme_section([newer, *ROWS])
+    text = page_section([newer, *ROWS])
     assert "| 50.0 |" in text and "| 100 |" not in text
 
 
 def test_refreshes_are_shown_where_there_are_rows():
     refresh = row("refresh under load", "10 refreshes", "overlay", 5000.0, checks={"p99_ms": 12.25, "failed": 0.0})
-    text = readme_section([*ROWS, refresh])
+    text = page_section([*ROWS, refresh])
     assert "| 10 refreshes | overlay | 5,000 | p99_ms 12.25, failed 0 |" in text
 
 
@@ -68,7 +68,7 @@ def test_the_picture_is_whole():
     assert all(0 <= float(place) <= 1040 for place in places)
 
 
-@pytest.mark.parametrize("draw", [plot, readme_section])
+@pytest.mark.parametrize("draw", [plot, page_section])
 def test_nothing_to_show_names_the_command(draw):
     with pytest.raises(ArtefactError, match="make bench-tables"):
         draw([row("kernels", "x", "fp16", 1.0)])
@@ -83,6 +83,6 @@ def test_the_commands(tmp_path, capsys):
     assert (tmp_path / "t.svg").read_text().startswith("<svg")
 
 
-def test_the_readme_shows_the_committed_rows():
-    section = readme_section(read_all())
-    assert section in README.read_text(), "put what `hstu-trt bench table-lookups` prints there: make readme-tables"
+def test_the_page_shows_the_committed_rows():
+    section = page_section(read_all())
+    assert section in SPEED_PAGE.read_text(), "put what `hstu-trt bench table-lookups` prints there: make speed-page"
