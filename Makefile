@@ -197,10 +197,11 @@ verify-tensorrt: install $(LEAN)  ## on a machine with TensorRT: build, test and
 
 # DLRMv3 draws its ids uniformly; Zipf 0.8 and 1.05 are what others publish with. WAIT_S waits for a quiet machine.
 WAIT_S ?= 0
-bench-tables: install tables-lib remote-if-possible  ## embedding tables, each tier that is here beside what it replaces; rows to bench/results/
+bench-tables: install tables-lib remote-if-possible $(ONNX32)/manifest.json  ## embedding tables, each tier that is here beside what it replaces, and requests during refreshes; rows to bench/results/
 	$(BIN)/hstu-trt bench tables --zipf 0 --zipf 0.8 --zipf 1.05 --wait-s $(WAIT_S)
 	@if [ -f build/lib/libhstu_trt_remote.so ] && { [ -x build/redis/usr/bin/redis-server ] || command -v redis-server >/dev/null; }; then \
 	  $(BIN)/hstu-trt bench remote; else echo 'no redis-server: the remote tier is left out'; fi
+	$(BIN)/hstu-trt bench refresh --model $(ONNX32)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	  $(BIN)/hstu-trt bench tables-gpu; else echo 'no CUDA GPU: its tier is left out'; fi
 	@$(MAKE) --no-print-directory speed-page

@@ -31,7 +31,7 @@ from hstu_trt.contract.presets import PRESETS
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
-from hstu_trt.serving.signature import ROW_STATUS, TABLES_VERSION
+from hstu_trt.serving.signature import OUT_OF_REACH, ROW_STATUS, TABLES_VERSION
 from hstu_trt.tables.ids import RowStatus
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -183,7 +183,7 @@ class RankingClient:
         hint = {
             # A server that runs says so of rows that it cannot reach.
             "UNAVAILABLE": ""
-            if "table " in message
+            if OUT_OF_REACH in message
             else "; is the server running? hstu-trt serve --deployment DIR starts one",
             "DEADLINE_EXCEEDED": f"; no answer within {self._timeout_s:g} s",
         }.get(status.rpartition(".")[2], "")

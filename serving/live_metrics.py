@@ -19,6 +19,9 @@ _FAMILIES = {
     "tables_draining": (_GAUGE, "Old versions that running requests still read"),
     "tables_bad_ids_total": (_COUNTER, "Ids outside a table"),
     "table_rows_total": (_COUNTER, "Rows looked up by where they came from"),
+    "remote_events_total": (_COUNTER, "What the client of the clusters counts, by event (tables/README.md)"),
+    "remote_breakers_open": (_GAUGE, "Nodes of clusters that are passed over after failures"),
+    "remote_without_cluster": (_GAUGE, "Groups of remote tables that a local copy serves until their cluster is there"),
     "refreshes_total": (_COUNTER, "Published versions that were served (ok) or refused"),
     "refresh_seconds": (_GAUGE, "Duration of the last refresh, from noticing to serving"),
 }
@@ -39,6 +42,7 @@ class LiveMetrics:
         }
         self._metrics: dict[tuple[str, tuple[tuple[str, str], ...]], Any] = {}
         self._info: Any = None
+        self._remote: dict[str, int] = {}
         for result in ("ok", "refused"):
             self._metric("refreshes_total", result=result)
 
@@ -54,8 +58,9 @@ class LiveMetrics:
         labels = {key: str(facts[key]) for key in ("tables_version", "form", "pair_id", "dense")}
         with self._lock:
             if self._info is not None:
-                self._info.set(0)  # Triton keeps the series
-            self._info = self._metric("tables_info", **labels)
+                self._info.set(0)  # Triton may keep the series
+            # Not among those held: the series of earlier versions go with their objects.
+            self._info = self._families["tables_info"].Metric(labels={"model": self._model, **labels})
             self._info.set(1)
             self._metric("tables_since_seconds").set(facts["since"])
             self._metric("tables_memory_bytes").set(facts["memory_bytes"])
@@ -69,6 +74,15 @@ class LiveMetrics:
             for table, count in bad.items():
                 self._metric("tables_bad_ids_total", table=table).increment(count)
             self._metric("tables_draining").set(draining)
+
+    def remote(self, counters: dict[str, int], troubles: dict[str, int]) -> None:
+        """Adds what the remote tier has counted since the last call, and sets how it is (``Tiers``)."""
+        with self._lock:
+            for event, count in counters.items():
+                self._metric("remote_events_total", event=event).increment(count - self._remote.get(event, 0))
+            self._remote = counters
+            for name, value in troubles.items():
+                self._metric(f"remote_{name}").set(value)
 
     def _metric(self, family: str, **labels: str) -> Any:
         key = (family, tuple(sorted(labels.items())))

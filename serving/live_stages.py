@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError, InputError
 from hstu_trt.contract.features import Tensors, check_request
 from hstu_trt.contract.model_folder import ModelFolder
-from hstu_trt.contract.tensors import PADDING_ID, Dim, StageSpec, TensorSpec
+from hstu_trt.contract.tensors import Dim, StageSpec, TensorSpec
 from hstu_trt.serving.releases import Release, ReleaseFolder
 from hstu_trt.serving.signature import ATTENTION_NORM, DENSE_ID, OFFSETS, ROW_STATUS, TABLES_VERSION
 from hstu_trt.serving.stages import FusedStage, RequestError, Stage, UserBatches, each
@@ -48,9 +50,8 @@ class Tally:
             self._rows = self._rows + counts.reshape(-1, len(RowStatus)).sum(axis=0)
 
     @contextmanager
-    def bad_ids(self, release: Release) -> Iterator[None]:
-        """Counts the bad ids of the lookups in the block, those of rejected requests too."""
-        counter = release.tables.rows.bad_ids
+    def bad_ids(self, counter: Counter[str]) -> Iterator[None]:
+        """Takes over what the block adds to a counter of bad ids, those of rejected requests too."""
         before = Counter(counter)
         try:
             yield
@@ -82,7 +83,7 @@ class LiveLookup:
         Raises InputError, or RemoteError.
         """
         check_request(feed, self.spec, self._limits)
-        with self._live.pin() as release, self.tally.bad_ids(release):
+        with self._live.pin() as release, self.tally.bad_ids(release.tables.rows.bad_ids):
             rows, status = self._rows.look_up(release.tables.rows, feed)
         counts = np.bincount(np.concatenate([part.ravel() for part in status.values()]), minlength=len(RowStatus))
         self.tally.add_rows(counts)
@@ -181,7 +182,7 @@ class LiveFusedStage:
     def answer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[FusedAnswer | RequestError]:
         """An answer per request, or what is wrong with that request."""
         with self._live.pin() as release:
-            with self.tally.bad_ids(release):
+            with self.tally.bad_ids(release.tables.rows.bad_ids):
                 found = each(lambda request: self._look_up(release, request), requests)
             good = [item for item in found if not isinstance(item, RequestError)]
             scores = iter(self._users.score([packed for packed, _ in good], lambda feed: _dense_scores(release, feed)))
@@ -212,21 +213,34 @@ class FixedFusedStage:
     """``ranking_fused`` as one engine with tables of its own, which no refresh reaches."""
 
     def __init__(self, engine: FusedStage, model: ModelFolder) -> None:
-        self._engine = engine
+        self.tally = Tally()
+        self._engine, self._model = engine, model
         self._version = version_label(model.name, tables_digest(model.tables))
 
     def answer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[FusedAnswer | RequestError]:
         """An answer per request, or what is wrong with that request."""
-        return [
-            scores if isinstance(scores, RequestError) else FusedAnswer(scores, self._version, self._status(request))
-            for scores, request in zip(self._engine.infer_many(requests), requests, strict=True)
-        ]
+        with self.tally.bad_ids(self._engine.bad_ids):
+            found = self._engine.infer_many(requests)
+        answers: list[FusedAnswer | RequestError] = []
+        for scores, request in zip(found, requests, strict=True):
+            if isinstance(scores, RequestError):
+                answers.append(scores)
+                continue
+            status = _count_by_user(len(request["candidate_timestamps"]), self._engine.row_status(request))
+            self.tally.add_rows(status)
+            answers.append(FusedAnswer(scores, self._version, status))
+        return answers
 
-    def _status(self, request: Mapping[str, NDArray]) -> NDArray:
-        """An engine does not tell where rows came from: they count as rows of the GPU, or as padding."""
-        users = len(request["candidate_timestamps"])
-        ids = [request[name] for name in ("uih_ids", "candidate_ids", "contextual_ids") if name in request]
-        return _count_by_user(users, [np.where(part == PADDING_ID, RowStatus.PADDING, RowStatus.GPU) for part in ids])
+    def serves(self) -> dict[str, Any]:
+        """What is in use, for metrics."""
+        return {
+            "tables_version": self._version,
+            "form": "engine",
+            "pair_id": self._model.pair_id,
+            "dense": self._model.digest,
+            "memory_bytes": 0,
+            "since": time.time(),
+        }
 
 
 def _count_by_user(users: int, statuses: Sequence[NDArray]) -> NDArray:

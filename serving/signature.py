@@ -35,6 +35,8 @@ TIERS_PARAMETER = "tiers"
 """Their parameter that names the settings of the tables' tiers; without it all tables are mapped files."""
 
 ATTENTION_NORM = "attention_norm"
+OUT_OF_REACH = "rows or weights out of reach: "
+"""What an UNAVAILABLE of a server that runs says before it names them."""
 TABLES_VERSION = "tables_version"
 """Output: name and digest of the tables that answered, as in ``v000002@1f0c5a9be21d``."""
 ROW_STATUS = "row_status"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -15,7 +16,7 @@ from hstu_trt.contract.runner import Runner
 from hstu_trt.contract.table_format import read_tables
 from hstu_trt.contract.tensors import ENSEMBLE, PADDING_ID, StageSpec, feature_columns
 from hstu_trt.serving.signature import ATTENTION_NORM, OFFSETS
-from hstu_trt.tables.ids import Policy, apply_policy
+from hstu_trt.tables.ids import Policy, RowStatus, apply_policy
 from hstu_trt.tables.remote_resp import RemoteError
 
 RequestError = InputError | RemoteError
@@ -81,6 +82,8 @@ class FusedStage:
         self._runner = runner
         self._norm = np.asarray([attention_norm], dtype=np.float32)
         self._policy = id_policy
+        self.bad_ids: Counter[str] = Counter()
+        """Ids outside each table so far."""
 
     def infer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[NDArray | RequestError]:
         """Scores ``[users, candidates, tasks]`` per request, or what is wrong with that request."""
@@ -93,7 +96,28 @@ class FusedStage:
         tensors = self._users.pack(request)
         return tensors | self._checked_ids(tensors)
 
+    def row_status(self, request: Mapping[str, NDArray]) -> list[NDArray]:
+        """Status of the ids of a request that was answered, by tensor: ``[tokens, features]``.
+
+        An engine does not tell where rows came from, so those that are not padding nor a bad id's are the GPU's.
+        """
+        found = []
+        for name in self._columns:
+            if name in request:
+                ids = request[name].reshape(-1, len(self._columns[name]))
+                given = np.where(self._is_bad(name, ids), RowStatus.BAD_ID, RowStatus.GPU)
+                found.append(np.where(ids == _padding_id(name), RowStatus.PADDING, given))
+        return found
+
+    def _is_bad(self, name: str, ids: NDArray) -> NDArray:
+        rows = np.asarray([self._tables[feature].rows for feature in self._columns[name]])
+        return ((ids < 0) | (ids >= rows)) & (ids != _padding_id(name))
+
     def _checked_ids(self, tensors: Tensors) -> Tensors:
+        for name, features in self._columns.items():
+            for feature, bad in zip(features, self._is_bad(name, tensors[name]).sum(axis=0), strict=True):
+                if bad:
+                    self.bad_ids[self._tables[feature].name] += int(bad)
         return {
             name: apply_policy(
                 tensors[name],

@@ -65,7 +65,8 @@ def _detail(tier: TableTier) -> str:
 def check_tiers(deployment: Deployment, *, hash_tables: bool = False, connect: bool = True) -> None:
     """Whether the rows are where the settings say, and the memory for them.
 
-    hash_tables: re-hashes all files. connect: asks the clusters for the versions that hold these rows.
+    hash_tables: re-hashes all files. connect: asks the clusters for the versions that hold these rows; one that is out
+    of reach is an error where rows are nowhere else, and always with hash_tables, which looks at everything.
     Raises ArtefactError, ConfigError or RemoteError.
     """
     tiers = Tiers(deployment.tiers)
@@ -80,7 +81,7 @@ def check_tiers(deployment: Deployment, *, hash_tables: bool = False, connect: b
         )
     try:
         if connect:
-            tiers.remote_versions(found)
+            tiers.remote_versions(found, need_all=hash_tables)
     finally:
         tiers.close()
 

@@ -31,13 +31,20 @@ from hstu_trt.serving.live_models import LiveDense, LiveFused, LiveRows, Place, 
 from hstu_trt.serving.live_stages import DenseLostError, FixedFusedStage, FusedAnswer, LiveFusedStage, LiveLookup, Tally
 from hstu_trt.serving.refresh_settings import positive_seconds, refresh_mode
 from hstu_trt.serving.releases import Release, ReleaseFolder
-from hstu_trt.serving.signature import ATTENTION_NORM, LOOKUP_MODELS, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
+from hstu_trt.serving.signature import (
+    ATTENTION_NORM,
+    LOOKUP_MODELS,
+    OUT_OF_REACH,
+    ROW_STATUS,
+    TABLES_VERSION,
+    TIERS_PARAMETER,
+)
 from hstu_trt.serving.stages import FusedStage, GuardedLookup, RequestError, RunnerStage, Stage
 from hstu_trt.serving.watching import Refresh, Watcher
 from hstu_trt.tables.ids import POLICIES, Policy
 from hstu_trt.tables.live import Live
 from hstu_trt.tables.refresh import RefreshOptions, VersionOpener
-from hstu_trt.tables.remote_resp import RemoteError
+from hstu_trt.tables.remote_resp import RemoteError, RowsOutOfReachError
 from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
 from hstu_trt.tables.tiers import Tiers
 
@@ -61,6 +68,8 @@ class _TritonModel:
         self._tally: Tally | None = None
         self._metrics: LiveMetrics | None = None
         self._shown: Release | None = None
+        self._tiers: Tiers | None = None
+        self._trouble = ""
         try:
             # ``serve`` has verified its files before the launch.
             self._load(read_model_folder((self._folder / self._parameter("model_folder")).resolve(), verify=False))
@@ -113,6 +122,7 @@ class _TritonModel:
         named = self._parameters.get(TIERS_PARAMETER)
         tiers = Tiers(TierSettings() if named is None else read_tier_settings((self._folder / named).resolve()))
         self._opened.callback(tiers.close)
+        self._tiers = tiers if tiers.has_remotes else None
         return VersionOpener(
             open_tables=tiers.open_tables, memory_of=tiers.memory_of, may_lack=tiers.may_lack_files, options=options
         )
@@ -141,6 +151,11 @@ class _TritonModel:
         if self._metrics is None:
             self._metrics = LiveMetrics(self._name)
         self._metrics.update(self._tally, draining)
+        if self._tiers is not None:
+            self._metrics.remote(self._tiers.counters(), self._tiers.troubles())
+        if self._trouble:
+            pb_utils.Logger.log_warn(f"{self._name}: {self._trouble}")
+            self._trouble = ""
         release = self._live.current
         if release is not self._shown:
             self._shown = release
@@ -161,12 +176,18 @@ class _TritonModel:
     def _tensors(self, request: Any) -> Tensors:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
 
-    @staticmethod
-    def _refusal(error: RequestError | DenseLostError) -> Any:
-        """INVALID_ARGUMENT for a wrong request, UNAVAILABLE where rows or weights for a right one are out of reach."""
-        is_wrong = isinstance(error, InputError)
-        code = pb_utils.TritonError.INVALID_ARG if is_wrong else pb_utils.TritonError.UNAVAILABLE
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    def _refusal(self, error: RequestError | DenseLostError) -> Any:
+        """INVALID_ARGUMENT for a wrong request, UNAVAILABLE where rows or weights for a right one are out of reach.
+
+        Which node or folder failed, and how, is not the client's business: the log tells, once per poll.
+        """
+        if isinstance(error, InputError):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+        self._trouble = str(error)
+        text = error.text if isinstance(error, RowsOutOfReachError) else "see the server's log"
+        return pb_utils.InferenceResponse(
+            error=pb_utils.TritonError(OUT_OF_REACH + text, pb_utils.TritonError.UNAVAILABLE)
+        )
 
     def _failure(self, error: Exception) -> Any:
         pb_utils.Logger.log_error(f"{self._name}: {''.join(traceback.format_exception(error))}")
@@ -222,7 +243,10 @@ class FusedModel(_TritonModel):
         if ENGINES_PARAMETER in self._parameters and TIERS_PARAMETER not in self._parameters:
             norm = parse_fixed_norm(self._parameter(ATTENTION_NORM))
             engine = FusedStage(model, self._runner(model, self._name), norm, self._id_policy())
-            self._stage: LiveFusedStage | FixedFusedStage = FixedFusedStage(engine, model)
+            fixed = FixedFusedStage(engine, model)
+            self._stage: LiveFusedStage | FixedFusedStage = fixed
+            self._tally, self._metrics = fixed.tally, LiveMetrics(self._name)
+            self._metrics.in_use(fixed.serves())
             return
         fused = LiveFused(self._place(model, self._update), self._opener(), self._open_step)
         self._live = fused.live
@@ -236,6 +260,8 @@ class FusedModel(_TritonModel):
             results = self._stage.answer_many([self._tensors(request) for request in requests])
         except Exception as error:  # the server must live whatever a request holds
             return [self._failure(error) for _ in requests]
+        if self._live is None and self._metrics is not None and self._tally is not None:
+            self._metrics.update(self._tally, 0)  # nobody polls for tables that stay
         return [self._response(result) for result in results]
 
     def _response(self, result: FusedAnswer | RequestError) -> Any:

@@ -87,6 +87,10 @@ class HostTables:
             return cls(found, {name: NumpyGather(array) for name, array in arrays.items()})
         return cls(found, {name: NativeGather(array, library, threads=threads) for name, array in arrays.items()})
 
+    def with_gathers(self, folder: TablesFolder, gathers: Mapping[str, RowGather]) -> HostTables:
+        """Tables of another folder, by gathers of which some are of these tables."""
+        return HostTables(folder, gathers)
+
     def close(self) -> None:
         """Lets go of the rows; their memory goes with the last lookup, or overlay, that holds them."""
         self.gathers = {}
@@ -109,7 +113,7 @@ class HostTables:
         """Rows of one table and where they came from: ids ``[n]`` -> ``[n, dim]``, ``[n]`` uint8 (RowStatus)."""
         if table not in self.tables:
             raise ConfigError(f"no table {table!r}; tables: {', '.join(self.tables) or 'none'}")
-        _check_ids(ids, 1, options.what)
+        check_ids(ids, 1, options.what)
         stored = self.tables[table]
         out, status = np.empty((len(ids), stored.dim), options.dtype), np.empty(len(ids), np.uint8)
         bad = self._fill(stored, ids, out, status, options)
@@ -141,23 +145,25 @@ class HostTables:
     ) -> tuple[NDArray, NDArray]:
         """As ``lookup_features``, and the status ``[n, features]`` uint8 (RowStatus)."""
         tables = [self._stored(feature) for feature in features]
-        _check_ids(ids, 2, options.what)
-        if ids.shape[1] != len(features):
-            raise InputError(
-                f"tensor {options.what!r} must have {len(features)} columns ({', '.join(features)}), "
-                f"got {list(ids.shape)}"
-            )
+        check_columns(features, ids, options.what)
         ends = np.cumsum([0, *(table.dim for table in tables)])
         out, status = np.empty((len(ids), ends[-1]), options.dtype), np.empty(ids.shape, np.uint8)
         for column, (feature, table) in enumerate(zip(features, tables, strict=True)):
             rows = out[:, ends[column] : ends[column + 1]]
-            bad = self._fill(table, ids[:, column], rows, status[:, column], options)
-            if bad is not None:
-                raise InputError(
-                    f"tensor {options.what!r} (feature {feature!r}) holds {ids[bad, column]} at [{bad}, {column}]; "
-                    f"{range_text(table.name, table.rows)}"
-                )
+            self._fill_column(feature, table, ids, column, rows, status[:, column], options)
         return out, status
+
+    def _fill_column(
+        self, feature: str, table: StoredTable, ids: NDArray, column: int, out: NDArray, status: NDArray,
+        options: LookupOptions,
+    ) -> None:  # fmt: skip
+        """Fills ``out`` and ``status`` for a column of ids. Raises InputError for an id that the policy rejects."""
+        bad = self._fill(table, ids[:, column], out, status, options)
+        if bad is not None:
+            raise InputError(
+                f"tensor {options.what!r} (feature {feature!r}) holds {ids[bad, column]} at [{bad}, {column}]; "
+                f"{range_text(table.name, table.rows)}"
+            )
 
     def _stored(self, feature: str) -> StoredTable:
         if feature not in self._table_of:
@@ -175,8 +181,18 @@ class HostTables:
         return outcome.rejected
 
 
-def _check_ids(ids: NDArray, ndim: int, what: str) -> None:
+def check_ids(ids: NDArray, ndim: int, what: str) -> None:
+    """Raises InputError unless ids are integers of that many dimensions."""
     if ids.dtype not in (np.int32, np.int64):
         raise InputError(f"tensor {what!r} must be int64 or int32, got {ids.dtype}")
     if ids.ndim != ndim:
         raise InputError(f"tensor {what!r} must have {ndim} dimensions, got shape {list(ids.shape)}")
+
+
+def check_columns(features: Sequence[str], ids: NDArray, what: str) -> None:
+    """Raises InputError unless ids are integers ``[n, features]``."""
+    check_ids(ids, 2, what)
+    if ids.shape[1] != len(features):
+        raise InputError(
+            f"tensor {what!r} must have {len(features)} columns ({', '.join(features)}), got {list(ids.shape)}"
+        )

@@ -70,7 +70,7 @@ def overlaid_tables(
         name: overlaid_gather(gather, overlays[name], row_of_id.get(name)) if name in overlays else gather
         for name, gather in base.gathers.items()
     }
-    return HostTables(folder, gathers)
+    return base.with_gathers(folder, gathers)
 
 
 def overlaid_gather(base: RowGather, overlay: Overlay, row_of_id: NDArray | None) -> RowGather:

@@ -174,7 +174,7 @@ class VersionOpener:
         # writing fail, they are nobody's, and served under the overlay only, until the same fold is tried again.
         base.digest = _HALF_FOLDED
         fold(base.rows, held.overlays)
-        rows = HostTables(found, base.rows.gathers)
+        rows = base.rows.with_gathers(found, base.rows.gathers)
         base.digest = held.digest
         return _whole(name, found, SharedRows(rows, held.digest, base.memory, earlier=base))
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
-from hstu_trt.tables.host import HostTables, LookupOptions
+from hstu_trt.tables.host import HostTables, LookupOptions, check_columns, check_ids
 from hstu_trt.tables.ids import RowStatus
 from hstu_trt.tables.remote_cluster import FOUND, REFUSED, SKIPPED, Cluster, RemoteRows, RowsJob
-from hstu_trt.tables.remote_columns import Column, bad_id_text, check_columns, check_ids, lacking_text, make_column
+from hstu_trt.tables.remote_columns import Column, bad_id_text, lacking_text, make_column
 from hstu_trt.tables.remote_layout import (
     COMPLETE,
     VERSION_FIELDS,
@@ -31,7 +31,7 @@ from hstu_trt.tables.remote_layout import (
     table_key,
     version_key,
 )
-from hstu_trt.tables.remote_resp import RemoteError, text_of
+from hstu_trt.tables.remote_resp import NotInClusterError, RemoteError, RowsOutOfReachError, text_of
 from hstu_trt.tables.remote_values import decode_values
 
 OnFailure = Literal["fail", "default"]
@@ -57,6 +57,27 @@ class RemoteVersions:
         raise ConfigError(f"no remote table for feature {feature!r}; features: {', '.join(known) or 'none'}")
 
 
+class RemoteCounts:
+    """What became of requests and rows, over all versions. Threads may share it."""
+
+    NAMES = ("rows_local", "rows_default", "bad_ids", "requests_failed")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counted: Counter[str] = Counter()
+
+    def add(self, name: str, more: int) -> None:
+        """Adds to one of ``NAMES``."""
+        if more:
+            with self._lock:
+                self._counted[name] += more
+
+    def as_dict(self) -> dict[str, int]:
+        """All of them, so far."""
+        with self._lock:
+            return {name: self._counted[name] for name in self.NAMES}
+
+
 class RemoteTables:
     """Tables of a cluster, each pinned to a version. Threads may share it; a request sees one version of each table."""
 
@@ -69,18 +90,19 @@ class RemoteTables:
         local: Path | HostTables | None = None,
         on_failure: OnFailure = "fail",
         deadline_ms: float = 15.0,
+        counts: RemoteCounts | None = None,
     ) -> None:
         """Opens tables at ``versions``, those not named there at the version in use.
 
         local: tables with the same rows, open or their folder, for rows that the cluster does not give.
         on_failure: what happens without it: ``fail`` raises RemoteError, ``default`` answers the default row under the
         id policy ``default_row``, and rows of zeros under the others and for a table without one.
+        counts: to share with other versions.
         Raises RemoteError, or ArtefactError if the local copy holds other rows.
         """
         self.deadline_ms, self.on_failure = deadline_ms, on_failure
         self._cluster, self._names, self._pinned = cluster, tuple(tables), dict(versions or {})
-        self._lock = threading.Lock()
-        self._counted: Counter[str] = Counter()
+        self._counts = counts or RemoteCounts()
         self._versions = self._resolve(local)
 
     @property
@@ -104,9 +126,7 @@ class RemoteTables:
 
     def counters(self) -> dict[str, int]:
         """The cluster's counters, and rows_local, rows_default, bad_ids and requests_failed; for metrics."""
-        with self._lock:
-            own = {name: self._counted[name] for name in ("rows_local", "rows_default", "bad_ids", "requests_failed")}
-        return {**self._cluster.counters(), **own}
+        return {**self._cluster.counters(), **self._counts.as_dict()}
 
     def lookup(
         self, table: str, ids: NDArray, options: LookupOptions | None = None, deadline_ms: float | None = None
@@ -196,7 +216,7 @@ class RemoteTables:
     ) -> None:
         """Fills rows and status of columns by one round trip. Raises InputError, or RemoteError."""
         versions = at or self._versions
-        self._count("bad_ids", sum(column.bad for column in columns))
+        self._counts.add("bad_ids", sum(column.bad for column in columns))
         for column in columns:
             if column.rejected is not None:
                 raise InputError(bad_id_text(column))
@@ -216,26 +236,21 @@ class RemoteTables:
             wanted, table = column.ids[lacking], column.version.table
             column.out[lacking] = versions.local.lookup_with_status(table, wanted, options)[0]
             status[lacking] = RowStatus.HOST
-            self._count("rows_local", len(lacking))
+            self._counts.add("rows_local", len(lacking))
         elif len(lacking):
             if self.on_failure == "fail":
-                self._count("requests_failed", 1)
-                raise RemoteError(lacking_text(column, lacking, trouble))
+                self._counts.add("requests_failed", 1)
+                raise RowsOutOfReachError(lacking_text(column, lacking), trouble)
             status[status == REFUSED] = RowStatus.MISSING
             default_row = versions.default_rows.get(column.version.table)
             if options.policy == "default_row" and default_row is not None:
                 row = np.empty((1, column.version.dim), column.out.dtype)
                 decode_values(column.version, default_row, row)
                 column.out[lacking] = row
-            self._count("rows_default", len(lacking))
+            self._counts.add("rows_default", len(lacking))
         # A row that is there tells of its id: padding, or a bad one.
         told = (column.resolved != RowStatus.HOST) & (status != RowStatus.UNAVAILABLE) & (status != RowStatus.MISSING)
         status[told] = column.resolved[told]
-
-    def _count(self, name: str, more: int) -> None:
-        if more:
-            with self._lock:
-                self._counted[name] += more
 
 
 def open_local(held: Path | HostTables, tables: Mapping[str, RemoteVersion]) -> HostTables:
@@ -251,14 +266,14 @@ def open_local(held: Path | HostTables, tables: Mapping[str, RemoteVersion]) -> 
 
 
 def version_with(cluster: Cluster, table: str, digest: str) -> str:
-    """The complete version of a table whose rows have that digest. Raises RemoteError if there is none."""
+    """The complete version of a table whose rows have that digest. Raises NotInClusterError, or RemoteError."""
     replies = cluster.execute("HMGET", table_key(table), digest_field(digest), "current")
     names = [text_of(reply) for reply in replies if reply is not None] if isinstance(replies, list) else []
     for name in names:
         fields = read_fields(cluster, table, name)
         if fields.get("digest") == digest and fields.get(COMPLETE) == "1":
             return name
-    raise RemoteError(f"the cluster holds no complete version of table {table!r} with these rows")
+    raise NotInClusterError(f"the cluster holds no complete version of table {table!r} with these rows")
 
 
 def read_fields(cluster: Cluster, table: str, version: str, *more: str) -> dict[str, str]:

@@ -83,9 +83,24 @@ class ClusterOptions:
     connect_ms: float = 2000.0
 
     def __post_init__(self) -> None:
-        wrong = [node for node in self.nodes if not re.fullmatch(r"[^\s,]+:\d{1,5}", node)]
-        if wrong or not self.nodes:
-            raise ConfigError(f"nodes of a cluster are written host:port, got {', '.join(wrong) or 'none'}")
+        if not self.nodes:
+            raise ConfigError("nodes of a cluster are written host:port, got none")
+        for node in self.nodes:
+            _check_node(node)
+
+
+def _check_node(node: str) -> None:
+    """Refuses what is not host:port, without repeating what may hold a password: nodes are printed everywhere."""
+    host, _, port = node.rpartition(":")
+    if not re.fullmatch(r"[\w.:\[\]-]*", node, re.ASCII):
+        raise ConfigError(
+            "nodes of a cluster are written host:port, without scheme and login, got one with other characters; a "
+            f"password comes from a password file or {PASSWORD_VARIABLE}, a user from {USER_VARIABLE}"
+        )
+    if not host or not re.fullmatch(r"\d{1,5}", port, re.ASCII):
+        raise ConfigError(f"nodes of a cluster are written host:port, got {node}")
+    if not 1 <= int(port) <= 65535:
+        raise ConfigError(f"node {node}: a port is between 1 and 65535")
 
 
 class Cluster:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.contract.errors import InputError
 from hstu_trt.tables.host import LookupOptions
 from hstu_trt.tables.ids import RowStatus, range_text, resolve_ids
 from hstu_trt.tables.remote_cluster import REFUSED, UNAVAILABLE, RemoteRows, RowsJob
@@ -33,23 +31,6 @@ class Column:
     feature: str | None = None
     number: int = 0
     """Its place among the request's features, for messages."""
-
-
-def check_ids(ids: NDArray, ndim: int, what: str) -> None:
-    """Raises InputError unless ids are integers of that many dimensions."""
-    if ids.dtype not in (np.int32, np.int64):
-        raise InputError(f"tensor {what!r} must be int64 or int32, got {ids.dtype}")
-    if ids.ndim != ndim:
-        raise InputError(f"tensor {what!r} must have {ndim} dimensions, got shape {list(ids.shape)}")
-
-
-def check_columns(features: Sequence[str], ids: NDArray, what: str) -> None:
-    """Raises InputError unless ids are integers ``[n, features]``."""
-    check_ids(ids, 2, what)
-    if ids.shape[1] != len(features):
-        raise InputError(
-            f"tensor {what!r} must have {len(features)} columns ({', '.join(features)}), got {list(ids.shape)}"
-        )
 
 
 def make_column(
@@ -81,8 +62,8 @@ def bad_id_text(column: Column) -> str:
     return f"tensor {column.options.what!r}{feature} holds {column.ids[place]} at [{at}]; {about}"
 
 
-def lacking_text(column: Column, lacking: NDArray, trouble: str) -> str:
-    """Which rows the cluster did not give, and why. lacking: their places."""
+def lacking_text(column: Column, lacking: NDArray) -> str:
+    """Which rows the cluster did not give. lacking: their places."""
     version, status = column.version, column.status[lacking]
     counts = {
         "unavailable": int((status == UNAVAILABLE).sum()),
@@ -92,5 +73,5 @@ def lacking_text(column: Column, lacking: NDArray, trouble: str) -> str:
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return (
         f"table {version.table!r}, version {version.version!r}: of {len(column.ids)} rows {told}, "
-        f"the first of them row {column.job.rows[lacking[0]]}{'; ' + trouble if trouble else ''}"
+        f"the first of them row {column.job.rows[lacking[0]]}"
     )

@@ -33,6 +33,8 @@ SCALE_BYTES = 4
 PUSHED = "pushed"
 """Rows that have arrived, from row 0 on."""
 COMPLETE = "complete"
+RETIRED = "retired"
+"""Its keys expire: it is no longer complete, and a push of it begins anew."""
 
 
 @dataclass(frozen=True, kw_only=True)

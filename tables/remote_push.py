@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hstu_trt.contract.errors import GateError
 from hstu_trt.tables.remote import read_fields
 from hstu_trt.tables.remote_cluster import FOUND, UNAVAILABLE, Cluster, RemoteRows, RowsJob
-from hstu_trt.tables.remote_layout import COMPLETE, PUSHED, RemoteVersion, digest_field, table_key
+from hstu_trt.tables.remote_layout import COMPLETE, PUSHED, RETIRED, RemoteVersion, digest_field, table_key
 from hstu_trt.tables.remote_resp import RemoteError, text_of
 from hstu_trt.tables.remote_source import RemoteSource
 
@@ -74,18 +74,26 @@ class Push:
     def _begin(self) -> int:
         """Records the description; returns the first row to write."""
         version = self.version
-        found = read_fields(self._cluster, version.table, version.version, PUSHED)
-        described = {name: text for name, text in found.items() if name not in (PUSHED, COMPLETE)}
+        found = read_fields(self._cluster, version.table, version.version, PUSHED, RETIRED)
+        described = {name: text for name, text in found.items() if name not in (PUSHED, COMPLETE, RETIRED)}
         if described and described != version.fields():
             other = ", ".join(n for n, text in version.fields().items() if described.get(n) != text)
             raise RemoteError(
                 f"the cluster holds another version {version.version!r} of table {version.table!r} (it differs in "
                 f"{other}); versions never change: push under another name"
             )
+        if RETIRED in found:
+            self._unretire()
         fields = [part for pair in version.fields().items() for part in pair]
         self._execute("HSET", version.key, *fields)
         self._execute("HSET", table_key(version.table), f"version:{version.version}", str(int(time.time())))
         return int(found.get(PUSHED, "0"))
+
+    def _unretire(self) -> None:
+        """Writing to a key does not stop its expiry."""
+        for key in keys_of(self.version):
+            self._execute("PERSIST", key)
+        self._execute("HDEL", self.version.key, RETIRED)
 
     def _block(self, start: int) -> NDArray:
         return np.arange(start, min(start + self.block_rows, self.version.rows), dtype=np.int64)
@@ -156,17 +164,30 @@ def publish(cluster: Cluster, table: str, version: str) -> str:
     return text_of(before[0]) if isinstance(before, list) else ""
 
 
+def keys_of(version: RemoteVersion) -> list[str]:
+    """The partitions' keys, then the description's, which is to outlive them."""
+    return [*(version.partition_key(partition) for partition in range(version.partitions)), version.key]
+
+
 def retire(cluster: Cluster, table: str, version: str, after_s: int) -> int:
-    """Lets a version expire in ``after_s`` seconds; returns its number of keys. Raises RemoteError if it is in use."""
+    """Lets a version expire in ``after_s`` seconds; returns its number of keys. Pushing it again undoes that.
+
+    Raises RemoteError if it is the cluster's version in use. Servers follow the rows of their tables folder instead,
+    and nobody knows of them here: a version whose folder is still served must not be retired.
+    """
     current = cluster.execute("HMGET", table_key(table), "current")
     if isinstance(current, list) and text_of(current[0]) == version:
         raise RemoteError(f"version {version!r} of table {table!r} is in use: publish another one first")
     described = RemoteVersion.from_fields(table, version, read_fields(cluster, table, version))
-    keys = [described.key, *(described.partition_key(partition) for partition in range(described.partitions))]
-    for key in keys:
-        cluster.execute("EXPIRE", key, str(after_s))
+    # First nobody may find it, nor a push believe that it has come to an end; else its rows go under whoever did.
     named = cluster.execute("HMGET", table_key(table), digest_field(described.digest))
     if isinstance(named, list) and text_of(named[0]) == version:
         cluster.execute("HDEL", table_key(table), digest_field(described.digest))
+    cluster.execute("HSET", described.key, RETIRED, "1")
+    cluster.execute("HDEL", described.key, COMPLETE, PUSHED)
+    keys = keys_of(described)
+    for key in keys:
+        # A description that is gone while rows expire would be pushed anew onto them.
+        cluster.execute("EXPIRE", key, str(after_s + (key == described.key)))
     cluster.execute("HDEL", table_key(table), f"version:{version}")
     return len(keys)

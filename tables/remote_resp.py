@@ -16,6 +16,19 @@ class RemoteError(HstuTrtError):
     exit_code = 1
 
 
+class RowsOutOfReachError(RemoteError):
+    """Rows that a request needs are not to be had."""
+
+    def __init__(self, text: str, trouble: str) -> None:
+        """text: which rows, for whoever asked. trouble: what went wrong at which node, for whoever runs the servers."""
+        super().__init__(f"{text}; {trouble}" if trouble else text)
+        self.text = text
+
+
+class NotInClusterError(RemoteError):
+    """The cluster answers, and holds no complete version with the rows of a folder."""
+
+
 def decode(reply: bytes) -> Reply:
     """A whole reply. Raises RemoteError for one that is an error, or no RESP."""
     value, end = _value(reply, 0)

@@ -41,7 +41,10 @@ def add_parsers(verbs: Verbs) -> None:
         "make a complete version the one in use; also the way back to an older one",
         versioned,
     )
-    text = "let a version that is not in use expire, after the last request that began with it"
+    text = (
+        "let a version expire that neither the cluster nor any server's tables folder has in use, after the last "
+        "request that began with it; pushing it again undoes that"
+    )
     one = verb("cluster-retire", _retire, text, versioned)
     one.add_argument("--after", type=int, default=600, metavar="SECONDS", help="(default: 600)")
     text = "the nodes of a cluster and what would make rows unavailable; exit code 1 if some are"

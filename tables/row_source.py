@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from numpy.typing import NDArray
 
@@ -13,7 +13,6 @@ from hstu_trt.contract.stored_table import TablesFolder
 from hstu_trt.tables.host import LookupOptions
 
 
-@runtime_checkable
 class RowSource(Protocol):
     """The tables of one version, open for lookups; never another version's rows. Threads may share it."""
 
@@ -27,7 +26,7 @@ class RowSource(Protocol):
     ) -> tuple[NDArray, NDArray]:
         """Ids ``[n, features]`` -> rows ``[n, sum of the tables' dims]`` and status ``[n, features]`` uint8.
 
-        Raises InputError for an id that the policy rejects.
+        Raises InputError for an id that the policy rejects, RemoteError for rows that a cluster must give and does not.
         """
         ...
 
@@ -37,4 +36,4 @@ class RowSource(Protocol):
 
 
 OpenTables = Callable[[Path], RowSource]
-"""Opens the tables folder of one version. Raises ArtefactError."""
+"""Opens the tables folder of one version. Raises ArtefactError or ConfigError, and RemoteError for a cluster."""

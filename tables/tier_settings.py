@@ -28,7 +28,8 @@ Tier = Literal["mapped", "resident", "remote"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 FILE = "tables.json"
 _PATHS = ("password_file", "tls_ca", "tls_cert", "tls_key")
-_SECRETS = ("password", "user", "auth", "token", "secret", "username")
+_SECRETS = ("password", "passwd", "pass", "requirepass", "user", "username", "auth", "login", "token", "secret")
+_LEAST_DEADLINE_MS = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +51,17 @@ class Remote:
     tls_key: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.deadline_ms <= 60_000:
-            raise ConfigError(f"deadline_ms {self.deadline_ms:g}: more than 0, at most 60000")
+        if not _LEAST_DEADLINE_MS <= self.deadline_ms <= 60_000:
+            raise ConfigError(
+                f"deadline_ms {self.deadline_ms:g}: more than 0 is needed ({_LEAST_DEADLINE_MS:g}), at most 60000"
+            )
         if self.on_failure not in get_args(OnFailure):
             raise ConfigError(f"on_failure {self.on_failure!r}: choose from {', '.join(get_args(OnFailure))}")
+        if self.local_copy and self.on_failure == "default":
+            raise ConfigError(
+                'on_failure "default" is for rows that are nowhere else, and the local copy has them all; '
+                'add "local_copy": false, or leave on_failure out'
+            )
         ClusterOptions(nodes=self.nodes, tls=self._tls())
 
     def cluster_options(self) -> ClusterOptions:
@@ -116,7 +124,7 @@ class TierSettings:
         _known_keys(FILE, document, {"default", "tables"})
         named = document.get("tables", {})
         if not isinstance(named, dict):
-            raise ConfigError(f"{FILE}: 'tables' must be an object of tables, got {named!r}")
+            raise ConfigError(f"{FILE}: 'tables' must be an object of tables, got {_kind(named)}")
         default = _tier(f"{FILE}: default", document.get("default", {"tier": "mapped"}))
         return cls(tables={n: _tier(f"{FILE}: table {n!r}", entry) for n, entry in named.items()}, default=default)
 
@@ -127,12 +135,22 @@ def read_tier_settings(path: Path) -> TierSettings:
     Raises ArtefactError for an unreadable file, ConfigError for wrong settings.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} cannot be read as JSON ({error})") from None
     settings, folder = TierSettings.from_json(document), path.resolve().parent
     tables = {name: _anchored(tier, folder) for name, tier in settings.tables.items()}
     return TierSettings(tables=tables, default=_anchored(settings.default, folder))
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """json keeps the last of two equal keys; whoever wrote both meant both."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ConfigError(f"{FILE}: key {name!r} is there twice")
+        found[name] = value
+    return found
 
 
 def _anchored(tier: TableTier, folder: Path) -> TableTier:
@@ -145,11 +163,11 @@ def _anchored(tier: TableTier, folder: Path) -> TableTier:
 
 def _tier(where: str, entry: object) -> TableTier:
     if not isinstance(entry, dict):
-        raise ConfigError(f'{where}: expected an object such as {{"tier": "resident"}}, got {entry!r}')
+        raise ConfigError(f'{where}: expected an object such as {{"tier": "resident"}}, got {_kind(entry)}')
     tier = entry.get("tier", "mapped")
-    options = {name: value for name, value in entry.items() if name != "tier" and not name.startswith("_")}
     known = {f.name for f in dataclasses.fields(Remote)} if tier == "remote" else set()
-    _known_keys(where, options, known)
+    _known_keys(where, entry, {"tier", *known})
+    options = {name: value for name, value in entry.items() if name in known}
     try:
         return TableTier(tier=tier, remote=Remote(**_checked(options)) if tier == "remote" else None)
     except (ConfigError, TypeError) as error:
@@ -159,20 +177,28 @@ def _tier(where: str, entry: object) -> TableTier:
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the right types."""
+    """Values of the right types. What may be a secret in the wrong place is not repeated in messages."""
     found = dict(options)
     for name, value in options.items():
         if name == "nodes":
             if not isinstance(value, list) or not all(isinstance(node, str) for node in value):
-                raise ConfigError(f'nodes must be a list such as ["10.0.0.1:6379"], got {value!r}')
+                raise ConfigError(f'nodes must be a list such as ["10.0.0.1:6379"], got {_kind(value)}')
             found[name] = tuple(value)
         elif name in ("local_copy", "tls"):
             _require(name, value, bool, "true or false")
         elif name == "deadline_ms":
             _require(name, value, (int, float), "milliseconds")
-        elif value is not None:
+        elif name == "on_failure":
             _require(name, value, str, "a text")
+        elif value is not None and not (isinstance(value, str) and value):
+            raise ConfigError(f"{name} must be the path of a file, got {_kind(value) if value else 'none'}")
+    if found.get("tls") is False and any(found.get(name) for name in ("tls_ca", "tls_cert", "tls_key")):
+        raise ConfigError('tls_ca, tls_cert and tls_key ask for TLS, and "tls" is false; leave one of the two out')
     return found
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
 
 
 def _require(name: str, value: object, kind: type | tuple[type, ...], text: str) -> None:
@@ -182,13 +208,13 @@ def _require(name: str, value: object, kind: type | tuple[type, ...], text: str)
 
 def _known_keys(where: str, entry: Mapping[str, object], known: set[str]) -> None:
     for key in entry:
-        if key in known or key.startswith("_"):
-            continue
-        if key.lower() in _SECRETS:
+        if key.lower().strip("_") in _SECRETS:
             raise ConfigError(
                 f"{where}: {key!r} does not belong into a deployment; name a password_file, or set "
                 "HSTU_TRT_REDIS_PASSWORD and HSTU_TRT_REDIS_USER"
             )
+        if key in known or key.startswith("_"):
+            continue
         raise ConfigError(f"{where}: unknown key {key!r}{_hint(key, known)}")
 
 
@@ -200,5 +226,6 @@ def _hint(name: str, known: Iterable[str]) -> str:
 def _entry(tier: TableTier) -> dict[str, Any]:
     if tier.remote is None:
         return {"tier": tier.tier}
-    given = {name: value for name, value in dataclasses.asdict(tier.remote).items() if value is not None}
+    given = {name: value for name, value in dataclasses.asdict(tier.remote).items() if value not in (None, False)}
+    given["local_copy"] = tier.remote.local_copy
     return {"tier": tier.tier, **given}

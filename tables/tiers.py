@@ -8,26 +8,27 @@ no other: the version in the cluster is found by the digest of the rows that the
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.stored_table import TablesFolder
 from hstu_trt.contract.table_format import read_tables_folder
 from hstu_trt.contract.table_versions import current_tables
-from hstu_trt.tables.gather import NumpyGather, Outcome, RowGather
-from hstu_trt.tables.host import REGENERATE, HostTables, LookupOptions, OutputDtype
-from hstu_trt.tables.ids import Policy, range_text
+from hstu_trt.tables.gather import NumpyGather, RowGather
+from hstu_trt.tables.host import REGENERATE, HostTables, LookupOptions, check_columns
 from hstu_trt.tables.native import NativeGather, library_if_built
-from hstu_trt.tables.remote import RemoteTables, version_with
+from hstu_trt.tables.remote import RemoteCounts, RemoteTables, version_with
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
-from hstu_trt.tables.remote_columns import Column, check_columns
+from hstu_trt.tables.remote_columns import Column
+from hstu_trt.tables.remote_group import Reconnecting, RemoteGather, RemoteGroup, fill, one_deadline
 from hstu_trt.tables.remote_layout import rows_digest
-from hstu_trt.tables.remote_resp import RemoteError
+from hstu_trt.tables.remote_resp import NotInClusterError, RemoteError
 from hstu_trt.tables.row_source import RowSource
 from hstu_trt.tables.table_arrays import map_file, open_arrays, read_file
 from hstu_trt.tables.tier_settings import Remote, TierSettings
@@ -57,9 +58,14 @@ class Tiers:
         self.settings = settings
         self._clusters: dict[ClusterOptions, Cluster] = {}
         self._lock = threading.Lock()
+        self._reconnecting = Reconnecting()
+        self._counts = RemoteCounts()
 
     def open_tables(self, folder: Path) -> HostTables:
-        """Opens the tables of one version. Raises ArtefactError, ConfigError, or RemoteError for a cluster."""
+        """Opens the tables of one version. Raises ArtefactError, ConfigError, or RemoteError for a cluster.
+
+        A cluster out of reach is no error where all its rows are in local copies: these serve until it is there.
+        """
         folder = current_tables(folder)
         found = self.read_folder(folder)
         library = library_if_built()
@@ -90,41 +96,82 @@ class Tiers:
         tables = folder.tables.items()
         return sum(table.payload_bytes for name, table in tables if self.settings.of(name).tier == "resident")
 
-    def remote_versions(self, found: TablesFolder) -> dict[str, str]:
-        """table -> the version in its cluster that holds the rows of the folder. Raises ConfigError or RemoteError."""
+    def remote_versions(self, found: TablesFolder, *, need_all: bool = True) -> dict[str, str]:
+        """table -> the version in its cluster that holds the rows of the folder. Raises ConfigError or RemoteError.
+
+        need_all: also where there is a local copy; else a cluster out of reach leaves out its tables.
+        """
         versions = {}
         for name in found.tables:
             remote = self.settings.of(name).remote
-            if remote is not None:
+            if remote is None:
+                continue
+            try:
                 versions[name] = _pinned(self._cluster(remote), found, name, remote)
+            except NotInClusterError:
+                raise
+            except RemoteError:
+                if need_all or not remote.local_copy:
+                    raise
         return versions
+
+    @property
+    def has_remotes(self) -> bool:
+        """Whether any table may be remote."""
+        return any(tier.remote is not None for tier in (self.settings.default, *self.settings.tables.values()))
+
+    def counters(self) -> dict[str, int]:
+        """What clients of all clusters count, and what became of rows and requests, of all versions."""
+        total = Counter(self._counts.as_dict())
+        for cluster in self._connected():
+            total.update(cluster.counters())
+        return dict(total)
+
+    def troubles(self) -> dict[str, int]:
+        """``breakers_open``: nodes that are passed over; ``without_cluster``: groups of tables that await theirs."""
+        opened = sum(sum(cluster.breakers().values()) for cluster in self._connected())
+        return {"breakers_open": opened, "without_cluster": self._reconnecting.waiting}
+
+    def _connected(self) -> list[Cluster]:
+        with self._lock:
+            return list(self._clusters.values())
 
     def close(self) -> None:
         """Ends the connections; no lookup may be in progress."""
+        self._reconnecting.close()
         for cluster in self._clusters.values():
             cluster.close()
         self._clusters = {}
 
-    def _open_remotes(self, found: TablesFolder, local: HostTables) -> dict[str, RemoteTables]:
-        """table -> the RemoteTables that it shares with the tables of equal settings."""
+    def _open_remotes(self, found: TablesFolder, local: HostTables) -> dict[str, RemoteGroup]:
+        """table -> the group that it shares with the tables of equal settings."""
         groups: dict[Remote, list[str]] = {}
         for name in found.tables:
             remote = self.settings.of(name).remote
             if remote is not None:
                 groups.setdefault(remote, []).append(name)
-        opened: dict[str, RemoteTables] = {}
+        opened: dict[str, RemoteGroup] = {}
         for remote, names in groups.items():
-            cluster = self._cluster(remote)
-            tables = RemoteTables(
-                cluster,
-                names,
-                versions={name: _pinned(cluster, found, name, remote) for name in names},
-                local=local if remote.local_copy else None,
-                on_failure=remote.on_failure,
-                deadline_ms=remote.deadline_ms,
-            )
-            opened.update(dict.fromkeys(names, tables))
+            copy = local if remote.local_copy else None
+            group = RemoteGroup(partial(self._open_remote, found, names, remote, copy), copy)
+            if not group.connect():
+                self._reconnecting.add(group)
+            opened.update(dict.fromkeys(names, group))
         return opened
+
+    def _open_remote(
+        self, found: TablesFolder, names: Sequence[str], remote: Remote, local: HostTables | None
+    ) -> RemoteTables:
+        cluster = self._cluster(remote)
+        return RemoteTables(
+            cluster,
+            names,
+            versions={name: _pinned(cluster, found, name, remote) for name in names},
+            local=local,
+            on_failure=remote.on_failure,
+            deadline_ms=remote.deadline_ms,
+            counts=self._counts,
+        )
 
     def _cluster(self, remote: Remote) -> Cluster:
         options = remote.cluster_options()
@@ -138,8 +185,8 @@ def _pinned(cluster: Cluster, found: TablesFolder, table: str, remote: Remote) -
     digest = rows_digest(found.tables[table], found.files)
     try:
         return version_with(cluster, table, digest)
-    except RemoteError as error:
-        raise RemoteError(
+    except NotInClusterError as error:
+        raise NotInClusterError(
             f"{error}; push them where {found.path} is whole: hstu-trt tables push {found.path} "
             f"--cluster {','.join(remote.nodes)} --table {table} --version NAME"
         ) from None
@@ -149,11 +196,16 @@ class TieredTables(HostTables):
     """The tables of one version, of which some are remote."""
 
     def __init__(
-        self, folder: TablesFolder, gathers: Mapping[str, RowGather], remotes: Mapping[str, RemoteTables]
+        self, folder: TablesFolder, gathers: Mapping[str, RowGather], remotes: Mapping[str, RemoteGroup]
     ) -> None:
         """gathers: of tables whose rows are here; remotes: of the others, and of those whose local copy is here."""
-        super().__init__(folder, {**gathers, **{name: RemoteGather(name, tables) for name, tables in remotes.items()}})
+        super().__init__(folder, {**gathers, **{name: RemoteGather(name, group) for name, group in remotes.items()}})
         self._remotes = remotes
+
+    def with_gathers(self, folder: TablesFolder, gathers: Mapping[str, RowGather]) -> TieredTables:
+        """See ``HostTables``; tables that an overlay lies over leave the common round trip."""
+        kept = {name: group for name, group in self._remotes.items() if gathers[name] is self.gathers[name]}
+        return TieredTables(folder, gathers, kept)
 
     def lookup_features_with_status(
         self, features: Sequence[str], ids: NDArray, options: LookupOptions
@@ -163,7 +215,14 @@ class TieredTables(HostTables):
         return answer
 
     def lookup_parts(self, parts: Sequence[IdsPart]) -> list[tuple[NDArray, NDArray]]:
-        """Rows and status of each part; columns whose rows are here first, then all remote ones together."""
+        """Rows and status of each part; columns whose rows are here first, then all remote ones together.
+
+        Whatever takes a round trip of its own, as overlays over remote rows do, has the same deadline's end.
+        """
+        with one_deadline():
+            return self._lookup_parts(parts)
+
+    def _lookup_parts(self, parts: Sequence[IdsPart]) -> list[tuple[NDArray, NDArray]]:
         answers, remote = [], list[tuple[RemoteTables, Column]]()
         for part in parts:
             tables = self._tables_of(part)
@@ -172,13 +231,16 @@ class TieredTables(HostTables):
             status = np.empty((len(tables), len(part.ids)), np.uint8)
             for number, table in enumerate(tables):
                 rows, ids = out[:, ends[number] : ends[number + 1]], part.ids[:, number]
-                if table not in self._remotes:
-                    self._fill_here(part, number, rows, status[number])
+                group = self._remotes.get(table)
+                source = None if group is None else group.tables
+                if source is None:
+                    feature, stored = part.features[number], self.tables[table]
+                    self._fill_column(feature, stored, part.ids, number, rows, status[number], part.options)
                     continue
-                column = self._remotes[table].column(table, ids, rows, status[number], part.options)
+                column = source.column(table, ids, rows, status[number], part.options)
                 column.feature, column.number = part.features[number], number
                 self._count_bad(table, column.bad)
-                remote.append((self._remotes[table], column))
+                remote.append((source, column))
             answers.append((out, status.T))
         _fill_together(remote)
         return answers
@@ -186,16 +248,6 @@ class TieredTables(HostTables):
     def _tables_of(self, part: IdsPart) -> list[str]:
         check_columns(part.features, part.ids, part.options.what)
         return [self._stored(feature).name for feature in part.features]
-
-    def _fill_here(self, part: IdsPart, number: int, out: NDArray, status: NDArray) -> None:
-        feature, ids = part.features[number], part.ids[:, number]
-        table = self._stored(feature)
-        bad = self._fill(table, ids, out, status, part.options)
-        if bad is not None:
-            raise InputError(
-                f"tensor {part.options.what!r} (feature {feature!r}) holds {ids[bad]} at [{bad}, {number}]; "
-                f"{range_text(table.name, table.rows)}"
-            )
 
     def _count_bad(self, table: str, bad: int) -> None:
         if bad:
@@ -207,23 +259,5 @@ def _fill_together(remote: Sequence[tuple[RemoteTables, Column]]) -> None:
     """One round trip for the columns of each group of tables."""
     while remote:
         tables = remote[0][0]
-        tables.fill([column for other, column in remote if other is tables])
+        fill(tables, [column for other, column in remote if other is tables])
         remote = [item for item in remote if item[0] is not tables]
-
-
-class RemoteGather:
-    """A remote table behind the interface of one that is here; a round trip of its own per lookup."""
-
-    def __init__(self, table: str, tables: RemoteTables) -> None:
-        self._table, self._tables = table, tables
-
-    def lookup(self, ids: NDArray, out: NDArray, status: NDArray, policy: Policy, padding_id: int | None) -> Outcome:
-        """See ``NumpyGather.lookup``. Raises RemoteError."""
-        dtype: OutputDtype = "float16" if out.dtype == np.float16 else "float32"
-        options = LookupOptions(policy=policy, padding_id=padding_id, dtype=dtype)
-        told = np.empty(len(ids), np.uint8)
-        column = self._tables.column(self._table, ids, out, told, options)
-        if column.rejected is None:
-            self._tables.fill([column])
-            status[...] = told
-        return Outcome(column.bad, column.rejected)

@@ -39,7 +39,7 @@ from hstu_trt.tables.tiers import Tiers
 ROWS, DIM = 7, 3
 _MOST_FILE_BYTES, _MOST_MEMORY = 64 << 20, 8 << 30
 SETTINGS = b"""{"default": {"tier": "resident"}, "tables": {"items": {"tier": "remote", "nodes": ["127.0.0.1:1"],
- "deadline_ms": 15, "local_copy": true, "on_failure": "default", "password_file": "p", "tls_ca": "c"}}}"""
+ "deadline_ms": 15, "local_copy": false, "on_failure": "default", "password_file": "p", "tls_ca": "c"}}}"""
 
 
 @dataclass(frozen=True)

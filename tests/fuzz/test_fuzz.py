@@ -28,6 +28,7 @@ def test_damaged_tables_are_refused_or_read():
 
 def test_a_case_can_be_repeated():
     done = run_python(str(HERE / "fuzz_tables.py"), "--target", "settings", "--only", "17")
+    assert done.returncode == 0, done.stderr
     assert "1 cases" in done.stdout
 
 

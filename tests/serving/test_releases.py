@@ -32,6 +32,7 @@ from hstu_trt.serving.requests import one_user, pack, sample
 from hstu_trt.serving.stages import FusedStage
 from hstu_trt.serving.watching import Watcher
 from hstu_trt.tables.delta import make_delta
+from hstu_trt.tables.ids import RowStatus
 from hstu_trt.tables.live import Live
 from hstu_trt.tables.refresh import VersionOpener
 from hstu_trt.tables.remote_resp import RemoteError
@@ -581,6 +582,33 @@ def test_an_engine_with_tables_of_its_own_names_them(folder):
     assert answer.version.startswith("small@")
     assert answer.row_status.sum() == sum(request[name].size for name in ("uih_ids", "candidate_ids", "contextual_ids"))
     assert isinstance(error, InputError)
+
+
+@pytest.mark.parametrize("policy", ["clamp", "zero", "row0", "default_row", "reject"])
+def test_an_engine_with_tables_of_its_own_counts_bad_ids_and_padding(folder, policy):
+    class Zeros:
+        spec = folder.model.specs["ranking_fused"]
+
+        def infer(self, feed):
+            return {"preds": np.zeros((len(feed["candidate_timestamps"]), 1), np.float32)}
+
+    stage = FixedFusedStage(FusedStage(folder.model, Zeros(), 7.0, policy), folder.model)
+    (request,) = fused_requests(folder.model, 1)
+    ids = {name: request[name].copy() for name in ("uih_ids", "contextual_ids")}
+    ids["uih_ids"][0, :2], ids["contextual_ids"][0, 0] = (-1, ROWS), -1
+    (answer,) = stage.answer_many([request | ids])
+    rows, bad = stage.tally.take()
+    table = folder.model.ranking_config.table_of(folder.model.ranking_config.uih_features[0]).name
+    assert sum(bad.values()) == 2
+    assert bad[table] >= 1
+    if policy == "reject":
+        assert isinstance(answer, InputError)
+        assert rows == {}
+        return
+    total = sum(request[name].size for name in ("uih_ids", "candidate_ids", "contextual_ids"))
+    assert rows == {"gpu": total - 3, "padding": 1, "bad_id": 2}
+    assert answer.row_status[0, RowStatus.BAD_ID] == 2
+    assert stage.serves()["tables_version"] == answer.version
 
 
 def test_a_release_closes_what_is_its_own():

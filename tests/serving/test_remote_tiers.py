@@ -1,7 +1,11 @@
 """A real tritonserver whose rows come from a real cluster, without a copy of them on its own disk."""
 
 import json
+import os
+import re
 import shutil
+import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -9,11 +13,12 @@ import tritonclient.grpc as grpc_client
 
 from hstu_trt.bench.local_cluster import start_cluster
 from hstu_trt.contract.model_folder import read_model_folder
+from hstu_trt.contract.tensors import feature_columns
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient, ServerError
 from hstu_trt.serving.requests import one_user, pack, sample
 from hstu_trt.serving.serve import check, start
-from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
+from hstu_trt.serving.server import Listen, choose_port, find_tritonserver, plan_launch
 from hstu_trt.tables.ids import RowStatus
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_push import Push
@@ -36,7 +41,7 @@ def servers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def deployments(exported, servers, tmp_path_factory):
-    """(all rows on disk, item rows in the cluster alone): the same model twice."""
+    """(all rows on disk, item rows in the cluster alone, rows in either with something to fall back to): one model."""
     folder = tmp_path_factory.mktemp("deployments")
     whole = assemble(read_model_folder(exported("fp32")), folder / "whole", Options())
     bare = shutil.copytree(exported("fp32"), folder / "model")
@@ -61,22 +66,26 @@ def deployments(exported, servers, tmp_path_factory):
             Push(cluster, bare / "tables", table, "v1").run()
     shutil.rmtree(bare / "tables" / "item_id")
     check(remote_only, hash_tables=True)
-    return whole, remote_only
+    fallen = {"item_id": {**remote, "local_copy": False, "on_failure": "default"}, "item_category_id": remote}
+    settings.write_text(json.dumps({"tables": fallen}))
+    fallback = assemble(read_model_folder(bare), folder / "fallback", Options(tiers=settings))
+    return whole, remote_only, fallback
 
 
 @pytest.fixture(scope="module")
 def served(deployments):
-    """The servers' URLs."""
+    """The servers' URLs, and the port of the last one's metrics."""
     processes = []
     try:
         for deployment in deployments:
-            listen = Listen(grpc_port=0)
+            port = choose_port("127.0.0.1", 0)
+            listen = Listen(grpc_port=0, metrics_port=port)
             plan = plan_launch(find_tritonserver(), deployment.repository, deployment.run, listen)
             processes.append(start(deployment, plan)[0])
-        yield [process.plan.url for process in processes]
+        yield [*(process.plan.url for process in processes), port]
     finally:
         codes = [process.drain() for process in processes]
-    assert codes == [0, 0]
+    assert codes == [0, 0, 0]
 
 
 def row_status(url, model, tensors):
@@ -102,19 +111,21 @@ def test_scores_are_those_of_rows_on_disk(deployments, served):
         packed = pack(config, [request])
         for model in MODELS:
             scores = []
-            for url in served:
+            for url in served[:3]:
                 with RankingClient(url, model) as client:
                     scores.append(client.rank(request.user, request.history, request.candidates))
             np.testing.assert_array_equal(scores[0], scores[1])
+            np.testing.assert_array_equal(scores[0], scores[2])
             tensors = packed if model == "ranking" else one_user(packed)
-            here, remote = (row_status(url, model, tensors) for url in served)
+            here, remote, fallback = (row_status(url, model, tensors) for url in served[:3])
+            assert fallback == remote
             ids = packed["uih_ids"].size + packed["candidate_ids"].size
             assert remote["REMOTE"] == ids
             assert here["HOST"] == remote["REMOTE"] + remote.get("HOST", 0)
 
 
 def test_rows_out_of_reach_are_unavailable(deployments, served, servers):
-    """Last of this file: the cluster forgets its rows."""
+    """From here on the cluster is gone."""
     config, limits = deployments[0].model.ranking_config, deployments[0].model.limits
     request = sample(config, limits)
     for node in servers.nodes:
@@ -123,6 +134,58 @@ def test_rows_out_of_reach_are_unavailable(deployments, served, servers):
         with RankingClient(served[1], model) as client:
             with pytest.raises(ServerError, match=r"table 'item_id', version 'v1': of .*unavailable") as caught:
                 client.rank(request.user, request.history, request.candidates)
+            assert "(UNAVAILABLE)" in str(caught.value)
             assert "is the server running" not in str(caught.value)
+            assert not any(name in str(caught.value) for name in servers.names), "nodes are not the client's business"
         with RankingClient(served[0], model) as client:
             assert client.rank(request.user, request.history, request.candidates).shape[0]
+    log = max(deployments[1].run.glob("triton-*.log"), key=os.path.getmtime)
+    eventually(lambda: any(name in log.read_text() for name in servers.names))
+
+
+def test_rows_out_of_reach_come_from_a_copy_or_are_default_rows(deployments, served):
+    """After the cluster is gone: categories are on disk too, items are zeros, and users never were remote."""
+    config, limits = deployments[0].model.ranking_config, deployments[0].model.limits
+    packed = pack(config, [sample(config, limits)])
+    items = config.table_of("item_id").features
+    columns = feature_columns(config)
+    remote = sum(packed[name].shape[0] * sum(f in items for f in columns[name]) for name in columns)
+    rows = sum(packed[name].size for name in columns)
+    for model in MODELS:
+        tensors = packed if model == "ranking" else one_user(packed)
+        assert row_status(served[2], model, tensors) == {"UNAVAILABLE": remote, "HOST": rows - remote}
+
+    def counted(event, lookup):
+        text = urllib.request.urlopen(f"http://127.0.0.1:{served[3]}/metrics", timeout=10).read().decode()
+        (value,) = re.findall(rf'^hstu_trt_remote_events_total{{(?=.*"{event}")(?=.*"{lookup}").*}} (.*)$', text, re.M)
+        return float(value)
+
+    for lookup in ("embedding_lookup", "ranking_fused"):
+        eventually(lambda lookup=lookup: counted("rows_default", lookup) == remote)
+        assert counted("rows_local", lookup) > 0
+        assert counted("requests_failed", lookup) == 0
+
+
+def test_a_server_starts_without_the_cluster_where_it_has_all_rows(deployments, served, servers, exported, tmp_path):
+    """As it must to be restarted in an outage. Last of this file."""
+    settings = tmp_path / "tables.json"
+    settings.write_text(json.dumps({"default": {"tier": "remote", "nodes": list(servers.names)}}))
+    covered = assemble(read_model_folder(exported("fp32")), tmp_path / "covered", Options(tiers=settings))
+    with pytest.raises(RemoteError, match="refused"):
+        check(covered, hash_tables=True)
+    check(covered)
+    process, _ = start(covered, plan_launch(find_tritonserver(), covered.repository, covered.run, Listen(grpc_port=0)))
+    try:
+        config, limits = covered.model.ranking_config, covered.model.limits
+        packed = pack(config, [sample(config, limits)])
+        rows = sum(packed[name].size for name in feature_columns(config))
+        assert row_status(process.plan.url, "ranking", packed) == {"HOST": rows}
+    finally:
+        process.drain()
+
+
+def eventually(check, timeout_s=10.0):
+    limit = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < limit
+        time.sleep(0.1)

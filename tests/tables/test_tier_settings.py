@@ -61,6 +61,21 @@ REFUSED = {
     "unknown failure": (remote(on_failure="ignore"), "on_failure 'ignore': choose from fail, default"),
     "a password": (remote(password="hunter2"), "'password' does not belong into a deployment; name a password_file"),
     "a user": (remote(user="reader"), "HSTU_TRT_REDIS_USER"),
+    "a login in a node": (remote(nodes=["reader:hunter2@10.0.0.1:6379"]), "without scheme and login"),
+    "a node as a URL": (remote(nodes=["h:1", "redis://:hunter2@10.0.0.1:6379"]), "HSTU_TRT_REDIS_PASSWORD"),
+    "a URL in place of nodes": (remote(nodes="redis://:hunter2@10.0.0.1:6379"), "nodes must be a list"),
+    "a URL in place of a table": ({"tables": {"a": "redis://:hunter2@h:1"}}, "expected an object"),
+    "a password as a comment": (remote(_password="hunter2"), "'_password' does not belong into a deployment"),
+    "a password beside the tables": ({"password": "hunter2"}, "'password' does not belong into a deployment"),
+    "a password of a mapped table": ({"default": {"_Password": "hunter2"}}, "'_Password' does not belong"),
+    "a password in a list": (remote(password_file=["hunter2"]), "password_file must be the path of a file, got a list"),
+    "an empty path": (remote(password_file=""), "password_file must be the path of a file, got none"),
+    "port 0": (remote(nodes=["h:0"]), "node h:0: a port is between 1 and 65535"),
+    "port 99999": (remote(nodes=["h:99999"]), "node h:99999: a port is between 1 and 65535"),
+    "two nodes in one": (remote(nodes=["h:1,evil:2"]), "host:port"),
+    "TLS and not": (remote(tls=False, tls_ca="ca.pem"), "ask for TLS"),
+    "a default row that is never used": (remote(on_failure="default"), 'add "local_copy": false'),
+    "no time to speak of": (remote(deadline_ms=1e-9), "deadline_ms 1e-09: more than 0"),
     "a certificate without its key": (remote(tls_cert="c.pem"), "come together"),
 }
 
@@ -76,6 +91,12 @@ def test_wrong_settings_are_named(document, message):
 def test_unknown_tables_are_named():
     with pytest.raises(ConfigError, match=r"no table 'item_id'; did you mean 'item_ids'.*tables: item_ids, user_id"):
         TierSettings.from_json(FULL).check_names(["user_id", "item_ids"])
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "tables.json").write_text('{"tables": {"a": {"tier": "resident"}, "a": {"tier": "mapped"}}}')
+    with pytest.raises(ConfigError, match="key 'a' is there twice"):
+        read_tier_settings(tmp_path / "tables.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])

@@ -13,7 +13,7 @@ from hstu_trt.tables import remote_push
 from hstu_trt.tables.host import LookupOptions
 from hstu_trt.tables.remote import RemoteTables
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
-from hstu_trt.tables.remote_push import Push
+from hstu_trt.tables.remote_push import Push, retire
 from hstu_trt.tables.remote_resp import RemoteError
 
 pytestmark = pytest.mark.redis
@@ -90,6 +90,19 @@ def test_an_interrupted_push_goes_on(client, folder, fresh, small_blocks):
     assert (result.rows_written, result.rows_verified) == (ITEMS - 4000, ITEMS)
     np.testing.assert_array_equal(stored(client, fresh), table_values("items"))
     assert Push(client, folder, "items", fresh, 16).run().rows_written == 0
+
+
+def test_a_retired_version_is_found_no_more_and_comes_back_with_a_push(client, folder, fresh):
+    Push(client, folder, "items", fresh, 16).run()
+    keys = [f"e:{{items:{fresh}}}", *(f"e:{{items:{fresh}:{p}}}" for p in range(16))]
+    assert retire(client, "items", fresh, 100) == len(keys)
+    with pytest.raises(RemoteError, match="not complete"):
+        stored(client, fresh)
+    assert all(0 < client.execute("TTL", key) <= 101 for key in keys)
+    client.execute("DEL", keys[3])
+    assert Push(client, folder, "items", fresh, 16).run().rows_written == ITEMS
+    assert {client.execute("TTL", key) for key in keys} == {-1}
+    np.testing.assert_array_equal(stored(client, fresh), table_values("items"))
 
 
 @pytest.mark.parametrize("value", [b"x" * 64, b"short", None])

@@ -1,17 +1,21 @@
 """Tables in several tiers at once, from a real cluster: the rows of the host tier, one round trip, one version."""
 
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
 from remote_tables import FEATURES, push, table_values, write_folder
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
+from hstu_trt.tables import remote_group
 from hstu_trt.tables.gather import NumpyGather
 from hstu_trt.tables.host import HostTables, LookupOptions
 from hstu_trt.tables.ids import POLICIES, RowStatus
+from hstu_trt.tables.overlay import Overlay, overlaid_tables
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
-from hstu_trt.tables.remote_push import retire
+from hstu_trt.tables.remote_push import publish, retire
 from hstu_trt.tables.remote_resp import RemoteError
 from hstu_trt.tables.table_arrays import open_arrays
 from hstu_trt.tables.tier_settings import TierSettings
@@ -49,7 +53,7 @@ def without_rows(folder, target, table):
 PLACEMENTS = {
     "items remote": {"items": {"tier": "remote"}},
     "both remote": {"items": {"tier": "remote"}, "users": {"tier": "remote"}},
-    "two groups": {"items": {"tier": "remote"}, "users": {"tier": "remote", "on_failure": "default"}},
+    "two groups": {"items": {"tier": "remote"}, "users": {"tier": "remote", "deadline_ms": 1999}},
     "remote and resident": {"items": {"tier": "remote"}, "users": {"tier": "resident"}},
     "all here": {"items": {"tier": "resident"}},
 }
@@ -114,12 +118,12 @@ def test_rows_that_are_not_here_come_from_the_cluster(open_tiers, folder, tmp_pa
 
 @pytest.mark.parametrize("on_failure", ["fail", "default"])
 def test_what_nobody_gives(open_tiers, folder, on_failure):
-    entry = {"tier": "remote", "deadline_ms": 0.001, "on_failure": on_failure}
+    entry = {"tier": "remote", "deadline_ms": 0.001}
     covered, _ = open_tiers(items=entry)
     rows, status = covered.lookup_features_with_status(["item"], IDS[:, :1], LookupOptions(dtype="float16"))
     np.testing.assert_array_equal(rows, table_values("items")[IDS[:, 0]])
     assert set(status.ravel().tolist()) <= {RowStatus.HOST, RowStatus.REMOTE}
-    lonely, _ = open_tiers(items={**entry, "local_copy": False})
+    lonely, _ = open_tiers(items={**entry, "local_copy": False, "on_failure": on_failure})
     if on_failure == "fail":
         with pytest.raises(RemoteError, match=r"table 'items', version 'v1': of 400 rows .* unavailable"):
             lonely.lookup_features_with_status(["item"], IDS[:, :1], LookupOptions())
@@ -177,9 +181,76 @@ def test_settings_of_unknown_tables_are_refused(open_tiers):
 
 
 def test_a_cluster_out_of_reach_is_named(folder):
-    settings = {"items": {"tier": "remote", "nodes": ["127.0.0.1:1"]}}
-    with pytest.raises(RemoteError, match=r"cluster 127\.0\.0\.1:1: .*refused"):
-        Tiers(TierSettings.from_json({"tables": settings})).open_tables(folder)
+    settings = {"items": {"tier": "remote", "nodes": ["127.0.0.1:1"], "local_copy": False}}
+    tiers = Tiers(TierSettings.from_json({"tables": settings}))
+    for attempt in (
+        tiers.open_tables,
+        lambda path: tiers.remote_versions(HostTables.open(path).folder, need_all=False),
+    ):
+        with pytest.raises(RemoteError, match=r"cluster 127\.0\.0\.1:1: .*refused"):
+            attempt(folder)
+
+
+def test_a_local_copy_serves_until_the_cluster_is_there(unharmed, folder, open_tiers, monkeypatch):
+    monkeypatch.setattr(remote_group, "RETRY_S", 0.05)
+    for node in unharmed.nodes:
+        node.kill()
+    tables, tiers = open_tiers(items={"tier": "remote"}, users={"tier": "remote"})
+    assert tiers.remote_versions(tables.folder, need_all=False) == {}
+    with pytest.raises(RemoteError, match="refused"):
+        tiers.remote_versions(tables.folder)
+    laid = overlaid_tables(tables, tables.folder, {}, {})
+    expected, told = HostTables.open(folder).lookup_features_with_status(ALL, IDS, LookupOptions())
+    for source in (tables, laid):
+        rows, status = source.lookup_features_with_status(ALL, IDS, LookupOptions())
+        np.testing.assert_array_equal(rows, expected)
+        np.testing.assert_array_equal(status, told)
+    for node in unharmed.nodes:
+        node.start()
+    unharmed.wait()
+    push_again(unharmed, folder)
+    limit = time.monotonic() + 20
+    while (status == RowStatus.HOST).any() and time.monotonic() < limit:
+        time.sleep(0.05)
+        rows, status = laid.lookup_features_with_status(ALL, IDS, LookupOptions())
+        np.testing.assert_array_equal(rows, expected)
+    assert (status == RowStatus.REMOTE).all()
+
+
+def push_again(servers, folder):
+    """Servers that were killed have forgotten everything."""
+    with Cluster(ClusterOptions(nodes=servers.names)) as cluster:
+        push(cluster, folder, "v1")
+        for name in ("items", "users"):
+            publish(cluster, name, "v1")
+
+
+def test_round_trips_and_the_deadline_are_a_requests(open_tiers, unharmed):
+    """However many groups of settings, parts and overlays there are."""
+    lost = {"tier": "remote", "local_copy": False, "on_failure": "default", "deadline_ms": 300}
+    one_group, tiers = open_tiers(items=lost, users=lost)
+    laid = overlaid_tables(one_group, one_group.folder, {}, {})
+    (cluster,) = tiers._clusters.values()
+    part = IdsPart(features=ALL, ids=IDS, options=LookupOptions())
+    before = cluster.counters()["requests"]
+    lookup_parts(laid, [part, part])
+    assert cluster.counters()["requests"] == before + 1
+    two_groups, _ = open_tiers(items=lost, users={**lost, "deadline_ms": 299})
+    over_remote = overlaid_tables(one_group, one_group.folder, {"items": nothing_over(one_group, "items")}, {})
+    for node in unharmed.nodes:
+        node.signal(signal.SIGSTOP)
+    for tables in (two_groups, over_remote):
+        began = time.monotonic()
+        ((_, status), _) = lookup_parts(tables, [part, part])
+        assert time.monotonic() - began < 0.55
+        assert (status == RowStatus.UNAVAILABLE).all()
+
+
+def nothing_over(tables, name):
+    """An overlay without rows."""
+    stored = tables.tables[name]
+    values = np.empty((0, stored.dim), stored.dtype)
+    return Overlay(table=stored, numbers=np.empty(0, np.int64), values=values, scales=None)
 
 
 def test_features_of_all_tables_are_known():
