@@ -133,7 +133,8 @@ class Scenarios:
         """The highest rate within the bound, and repeated runs at it.
 
         guess: requests per second at which the search begins. A run that is reported lasts longer than a probe and
-        may miss the bound that the probe kept; the rate then goes down in steps of the search's tolerance.
+        may miss the bound that the probe kept; the rate then goes down, by the search's tolerance first and twice as
+        much each time.
         """
         plan = self.plan
         probes: list[dict[str, Any]] = []
@@ -150,7 +151,7 @@ class Scenarios:
         outcome = self._at_bound(rate)
         steps = 0
         while not self.kept(outcome) and steps < _MOST_STEPS_DOWN:
-            rate, steps = rate * (1 - plan.tolerance), steps + 1
+            rate, steps = rate * (1 - min(plan.tolerance * 2**steps, 0.5)), steps + 1
             outcome = self._at_bound(rate)
         found = {"rate": round(rate, 3), "bound": plan.bound.text, "kept": self.kept(outcome), "probes": probes}
         return dataclasses.replace(outcome, found=found)

@@ -27,7 +27,7 @@ def test_a_served_model_under_load(deployment, tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     options = ["--scenarios", "single,offline,server,open", "--rates", "20,40", "--guess", "60"]
     argv = ["--deployment", str(deployment), *SHORT, *options, "--slo-ms", "10000", "--out", str(out)]
-    code = serve.main([*argv, "--served", "ranking_fused", "--commit", "abc"])
+    assert serve.main([*argv, "--served", "ranking_fused", "--commit", "abc"]) == 0
     rows = read_rows([out])
     scenarios = [row.details["scenario"] for row in rows]
     assert scenarios == ["single", "offline", "server", "open", "open"]
@@ -38,9 +38,7 @@ def test_a_served_model_under_load(deployment, tmp_path, capsys):
         assert step["executions"] > 0 and step["failures"] == 0 and step["ms"]["compute_infer"] > 0
     sent = 2 * 30  # of both runs, without the warm-up
     assert rows[0].details["steps"]["ranking_fused"]["inferences"] == pytest.approx(sent, abs=1)
-    # A search this short may end at a rate whose queue grows; what it says of itself is what counts.
-    kept = rows[2].details["found"]["kept"]
-    assert code == (0 if kept else 1) and any(probe["kept"] for probe in rows[2].details["found"]["probes"])
+    assert rows[2].details["found"]["kept"] and rows[2].details["found"]["probes"]
     assert "ranking_fused offline" in capsys.readouterr().out
     assert "Latency over throughput" in page(rows)
     assert cli(["bench", "plan", "--rate", "1000", "--rows", str(out), "--slo-ms", "10000"]) == 0
