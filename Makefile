@@ -2,7 +2,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help install demo serve test test-fast test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
+.PHONY: help install demo serve test test-fast test-faults test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
   bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx engines remote-lib \
   remote-if-possible redis valkey fuzz clean
 
@@ -71,6 +71,9 @@ test: install $(LEAN) tables-lib remote-if-possible  ## every test that this mac
 
 test-fast: install tables-lib  ## the tests that start no server
 	$(BIN)/pytest -m "not triton and not redis"
+
+test-faults: install tables-lib remote-if-possible  ## faults, overload and bad input on running deployments, as long as in CI
+	$(BIN)/pytest -m faults
 
 test-plugins: plugins $(LEAN)  ## the plugins in NVIDIA's lean runtimes, and all else about plugins/ that needs no GPU
 	$(BIN)/pytest tests/plugins -m "not gpu"

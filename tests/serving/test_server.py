@@ -15,20 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc_client
+from served import Serve, in_process, request_of
 from tritonclient.utils import InferenceServerException
 
 from hstu_trt.contract.errors import ArtefactError, InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES
-from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient, ServerError
 from hstu_trt.serving.deployment import read_deployment
 from hstu_trt.serving.live_stages import text_tensor
-from hstu_trt.serving.requests import RankRequest, one_user, pack, sample
+from hstu_trt.serving.requests import one_user, pack
 from hstu_trt.serving.serve import StartError, start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
-from hstu_trt.serving.stages import FusedStage, RunnerStage
 from hstu_trt.tables.lookup_stage import HostLookup
 
 pytestmark = pytest.mark.triton
@@ -40,23 +39,6 @@ EXACT = 1e-6
 def deployment(exported, tmp_path_factory):
     model = read_model_folder(exported("fp32"))
     return assemble(model, tmp_path_factory.mktemp("deployment") / "ckptA", Options())
-
-
-class Serve:
-    """``hstu-trt serve`` as a child process, ready when constructed."""
-
-    def __init__(self, deployment):
-        command = [sys.executable, "-m", "hstu_trt.serving.serve", "--deployment", str(deployment.path)]
-        command += ["--grpc-port", "0", "--json"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        line = self.process.stdout.readline()
-        assert line, self.process.stderr.read()
-        self.facts = json.loads(line)
-        self.url = self.facts["url"]
-
-    def stop(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        return self.process.wait(60)
 
 
 @pytest.fixture(scope="session")
@@ -77,20 +59,6 @@ def config(deployment):
     return deployment.model.ranking_config
 
 
-def request_of(deployment, events, items, seed=0):
-    """A request with that many events and candidates, cut from a long sample."""
-    config = deployment.model.ranking_config
-    random = np.random.default_rng(seed)
-    base = sample(config, deployment.model.limits, seed=seed)
-
-    def lengthen(features, count):
-        return {name: values[random.integers(0, len(values), count)] for name, values in features.items()}
-
-    return RankRequest(
-        user=base.user, history=lengthen(base.history, events), candidates=lengthen(base.candidates, items)
-    )
-
-
 # (events, candidates) of users: ordinary, one token, no history, both limits of the history, around min_sequence
 LENGTHS = [(8, 5), (1, 1), (0, 3), (127, 2), (128, 40), (19, 1), (15, 5), (64, 64)]
 
@@ -98,22 +66,6 @@ LENGTHS = [(8, 5), (1, 1), (0, 3), (127, 2), (128, 40), (19, 1), (15, 5), (64, 6
 @pytest.fixture
 def requests(deployment):
     return [request_of(deployment, *lengths, seed) for seed, lengths in enumerate(LENGTHS)]
-
-
-def in_process(deployment, model, request):
-    """The scores of one user without Triton."""
-    folder = deployment.model
-    packed = pack(folder.ranking_config, [request])
-    norm = float(deployment.attention_norm.partition(":")[2])
-    if model == "ranking_fused":
-        with OnnxRuntimeRunner(folder, "ranking_fused") as runner:
-            return FusedStage(folder, runner, norm, "reject").infer_many([one_user(packed)])[0][0]
-    ids = {name: array for name, array in packed.items() if name.endswith("_ids")}
-    rows = HostLookup(folder, "reject").infer(ids)
-    payload = {name: array for name, array in packed.items() if name not in ids}
-    with OnnxRuntimeRunner(folder, "hstu") as hstu, OnnxRuntimeRunner(folder, "mlp_head") as head:
-        vectors = RunnerStage(hstu, norm).infer(rows | payload)
-        return RunnerStage(head, None).infer(vectors | {"candidate_embeddings": rows["candidate_embeddings"]})["preds"]
 
 
 def rank(client, request):
