@@ -123,13 +123,21 @@ def sources_text(rows: Iterable[ResultRow]) -> str:
 
 
 def git_commit() -> str:
-    """The commit of this tree, with ``-dirty`` where it has changes, or "unknown" outside of git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    """The commit of this tree, with ``-dirty`` where more than result rows has changed, or "unknown" outside of git."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)bench/results")
+    return f"{commit}{'-dirty' if changed else ''}" if commit else "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """What git prints of this tree; nothing where there is no git or no repository."""
     try:
-        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
     except OSError:
-        return "unknown"
-    return result.stdout.strip() or "unknown"
+        return ""
+    return result.stdout.strip()
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:
