@@ -23,7 +23,7 @@ FOUND = 9
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("sanitizer", description="The kernels under compute-sanitizer.")
     parser.add_argument("--tools", default=",".join(TOOLS), help="of compute-sanitizer (%(default)s)")
-    parser.add_argument("--kernels", default="sm90,smxx,fp32,embedding")
+    parser.add_argument("--kernels", default="sm90,clusters,smxx,fp32,embedding")
     parser.add_argument("--run", action="store_true", help="only run the calls, which is what the tools watch")
     arguments = parser.parse_args(argv)
     if arguments.run:
@@ -88,15 +88,16 @@ def run_calls(kernels: Sequence[str]) -> int:
     backend, runs = GpuBackend(), dict.fromkeys(kernels, 0)
     if "embedding" in runs:
         runs["embedding"] = run_lookups()
-    attention_kernels = [kernel for kernel in kernels if kernel != "embedding"]
-    for case in small_cases() if attention_kernels else ():
-        call = assemble(case, make_tokens(case, "cuda"), range(len(case.users)), backend.pack)
-        for kernel in attention_kernels:
-            output = DTYPES[case.output]
-            if backend.unsupported(call, kernel, output) is None:
+    for kernel in kernels:
+        if kernel == "embedding":
+            continue
+        for case in cluster_cases() if kernel == "clusters" else small_cases():
+            call = assemble(case, make_tokens(case, "cuda"), range(len(case.users)), backend.pack)
+            name, output = "sm90" if kernel == "clusters" else kernel, DTYPES[case.output]
+            if backend.unsupported(call, name, output) is None:
                 plan = AttentionPlan()
                 for _ in range(2):
-                    attention(call, kernel=kernel, out=call.empty_output(output), plan=plan)
+                    attention(call, kernel=name, out=call.empty_output(output), plan=plan)
                 runs[kernel] += 1
     torch.cuda.synchronize()
     print("calls: " + ", ".join(f"{kernel} {count}" for kernel, count in runs.items()))
@@ -136,7 +137,7 @@ def run_lookups() -> int:
 
 
 def small_cases() -> Iterator:
-    """Each type and head dim plainly and with a window, behind a cache, long enough to be cut into parts; clusters."""
+    """Each type and head dim plainly and with a window, behind a cache, long enough to be cut into parts."""
     from attention_inputs import Case, User
 
     from hstu_trt.plugins.parameters import AttentionOptions
@@ -144,8 +145,6 @@ def small_cases() -> Iterator:
     plain = (User(0, 130, 130, 33), User(0, 5, 5, 70), User(0, 0, 0, 3))
     cached = (User(150, 20, 20, 65), User(64, 0, 0, 7))
     long = (User(1300, 0, 0, 70),)
-    # As many items as clusters of 2 and of 8 CTAs are chosen for on an H100; some have one more to do.
-    few = tuple(User(90 * n, 0, 0, 300 if n == 5 else 7 * n) for n in range(16))
     windowed = AttentionOptions(0.1, max_attn_len=50, contextual_seq_len=3, min_full_attn_seq_len=9)
     for dtype in ("fp16", "bf16", "fp8"):
         for dim in (32, 64, 128, 256):
@@ -155,13 +154,24 @@ def small_cases() -> Iterator:
             for cache in ("contiguous", "paged"):
                 yield Case(seed=dim, users=cached, options=AttentionOptions(0.1), cache=cache, slack=2, **size)
             yield Case(seed=dim, users=long, options=AttentionOptions(0.1), cache="contiguous", heads=1, **size)
-        for count in (16, 4):
-            size = {"qk_dim": 128, "v_dim": 128, "dtype": dtype, "heads": 4, "cache": "contiguous"}
-            yield Case(seed=count, users=few[-count:], options=AttentionOptions(0.1), **size)
         if dtype == "fp8":
             yield Case(seed=1, users=plain, options=AttentionOptions(0.1), dtype=dtype, packed_values=True)
     yield Case(seed=1, users=plain, options=AttentionOptions(0.1, candidate_group_size=4), bias=True)
     yield Case(seed=1, users=plain, options=AttentionOptions(0.1), dtype="fp32", output="fp32")
+
+
+def cluster_cases() -> Iterator:
+    """Few queries over a cache: as many items as clusters of 2 and of 8 CTAs are chosen for on an H100."""
+    from attention_inputs import Case, User
+
+    from hstu_trt.plugins.parameters import AttentionOptions
+
+    # One has more rows than an item holds, so that some clusters have another one to do.
+    few = tuple(User(90 * n, 0, 0, 300 if n == 5 else 7 * n) for n in range(16))
+    for dtype in ("fp16", "bf16", "fp8"):
+        for count in (16, 4):
+            size = {"qk_dim": 128, "v_dim": 128, "dtype": dtype, "heads": 4, "cache": "contiguous"}
+            yield Case(seed=count, users=few[-count:], options=AttentionOptions(0.1), **size)
 
 
 if __name__ == "__main__":
