@@ -79,7 +79,7 @@ class Fleet:
 
     async def start(self, deployment: Path) -> None:
         """Starts the first generation, then the gateway. Raises ReplicaError or GatewayError."""
-        self.current = await self.new_generation(deployment, 1)
+        self.current = await self.new_generation(deployment, self.settings.count)
         await self.gateway.start(self._upstreams())
         self._write_record()
 
@@ -138,12 +138,12 @@ class Fleet:
             raise FleetError("the fleet is being changed by another command; try again when it is done")
         return self._changing
 
-    async def new_generation(self, deployment: Path, count: int | None = None) -> Generation:
+    async def new_generation(self, deployment: Path, count: int) -> Generation:
         """Starts the replicas of a deployment, outside the gateway; all or none. Raises ArtefactError, ReplicaError."""
         number = 1 + max((each.number for each in (self.current, self.previous) if each), default=0)
         version = version_of(deployment)
         generation = Generation(number, read_deployment(deployment), version)
-        for index in range(self.settings.count if count is None else count):
+        for index in range(count):
             generation.replicas.append(self._plan(generation, self._gpu(index), generation.replicas))
         starts = [asyncio.create_task(replica.start()) for replica in generation.replicas]
         try:
@@ -259,5 +259,8 @@ class Fleet:
 
     def _write_record(self) -> None:
         names = ("current", "previous")
-        record = {name: each and str(each.deployment.path) for name, each in zip(names, (self.current, self.previous), strict=True)}
+        record = {
+            name: each and str(each.deployment.path)
+            for name, each in zip(names, (self.current, self.previous), strict=True)
+        }
         write_text_atomically(self._run / RECORD, json.dumps(record) + "\n")

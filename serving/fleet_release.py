@@ -1,4 +1,4 @@
-"""Releases of a fleet: a new deployment, engines and tables together, tried beside the old one before it gets requests."""
+"""Releases of a fleet: a new deployment, engines and tables together, tried beside the old one, then switched to."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ def _require_new_folder(fleet: Fleet, deployment: Path) -> None:
     for generation in (fleet.current, fleet.previous):
         if generation is not None and generation.deployment.path == deployment and generation.replicas:
             raise FleetError(
-                f"{deployment} is in use by generation {generation.number}; assemble the new version into another folder"
+                f"{deployment} is in use by generation {generation.number}; assemble the new one into another folder"
             )
 
 
 async def _check_files(deployment: Path, options: tuple[str, ...]) -> None:
-    """``hstu-trt serve --check`` in a process of its own: whatever a damaged file does, it does not do it to the fleet."""
+    """``hstu-trt serve --check``, in a process of its own: what a damaged file can do, it does there."""
     command = [sys.executable, "-m", "hstu_trt.serving.serve", "--deployment", str(deployment), "--check", *options]
     check = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT

@@ -13,13 +13,12 @@ import asyncio
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError
+from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.serving.gateway_config import GatewaySettings, Upstream, render
 from hstu_trt.serving.server import tied_to_us
@@ -36,11 +35,11 @@ class GatewayError(HstuTrtError):
 
 
 def find_nginx(given: Path | None = None) -> Path:
-    """The given program, what `make nginx` unpacked, else nginx on PATH. Raises ArtefactError that says how to get one."""
+    """The given program, what `make nginx` unpacked, else nginx on PATH. Raises ArtefactError."""
     found = str(given or (UNPACKED if UNPACKED.exists() else shutil.which("nginx") or "/usr/sbin/nginx"))
     if not (os.path.isfile(found) and os.access(found, os.X_OK)):
         raise ArtefactError(
-            f"no nginx found ({found} is no program): `make nginx` unpacks Debian's, or install one, or name it with --nginx"
+            f"no nginx found ({found} is no program): `make nginx` unpacks Debian's; or install one, or use --nginx"
         )
     return Path(found).absolute()
 

@@ -187,8 +187,8 @@ class Replica:
         plan = self.plan
         if version_of(plan.deployment.path) != plan.version:
             raise ReplicaError(
-                f"{plan.deployment.path} was changed since {plan.name} was planned; assemble a new version into a folder "
-                "of its own and switch to it with: hstu-trt release"
+                f"{plan.deployment.path} was changed since {plan.name} was planned; assemble a new version into a "
+                "folder of its own and switch to it with: hstu-trt release"
             )
         environment = dict(os.environ)
         if plan.gpu is not None:
