@@ -36,6 +36,14 @@ from hstu_trt.tables.ids import RowStatus
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_URL = "127.0.0.1:8001"
+# gRPC waits ever longer, up to two minutes, before it connects again; a server that was restarted is back within 5 s.
+CHANNEL_ARGS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
 
 
 class ServerError(HstuTrtError):
@@ -79,7 +87,7 @@ class RankingClient:
         self.model = model
         self._url = url
         self._timeout_s = timeout_s
-        self._client = grpc_client.InferenceServerClient(url)
+        self._client = grpc_client.InferenceServerClient(url, channel_args=CHANNEL_ARGS)
         try:
             self.config, self.limits = self._read_config()
         except BaseException:
@@ -132,18 +140,11 @@ class RankingClient:
 
     def ask_packed(self, tensors: Tensors) -> Answer:
         """Sends tensors as they are."""
-        result = self._result(self._send(tensors))
-        counts = result.as_numpy(ROW_STATUS).reshape(-1, len(RowStatus)).sum(axis=0)
-        rows = {status.name.lower(): int(counts[status]) for status in RowStatus if counts[status]}
-        return Answer(result.as_numpy("preds"), result.as_numpy(TABLES_VERSION).ravel()[0].decode(), rows)
+        return answer_of(self._result(self._send(tensors)))
 
     def _send(self, tensors: Tensors) -> Future[tuple[Any, Any]]:
         """The future (result, error) of a request; gRPC sets the error after the timeout."""
-        inputs = []
-        for name, array in tensors.items():
-            tensor = grpc_client.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-            tensor.set_data_from_numpy(np.ascontiguousarray(array))
-            inputs.append(tensor)
+        inputs = inputs_of(tensors)
         future: Future[tuple[Any, Any]] = Future()
 
         def answered(result: Any, error: Any) -> None:
@@ -188,6 +189,23 @@ class RankingClient:
             "DEADLINE_EXCEEDED": f"; no answer within {self._timeout_s:g} s",
         }.get(status.rpartition(".")[2], "")
         return ServerError(f"{self.model} at {self._url}: {message} ({status.rpartition('.')[2]}){hint}")
+
+
+def inputs_of(tensors: Tensors) -> list[Any]:
+    """Tensors as Triton's client takes them."""
+    inputs = []
+    for name, array in tensors.items():
+        tensor = grpc_client.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(np.ascontiguousarray(array))
+        inputs.append(tensor)
+    return inputs
+
+
+def answer_of(result: Any) -> Answer:
+    """What Triton's client got, from a model that ranks."""
+    counts = result.as_numpy(ROW_STATUS).reshape(-1, len(RowStatus)).sum(axis=0)
+    rows = {status.name.lower(): int(counts[status]) for status in RowStatus if counts[status]}
+    return Answer(result.as_numpy("preds"), result.as_numpy(TABLES_VERSION).ravel()[0].decode(), rows)
 
 
 def ranked_text(config: HstuConfig, request: RankRequest, scores: NDArray) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,10 +25,12 @@ from hstu_trt.contract.errors import GateError, HstuTrtError
 from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint
-from hstu_trt.serving.client import Answer, RankingClient, ServerError
+from hstu_trt.serving.canary import SERVED, Canary
+from hstu_trt.serving.client import CHANNEL_ARGS, Answer, RankingClient, ServerError
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.drain import wait_until_quiet
 from hstu_trt.serving.failure import cause_of_failure
+from hstu_trt.serving.held import Board
 from hstu_trt.serving.releases import ReleaseFolder, check_published
 from hstu_trt.serving.requests import sample
 from hstu_trt.serving.server import (
@@ -42,6 +45,7 @@ from hstu_trt.serving.server import (
     tensorrt_flags,
 )
 from hstu_trt.serving.signature import MODELS
+from hstu_trt.serving.supervisor import Event, Supervisor
 from hstu_trt.serving.tier_report import PlacedTable, check_tiers, placed_tables, tables_json, tables_text
 
 READY_TIMEOUT_S = 120.0
@@ -98,7 +102,7 @@ def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIM
 
 def _wait_until_ready(process: ServerProcess, timeout_s: float) -> str:
     """Returns the server's version once every model is ready."""
-    client = grpc_client.InferenceServerClient(process.plan.url)
+    client = grpc_client.InferenceServerClient(process.plan.url, channel_args=CHANNEL_ARGS)
     waiting, deadline = list(MODELS), time.monotonic() + timeout_s
     try:
         while time.monotonic() < deadline:
@@ -190,6 +194,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--grpc-port", type=int, help="gRPC port (default: 8001 if free; 0: any free one)")
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port (default: closed)")
     parser.add_argument("--ready-timeout", type=float, default=READY_TIMEOUT_S, help="seconds to wait for the models")
+    parser.add_argument(
+        "--restart",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="restart the server when a process of it dies, hangs, or answers wrong (default: --restart)",
+    )
     return parser
 
 
@@ -213,7 +223,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _serve(deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args: argparse.Namespace) -> int:
-    process = None
+    process = supervisor = None
     _stop_on_signals()
     try:
         if not args.json:
@@ -223,14 +233,46 @@ def _serve(deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args:
             json.dumps(_facts(deployment, process, ready)) if args.json else _banner(deployment, plan, ready),
             flush=True,
         )
+        if args.restart:
+            supervisor = _supervisor(deployment, plan, process, args)
+            supervisor.run()
         wait_for_end(process)
     except Stopped:
+        process = process if supervisor is None else supervisor.process
         if process is not None:
             wait_until_quiet(plan.url)
             process.drain()
         if not args.json:
             print("drained and stopped", flush=True)
     return 0
+
+
+def _supervisor(
+    deployment: Deployment, plan: LaunchPlan, process: ServerProcess, args: argparse.Namespace
+) -> Supervisor:
+    """A supervisor of a server that runs; it checks every file anew before each restart."""
+
+    def launch() -> ServerProcess:
+        again = read_deployment(args.deployment)
+        check(again)
+        return start(again, plan, args.ready_timeout)[0]
+
+    def dense_in_use(model: str) -> str | None:
+        running = supervisor.process
+        return None if running is None else Board(deployment.run, running.pid).dense_in_use(model)
+
+    def tell(event: Event) -> None:
+        print(json.dumps(event.to_json()) if args.json else event, flush=True)
+
+    asked = {ENSEMBLE: "embedding_lookup", FUSED: FUSED}
+    supervisor = Supervisor(
+        launch=launch,
+        canaries=[Canary.of(deployment, plan.url, name, partial(dense_in_use, asked[name])) for name in SERVED],
+        tell=tell,
+        record=deployment.run / f"restarts-{plan.grpc_port}.json",
+        process=process,
+    )
+    return supervisor
 
 
 def _print_plan(plan: LaunchPlan, placed: list[PlacedTable], *, as_json: bool) -> None:
