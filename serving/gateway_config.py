@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.serving.signature import REPLICA_LOST, USER_METADATA
 
-USER_METADATA = "x-user-id"
 OPEN_METHODS = (
     "ModelInfer", "ModelReady", "ModelConfig", "ModelMetadata", "ModelStatistics",
     "ServerLive", "ServerReady", "ServerMetadata",
@@ -108,7 +108,7 @@ http {{
         location = /grpc.health.v1.Health/Check {{ grpc_pass grpc://replicas; }}
 {_refusal("/", _PERMISSION_DENIED, "the gateway lets no such method through")}
 {_refusal("@too_large", _INVALID_ARGUMENT, f"the request is larger than the {settings.max_body} bytes that are served")}
-{_refusal("@unavailable", _UNAVAILABLE, "the replica is gone or silent; the request can be sent again")}
+{_refusal("@unavailable", _UNAVAILABLE, REPLICA_LOST)}
 {_refusal("@malformed", _INVALID_ARGUMENT, "not a gRPC request")}
         error_page 413 @too_large;
         error_page 502 503 504 @unavailable;
