@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -34,7 +34,7 @@ from hstu_trt.contract.presets import PRESETS
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
-from hstu_trt.serving.signature import OUT_OF_REACH, REPLICA_LOST, ROW_STATUS, TABLES_VERSION, USER_METADATA
+from hstu_trt.serving.signature import DRAINING, OUT_OF_REACH, REPLICA_LOST, ROW_STATUS, TABLES_VERSION, USER_METADATA
 from hstu_trt.tables.ids import RowStatus
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -47,6 +47,8 @@ CHANNEL_ARGS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
+# Errors after which a request is sent again, and the seconds before it: a gateway may still send to one that stops.
+_WORTH_REPEATING = {REPLICA_LOST: 0.0, DRAINING: 0.5}
 
 
 class ServerError(HstuTrtError):
@@ -153,7 +155,7 @@ class RankingClient:
     def _send(self, tensors: Tensors, user_id: int | str | None) -> Future[tuple[Any, Any]]:
         """The future (result, error) of a request; gRPC sets the error after the timeout.
 
-        What a gateway lost with a replica is sent once more: scoring changes nothing, so that twice is as good as once.
+        What a gateway lost with a replica, or sent to one that is stopping, is sent once more: scoring changes nothing.
         """
         inputs, deadline = inputs_of(tensors), time.monotonic() + self._timeout_s
         headers = None if user_id is None else {USER_METADATA: quote(str(user_id))}
@@ -167,11 +169,17 @@ class RankingClient:
             future.set_result((result, error))
 
         def first_answered(result: Any, error: Any) -> None:
-            if error is not None and REPLICA_LOST in str(error.message()):
-                with suppress(InferenceServerException, ValueError):  # the client may have been closed meanwhile
+            def again() -> None:
+                try:
                     send(settle)
-                    return
-            settle(result, error)
+                except (InferenceServerException, ValueError):  # the client was closed meanwhile
+                    settle(None, error)
+
+            pauses = [pause_s for text, pause_s in _WORTH_REPEATING.items() if text in str(error and error.message())]
+            if pauses:
+                threading.Timer(pauses[0], again).start()
+            else:
+                settle(result, error)
 
         send(first_answered)
         return future

@@ -5,6 +5,7 @@ import time
 from concurrent import futures
 
 import grpc
+
 from hstu_trt.serving.gateway_config import GatewaySettings
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
