@@ -4,7 +4,7 @@ SHELL := bash
 .SECONDARY:
 .PHONY: help install demo serve test test-fast test-faults test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
   bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx engines remote-lib \
-  remote-if-possible redis valkey fuzz clean
+  remote-if-possible redis valkey nginx nginx-if-possible fuzz clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -66,13 +66,13 @@ demo: install  ## checkpoint -> ONNX -> Triton -> ranked candidates, checked on 
 serve: install $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION=
 	$(BIN)/hstu-trt serve --deployment $(DEPLOYMENT)
 
-test: install $(LEAN) tables-lib remote-if-possible  ## every test that this machine can run
+test: install $(LEAN) tables-lib remote-if-possible nginx-if-possible  ## every test that this machine can run
 	$(BIN)/pytest
 
 test-fast: install tables-lib  ## the tests that start no server
 	$(BIN)/pytest -m "not triton and not redis"
 
-test-faults: install tables-lib remote-if-possible  ## faults, overload and bad input on running deployments, as long as in CI
+test-faults: install tables-lib remote-if-possible nginx-if-possible  ## faults, overload and bad input on running deployments, as long as in CI
 	$(BIN)/pytest -m faults
 
 test-plugins: plugins $(LEAN)  ## the plugins in NVIDIA's lean runtimes, and all else about plugins/ that needs no GPU
@@ -140,6 +140,15 @@ build/redis/usr/bin/redis-server:
 
 build/valkey/usr/bin/valkey-server:
 	tests/support/fetch_redis.sh build/valkey valkey
+
+nginx: build/nginx/usr/sbin/nginx  ## unpack Debian's nginx into build/, the gateway of `hstu-trt fleet`
+
+build/nginx/usr/sbin/nginx:
+	tests/support/fetch_nginx.sh build/nginx
+
+# Where it cannot be had, the tests of the fleet are skipped; in CI that is an error.
+nginx-if-possible:
+	@{ command -v nginx || $(MAKE) -s nginx; } >/dev/null || [ "$$CI" != true ]
 
 # Damaged files and replies to all that reads them: SECONDS_EACH of Python, ROUNDS of each reader in C++ with sanitizers.
 SECONDS_EACH ?= 120

@@ -1,4 +1,4 @@
-"""``python -m hstu_trt.serving assemble|serve ...``: the verbs of this room."""
+"""``python -m hstu_trt.serving assemble|serve|fleet|release ...``: the verbs of this room."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hstu_trt.contract import cli
 
-ROOM_VERBS = ("assemble", "serve")
+ROOM_VERBS = ("assemble", "serve", "fleet", "release")
 
 
 def main(argv: Sequence[str]) -> int:

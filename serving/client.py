@@ -11,11 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import tritonclient.grpc as grpc_client
@@ -31,7 +34,7 @@ from hstu_trt.contract.presets import PRESETS
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
-from hstu_trt.serving.signature import OUT_OF_REACH, ROW_STATUS, TABLES_VERSION
+from hstu_trt.serving.signature import DRAINING, OUT_OF_REACH, REPLICA_LOST, ROW_STATUS, TABLES_VERSION, USER_METADATA
 from hstu_trt.tables.ids import RowStatus
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -44,6 +47,8 @@ CHANNEL_ARGS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
+# Errors after which a request is sent again, and the seconds before it: a gateway may still send to one that stops.
+_WORTH_REPEATING = {REPLICA_LOST: 0.0, DRAINING: 0.5}
 
 
 class ServerError(HstuTrtError):
@@ -107,50 +112,76 @@ class RankingClient:
         self._client.close()
 
     def rank(
-        self, user: Mapping[str, int | Feature], history: Mapping[str, Feature], candidates: Mapping[str, Feature]
-    ) -> NDArray:
+        self, user: Mapping[str, int | Feature], history: Mapping[str, Feature], candidates: Mapping[str, Feature],
+        user_id: int | str | None = None,
+    ) -> NDArray:  # fmt: skip
         """Scores ``[candidates, tasks]`` FP32 of one user; see ``RankRequest`` for the features.
 
         Raises InputError when the request is wrong, ServerError when the server is.
         """
-        return self.rank_many([RankRequest(user=user, history=history, candidates=candidates)])[0]
+        request = RankRequest(user=user, history=history, candidates=candidates, user_id=user_id)
+        return self.rank_many([request])[0]
 
     def rank_many(self, requests: Sequence[RankRequest]) -> list[NDArray]:
-        """Scores of several users: one request to ``ranking``; one per user, side by side, to ``ranking_fused``."""
+        """Scores of several users: one request to ``ranking``; one per user, side by side, to ``ranking_fused``.
+
+        Behind a gateway, one request goes where the first user's requests go.
+        """
         if self.model == FUSED:
             return self._rank_each(requests)
         packed = pack(self.config, requests)
-        scores = self.infer(packed)
+        scores = self.infer(packed, requests[0].user_id)
         return list(np.split(scores, packed["candidate_offsets"][1:-1]))
 
     def _rank_each(self, requests: Sequence[RankRequest]) -> list[NDArray]:
         packed = [one_user(pack(self.config, [request])) for request in requests]
-        futures = [self._send(tensors) for tensors in packed]
+        futures = [self._send(tensors, request.user_id) for tensors, request in zip(packed, requests, strict=True)]
         return [self._receive(future)[0] for future in futures]
 
-    def infer(self, tensors: Tensors) -> NDArray:
+    def infer(self, tensors: Tensors, user_id: int | str | None = None) -> NDArray:
         """Sends tensors as they are and returns ``preds``."""
-        return self._receive(self._send(tensors))
+        return self._receive(self._send(tensors, user_id))
 
     def ask(self, request: RankRequest) -> Answer:
         """As ``rank``, with what the server tells about the tables."""
         packed = pack(self.config, [request])
-        answer = self.ask_packed(one_user(packed) if self.model == FUSED else packed)
+        answer = self.ask_packed(one_user(packed) if self.model == FUSED else packed, request.user_id)
         return replace(answer, scores=answer.scores[0]) if self.model == FUSED else answer
 
-    def ask_packed(self, tensors: Tensors) -> Answer:
+    def ask_packed(self, tensors: Tensors, user_id: int | str | None = None) -> Answer:
         """Sends tensors as they are."""
-        return answer_of(self._result(self._send(tensors)))
+        return answer_of(self._result(self._send(tensors, user_id)))
 
-    def _send(self, tensors: Tensors) -> Future[tuple[Any, Any]]:
-        """The future (result, error) of a request; gRPC sets the error after the timeout."""
-        inputs = inputs_of(tensors)
+    def _send(self, tensors: Tensors, user_id: int | str | None) -> Future[tuple[Any, Any]]:
+        """The future (result, error) of a request; gRPC sets the error after the timeout.
+
+        What a gateway lost with a replica, or sent to one that is stopping, is sent once more: scoring changes nothing.
+        """
+        inputs, deadline = inputs_of(tensors), time.monotonic() + self._timeout_s
+        headers = None if user_id is None else {USER_METADATA: quote(str(user_id))}
         future: Future[tuple[Any, Any]] = Future()
 
-        def answered(result: Any, error: Any) -> None:
+        def send(answered: Callable[[Any, Any], None]) -> None:
+            left_s = max(deadline - time.monotonic(), 0.001)
+            self._client.async_infer(self.model, inputs, answered, client_timeout=left_s, headers=headers)
+
+        def settle(result: Any, error: Any) -> None:
             future.set_result((result, error))
 
-        self._client.async_infer(self.model, inputs, answered, client_timeout=self._timeout_s)
+        def first_answered(result: Any, error: Any) -> None:
+            def again() -> None:
+                try:
+                    send(settle)
+                except (InferenceServerException, ValueError):  # the client was closed meanwhile
+                    settle(None, error)
+
+            pauses = [pause_s for text, pause_s in _WORTH_REPEATING.items() if text in str(error and error.message())]
+            if pauses:
+                threading.Timer(pauses[0], again).start()
+            else:
+                settle(result, error)
+
+        send(first_answered)
         return future
 
     def _receive(self, future: Future[tuple[Any, Any]]) -> NDArray:

@@ -27,6 +27,8 @@ class RankRequest:
     """History feature -> a value per event, oldest first."""
     candidates: Mapping[str, Feature]
     """Candidate feature -> a value per candidate."""
+    user_id: int | str | None = None
+    """Whose requests a gateway sends to one replica; no part of what is scored."""
 
 
 def pack(config: HstuConfig, requests: Sequence[RankRequest]) -> Tensors:

@@ -37,6 +37,11 @@ _TIED_TO_US = (
 )
 
 
+def tied_to_us(command: Sequence[str]) -> tuple[str, ...]:
+    """A command that gets a SIGTERM when the thread that started it ends."""
+    return (sys.executable, "-IS", "-c", _TIED_TO_US, *command)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tritonserver:
     """An installed tritonserver. ``wheel`` is its root inside the nvidia-pytriton wheel, None for an NGC install."""
@@ -250,7 +255,7 @@ class ServerProcess:
         with open_log(plan.log) as log:
             # A session of its own: Ctrl-C reaches us alone, and we drain the server.
             self._child = subprocess.Popen(
-                (sys.executable, "-IS", "-c", _TIED_TO_US, *plan.command),
+                tied_to_us(plan.command),
                 env={**os.environ, **plan.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

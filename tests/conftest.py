@@ -56,10 +56,29 @@ def missing_redis() -> str | None:
     return None if find_server() else "no redis-server: make redis, or put one on PATH"
 
 
-PROBES = {"triton": missing_triton, "gpu": missing_gpu, "tensorrt": missing_tensorrt, "redis": missing_redis}
+@functools.cache
+def missing_nginx() -> str | None:
+    """Why no gateway can be started here, or None."""
+    from hstu_trt.contract.errors import ArtefactError
+    from hstu_trt.serving.gateway import find_nginx
+
+    try:
+        find_nginx()
+    except ArtefactError as error:
+        return str(error)
+    return None
+
+
+PROBES = {
+    "triton": missing_triton,
+    "gpu": missing_gpu,
+    "tensorrt": missing_tensorrt,
+    "redis": missing_redis,
+    "nginx": missing_nginx,
+}
 
 # What `make install` and `make test` bring: in CI its absence is a failure of the set-up, not a reason to skip.
-NEEDED_IN_CI = {"triton", "redis"}
+NEEDED_IN_CI = {"triton", "redis", "nginx"}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -23,7 +23,7 @@ def run_planted(pytester: pytest.Pytester, marker: str, conftest_tail: str) -> p
     return pytester.runpytest_subprocess("-rs", "-p", "no:cacheprovider")
 
 
-@pytest.mark.parametrize("marker", ["triton", "gpu", "tensorrt", "redis"])
+@pytest.mark.parametrize("marker", ["triton", "gpu", "tensorrt", "redis", "nginx"])
 def test_a_missing_part_is_a_skip_with_a_reason(pytester, monkeypatch, marker):
     monkeypatch.delenv("CI", raising=False)
     result = run_planted(pytester, marker, "lambda: 'planted reason'")

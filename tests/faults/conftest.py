@@ -1,7 +1,11 @@
 """The golden checkpoint as a deployment, for tests that break what serves it."""
 
-import pytest
+import os
 
+import pytest
+from fleets import running_fleet
+
+from hstu_trt.contract.cli import main
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.deployment import Deployment
@@ -10,3 +14,21 @@ from hstu_trt.serving.deployment import Deployment
 @pytest.fixture(scope="session")
 def deployment(exported, tmp_path_factory) -> Deployment:
     return assemble(read_model_folder(exported("fp32")), tmp_path_factory.mktemp("faults") / "ckptA", Options())
+
+
+@pytest.fixture(scope="session")
+def other_deployment(golden, tmp_path_factory) -> Deployment:
+    """Another model of the same config: every score of it differs from those of ``deployment``."""
+    folder = tmp_path_factory.mktemp("other")
+    arguments = ["--config", golden / "caseA/config.json", "--weights", "random:7", "--precision", "fp32"]
+    assert main(["export", *map(str, arguments), "--out", str(folder / "model")]) == 0
+    return assemble(read_model_folder(folder / "model"), folder / "deployment", Options())
+
+
+@pytest.fixture(scope="session")
+def fleet(deployment, tmp_path_factory):
+    """A fleet of two replicas for all tests of this folder; each leaves two that are well."""
+    # Below the ports that the kernel gives to connections, and not those of another run on this machine.
+    base = 20_000 + os.getpid() % 120 * 100
+    with running_fleet(deployment, tmp_path_factory.mktemp("fleet") / "run", 2, base, base + 1) as running:
+        yield running
