@@ -21,7 +21,7 @@ from hstu_trt.contract.features import Tensors, check_request
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder
 from hstu_trt.contract.split_users import one_user_feeds, user_count
-from hstu_trt.contract.tensors import FUSED, Limits, Precision, StageSpec, float_dtype
+from hstu_trt.contract.tensors import FUSED, Limits, Precision, float_dtype
 from hstu_trt.engines.cuda.device_tables import DeviceTables, load_tables
 from hstu_trt.engines.cuda.fused_batch import FusedModel
 from hstu_trt.engines.cuda.network import Network
@@ -158,6 +158,12 @@ class FusedRunner:
         # Plain operators, as an fp32 model has them on a GPU too, cannot be captured.
         if model.device.type == "cuda" and model.network.runs_on_kernels:
             self._pipeline = Pipeline(model.config, model.fused, self.largest, model.device)
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the tables' rows on the device."""
+        assert self._model.tables is not None
+        return self._model.tables.memory_bytes
 
     @property
     def pipeline(self) -> Pipeline | None:

@@ -14,9 +14,7 @@ from hstu_trt.engines.cuda.network import Batch, additional_rows
 from hstu_trt.engines.cuda.weights import ModelWeights
 
 
-def batch_of_rows(
-    config: HstuConfig, weights: ModelWeights, feed: Mapping[str, Tensor], device: torch.device
-) -> Batch:
+def batch_of_rows(config: HstuConfig, weights: ModelWeights, feed: Mapping[str, Tensor], device: torch.device) -> Batch:
     """The batch of a checked feed of ``hstu``, whose tensors are on the host or the device."""
     history_offsets, candidate_offsets = (feed[f"{side}_offsets"].cpu().numpy() for side in ("uih", "candidate"))
     slots, users = len(config.contextual_slots), len(history_offsets) - 1
