@@ -3,8 +3,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
 .PHONY: help install demo serve test test-fast test-faults test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
-  bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx engines remote-lib \
-  remote-if-possible redis valkey nginx nginx-if-possible fuzz clean
+  accuracy-gpu bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx engines \
+  remote-lib remote-if-possible redis valkey nginx nginx-if-possible fuzz clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -36,7 +36,10 @@ BUILD ?=
 ONNX := build/onnx/$(MODEL)/$(PRECISION)
 ONNX32 := build/onnx/$(MODEL)/fp32
 PLAN := build/plans/$(MODEL)
-DEPLOYMENT ?= build/deployments/$(MODEL)
+# How a deployment runs; other flavours than cpu have a deployment of their own for each precision.
+FLAVOUR ?= cpu
+OF_FLAVOUR := $(if $(filter-out cpu,$(FLAVOUR)),-$(FLAVOUR)-$(PRECISION))
+DEPLOYMENT ?= build/deployments/$(MODEL)$(OF_FLAVOUR)
 
 # What the TensorRT plugins are compiled with where this machine has no headers of its own, and NVIDIA's runtimes (the
 # libraries without the builder) that the tests load them into.
@@ -180,6 +183,9 @@ $(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
 bench-model: plugins  ## check and time the whole model in process beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench model --profile
 
+accuracy-gpu: plugins  ## entropy, accuracy and GAUC of the cuda runner in fp16 and fp8 on 4,096 requests, on a CUDA GPU; rows to bench/results/
+	$(BIN)/hstu-trt bench gpu-accuracy
+
 bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench kernels
 
@@ -187,7 +193,7 @@ bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a 
 LOAD ?=
 SERVED := --deployment $(DEPLOYMENT) $(LOAD)
 
-bench-serve: install $(DEPLOYMENT)/manifest.json  ## load on a deployment: single, offline, the rate at a bound, the curve; rows to bench/results/: MODEL= LOAD=
+bench-serve: install $(DEPLOYMENT)/manifest.json  ## load on a deployment: single, offline, the rate at a bound, the curve; rows to bench/results/: MODEL= FLAVOUR=cpu|cuda PRECISION= LOAD=
 	$(BIN)/hstu-trt bench serve $(SERVED)
 
 perf: install $(DEPLOYMENT)/manifest.json $(PERF_ANALYZER)  ## NVIDIA's perf_analyzer on a deployment, beside our client in the same run: MODEL= LOAD=
@@ -264,5 +270,5 @@ clean:  ## remove what was built; .venv/ stays
 build/onnx/%/manifest.json: | install
 	@$(MAKE) --no-print-directory onnx MODEL=$(*D) PRECISION=$(*F)
 
-build/deployments/%/manifest.json: build/onnx/%/$(PRECISION)/manifest.json
-	$(BIN)/hstu-trt assemble --model $(<D) --flavour cpu --out $(@D)
+build/deployments/%$(OF_FLAVOUR)/manifest.json: build/onnx/%/$(PRECISION)/manifest.json
+	$(BIN)/hstu-trt assemble --model $(<D) --flavour $(FLAVOUR) --out $(@D)

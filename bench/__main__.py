@@ -26,6 +26,7 @@ class Suite:
 SUITES = {
     "workload": Suite("Generates the requests of a profile, one .npz per time slot.", "workload_files"),
     "accuracy": Suite("PyTorch fp32 against ONNX Runtime fp32, fp16 and fp8.", "accuracy"),
+    "gpu-accuracy": Suite("The cuda runner in fp16 and fp8 against PyTorch fp32 on a CUDA GPU.", "gpu_accuracy"),
     "plan-precision": Suite("Which parts of a model may compute in fp8 under an accuracy budget.", "plan_precision"),
     "demo": Suite("Checkpoint to ranked candidates on one machine.", "demo"),
     "polygraphy": Suite("Valid inputs and shapes of a stage for Polygraphy's own command line.", "polygraphy_feeds"),

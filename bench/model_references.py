@@ -26,23 +26,28 @@ class TorchModel:
     """The PyTorch model on the GPU, one request of one user at a time.
 
     attention: "dense" materialises the scores, "compiled" is that with whole layers inside torch.compile, "ours" runs
-    our kernel between PyTorch's other operators.
+    our kernel between PyTorch's other operators, "blocked" is "dense" without the pairs that the mask leaves out.
     """
 
     def __init__(
-        self, config: HstuConfig, weights: Weights, precision: Precision, tables: Mapping[str, Tensor], attention: str
-    ) -> None:
-        self._config, self._tables = config, tables
+        self, config: HstuConfig, weights: Weights, precision: Precision, tables: Mapping[str, Tensor], attention: str,
+        device: str = "cuda",
+    ) -> None:  # fmt: skip
+        self._config, self._tables, self._device = config, tables, device
         self._dtype = torch.float32 if precision == "fp32" else torch.float16
-        self._model = build_ranking_model(config, weights.dense, "random", precision, weights.fp8_sites).cuda()
+        self._model = build_ranking_model(config, weights.dense, "random", precision, weights.fp8_sites).to(device)
         stack: Any = self._model._hstu_transducer._stu_module
-        if attention != "ours":
+        if attention == "blocked":
+            stack.forward = _BlockedStack(stack)
+        elif attention != "ours":
             stack.forward = _DenseStack(stack, compiled=attention == "compiled")
 
     def scores(self, feed: Mapping[str, NDArray]) -> Tensor:
         """Scores [candidates, tasks] of a feed of ``ranking_fused``, on the GPU."""
         with torch.inference_mode():
-            inputs = {name: torch.from_numpy(np.ascontiguousarray(array)).cuda() for name, array in feed.items()}
+            inputs = {
+                name: torch.from_numpy(np.ascontiguousarray(array)).to(self._device) for name, array in feed.items()
+            }
             rows = self._rows(inputs)
             vectors = self._model.hstu_stage({**inputs, **rows})
             return self._model.head_stage({**rows, "user_embeddings": vectors})
@@ -89,6 +94,41 @@ def _dense_layer(layer: StuLayer, x: Tensor, mask: Tensor, alpha: float, norm: T
     weights = F.silu(torch.matmul(q, k.transpose(1, 2)) * alpha) * mask[first:]
     attention = (torch.matmul(weights, v).float() / norm).transpose(0, 1)
     return layer.output(x[first:], u[first:], attention)
+
+
+class _BlockedStack:
+    """``StuStack.forward`` for one user: exact, a block of queries at a time against the keys that they may see."""
+
+    def __init__(self, stack: StuStack, block: int = 1024) -> None:
+        self._layers, self._alpha, self._block = stack.layers, stack.alpha, block
+
+    def __call__(
+        self, prefix: Tensor, candidates: Tensor, layout: TokenLayout, norm: Tensor, taps: list[Tensor] | None = None
+    ) -> Tensor:
+        x, first = torch.cat([prefix, candidates]), prefix.shape[0]
+        for number, layer in enumerate(self._layers):
+            begin = first if number + 1 == len(self._layers) else 0
+            u, v, q, k = layer.project(x)
+            heads = self._attention(*(part.transpose(0, 1) for part in (q, k, v)), first, begin)
+            x = layer.output(x[begin:], u[begin:], heads.float().transpose(0, 1) / norm)
+        return x
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, first: int, begin: int) -> Tensor:
+        """Of the rows from ``begin`` on, [heads, rows, v_dim]; candidates see the prefix and themselves."""
+        out = torch.empty_like(v[:, begin:])
+        for row in range(begin, first, self._block):
+            last = min(row + self._block, first)
+            weights = self._weights(q[:, row:last], k[:, :last])
+            weights[:, :, row:].tril_()
+            torch.matmul(weights, v[:, :last], out=out[:, row - begin : last - begin])
+        items = slice(first, None)
+        seen = torch.matmul(self._weights(q[:, items], k[:, :first]), v[:, :first])
+        own = F.silu((q[:, items] * k[:, items]).sum(-1, keepdim=True) * self._alpha)
+        out[:, first - begin :] = seen + own * v[:, items]
+        return out
+
+    def _weights(self, q: Tensor, k: Tensor) -> Tensor:
+        return F.silu(torch.matmul(q, k.transpose(1, 2)).mul_(self._alpha), inplace=True)
 
 
 def timed_ms(call: Callable[[], object], repeats: int) -> list[float]:

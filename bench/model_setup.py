@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,25 +92,38 @@ class Weights:
     fp8_sites: tuple[str, ...] = ()
 
 
-def random_weights(config: HstuConfig, precisions: list[Precision]) -> dict[Precision, Weights]:
-    """One model with seeded weights in several precisions; fp8 in the layers, calibrated on made-up requests."""
-    tables = tuple(dataclasses.replace(t, rows=min(t.rows, _SMALL_ROWS)) for t in config.tables)
-    small = dataclasses.replace(config, tables=tables)
-    checkpoint = random_checkpoint(small, SEED)
-    found: dict[Precision, Weights] = {
-        p: Weights(precision=p, dense=checkpoint.dense) for p in precisions if p != "fp8"
-    }
-    if "fp8" in precisions:
+class RandomModel:
+    """One model with seeded weights, in any precision; fp8 is calibrated on made-up requests."""
+
+    def __init__(self, config: HstuConfig, *, heavy_tailed: bool = False) -> None:
+        tables = tuple(dataclasses.replace(t, rows=min(t.rows, _SMALL_ROWS)) for t in config.tables)
+        self._config = dataclasses.replace(config, tables=tables)
+        self._checkpoint = random_checkpoint(self._config, SEED, heavy_tailed=heavy_tailed)
+
+    def weights(self, precision: Precision, sites: tuple[str, ...] | None = None) -> Weights:
+        """sites: the parts in fp8; None: the attention layers."""
+        if precision != "fp8":
+            return Weights(precision=precision, dense=self._checkpoint.dense)
+        sites = layer_sites(self._config) if sites is None else sites
+        half = build_ranking_model(self._config, self._checkpoint.dense, "random", "fp16")
+        quantised = put_fp8(half, sites, self._fp8_modules)
+        return Weights(precision=precision, dense=quantised.state_dict(), fp8_sites=sites)
+
+    @functools.cached_property
+    def _fp8_modules(self) -> Any:
+        config, checkpoint = self._config, self._checkpoint
         rows = {name: torch.from_numpy(np.concatenate(list(t.blocks()))) for name, t in checkpoint.tables.items()}
-        reference = build_ranking_model(small, checkpoint.dense, "random", "fp32")
-        lookup = EmbeddingStage(None, small, rows, "float32")  # type: ignore[arg-type]
-        requests = synthetic_requests(small, default_limits(small), _CALIBRATION_REQUESTS)
-        largest = largest_values(reference, lookup, [requests_with_norm(small, requests, float(small.max_seq_len))])
-        sites = layer_sites(small)
-        half = build_ranking_model(small, checkpoint.dense, "random", "fp16")
-        quantised = put_fp8(half, sites, fp8_modules(reference, largest))
-        found["fp8"] = Weights(precision="fp8", dense=quantised.state_dict(), fp8_sites=sites)
-    return found
+        reference = build_ranking_model(config, checkpoint.dense, "random", "fp32")
+        lookup = EmbeddingStage(None, config, rows, "float32")  # type: ignore[arg-type]
+        requests = synthetic_requests(config, default_limits(config), _CALIBRATION_REQUESTS)
+        largest = largest_values(reference, lookup, [requests_with_norm(config, requests, float(config.max_seq_len))])
+        return fp8_modules(reference, largest)
+
+
+def random_weights(config: HstuConfig, precisions: list[Precision]) -> dict[Precision, Weights]:
+    """One model with seeded weights in several precisions; fp8 in the layers."""
+    model = RandomModel(config)
+    return {precision: model.weights(precision) for precision in precisions}
 
 
 def device_tables(config: HstuConfig, device: torch.device) -> dict[str, Tensor]:

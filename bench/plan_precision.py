@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,15 @@ class Trial:
     def value(self, name: str) -> float:
         """A figure by name; NaN where the requests do not have it."""
         return next((figure.value for figure in self.figures if figure.name == name), float("nan"))
+
+
+class Trials(Protocol):
+    """What can be tried: parts in fp8, judged by the gates."""
+
+    @property
+    def sites(self) -> tuple[str, ...]: ...
+
+    def trial(self, name: str, sites: Sequence[str], gates: RankingGates) -> Trial: ...
 
 
 class Study:
@@ -152,7 +162,7 @@ def _shares(config: HstuConfig, workload: Workload, model: object) -> dict[str, 
     return {site: value / total for site, value in macs.items()}
 
 
-def choose(study: Study, gates: RankingGates, progress: Progress) -> tuple[list[Trial], list[Trial]]:
+def choose(study: Trials, gates: RankingGates, progress: Progress) -> tuple[list[Trial], list[Trial]]:
     """The trial of each part alone, and the steps of the choice; the last step is the choice."""
     alone = []
     for site in study.sites:

@@ -171,8 +171,10 @@ def _contextual(config: HstuConfig, uih: Mapping[str, Jagged], users: int) -> ND
     return np.concatenate(blocks, axis=1).astype(np.int64)
 
 
-def check_request(tensors: Mapping[str, NDArray], spec: StageSpec, limits: Limits) -> None:
+def check_request(tensors: Mapping[str, NDArray], spec: StageSpec, limits: Limits, *, finite: bool = True) -> None:
     """Checks dtypes, shapes, offsets and limits of a packed request against a stage's inputs.
+
+    finite: whether NaN and Inf are looked for.
 
     Ids are checked where they are looked up, since only the tables know their rows. Raises InputError that names
     tensor, position and value.
@@ -182,6 +184,8 @@ def check_request(tensors: Mapping[str, NDArray], spec: StageSpec, limits: Limit
         if expected.name not in tensors:
             raise InputError(f"tensor {expected.name!r} {expected.dtype} {expected.shape_text} is missing")
         _check_tensor(tensors[expected.name], expected.name, expected.dtype, expected.dims, sizes)
+        if finite and tensors[expected.name].dtype.kind == "f":
+            check_finite(expected.name, tensors[expected.name])
     _check_related_sizes(sizes)
     if "attention_norm" in tensors and not (tensors["attention_norm"] > 0).all():
         at = int(np.argmin(tensors["attention_norm"] > 0))
@@ -209,8 +213,6 @@ def _check_tensor(
         known, by = sizes.setdefault(dim.name, (size, name))
         if known != size:
             raise InputError(f"tensor {name!r} has {size} {dim.name} on axis {axis}, but {by!r} has {known}")
-    if array.dtype.kind == "f":
-        check_finite(name, array)
 
 
 def _dims_text(dims: tuple[Dim | int, ...]) -> str:

@@ -25,6 +25,7 @@ from hstu_trt.contract.staging import staged_folder
 from hstu_trt.contract.table_versions import current_tables
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint, pbtxt
+from hstu_trt.serving.cuda_steps import DEVICES, CudaSettings, place_models, require_servable, use_cuda
 from hstu_trt.serving.deployment import (
     DEPLOYMENT_KIND,
     ENGINES_LINK,
@@ -60,16 +61,29 @@ class Options:
     tiers: Path | None = None
     """Settings of the tables' tiers; None: all are mapped files."""
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
+    cuda: CudaSettings = field(default_factory=CudaSettings)
+    """Flavour ``cuda``."""
 
     def __post_init__(self) -> None:
         if self.flavour not in FLAVOURS:
             raise ConfigError(f"unknown flavour {self.flavour!r}: choose from {', '.join(FLAVOURS)}")
         if (self.flavour == "tensorrt") != (self.engines is not None):
             raise ConfigError("--engines goes with --flavour tensorrt, and that flavour needs it")
+        if self.flavour == "cuda":
+            self._require_fixed_tables()
+        elif self.cuda != CudaSettings():
+            raise ConfigError("--device and --batch-tokens go with --flavour cuda")
         if self.id_policy not in POLICIES:
             raise ConfigError(f"unknown id policy {self.id_policy!r}: choose from {', '.join(POLICIES)}")
         if self.attention_norm is not None:
             parse_fixed_norm(self.attention_norm)
+
+    def _require_fixed_tables(self) -> None:
+        why = "the flavour cuda holds the model's own tables in GPU memory from the start to the end"
+        if self.tiers is not None:
+            raise ConfigError(f"--tiers: {why}; take --flavour cpu for tables in other tiers")
+        if self.refresh != RefreshSettings():
+            raise ConfigError(f"--tables and --refresh: {why}; take --flavour cpu to follow published versions")
 
     def norm_text(self, model: ModelFolder) -> str:
         """The attention norm of the deployment, as ``fixed:N``."""
@@ -87,6 +101,9 @@ def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.Mode
     wanted = signatures(model.ranking_config, model.limits, model.precision, options.flavour)
     if engines is not None:
         use_engines(configs, wanted, engines)
+    if options.flavour == "cuda":
+        require_servable(model)
+        use_cuda(configs, wanted, options.cuda)
     parameters = {
         "id_policy": options.id_policy,
         ATTENTION_NORM: options.norm_text(model),
@@ -123,6 +140,8 @@ def assemble(model: ModelFolder, out: Path, options: Options) -> Deployment:
         if options.engines is not None:
             (folder / ENGINES_LINK).symlink_to(options.engines.resolve(), target_is_directory=True)
             place_plans(read_engines(options.engines, model), folder / REPOSITORY_FOLDER)
+        if options.flavour == "cuda":
+            place_models(folder / REPOSITORY_FOLDER, options.cuda.device)
         lint.require_clean(folder / REPOSITORY_FOLDER, model, options.flavour)
         _write_deployment_manifest(folder, out, model, options)
     return read_deployment(out, verify=False)
@@ -161,6 +180,7 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
         made_by=(
             f"hstu-trt assemble --model {model.path} --flavour {options.flavour} --attention-norm {norm} "
             f"--id-policy {options.id_policy} {f'--engines {options.engines} ' if options.engines else ''}"
+            f"{options.cuda.command_text if options.flavour == 'cuda' else ''}"
             f"{f'--tables {options.refresh.tables} ' if options.refresh.tables else ''}"
             f"{f'--tiers {options.tiers} ' if options.tiers else ''}--out {out}"
         ),
@@ -184,6 +204,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, help="model folder, made by hstu-trt export")
     parser.add_argument("--flavour", choices=FLAVOURS, default="cpu", help="how the models run (default: cpu)")
     parser.add_argument("--engines", type=Path, help="flavour tensorrt: folder made by hstu-trt engines")
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cuda",
+        help="flavour cuda: cpu is plain PyTorch, for tests (default: cuda)",
+    )
+    parser.add_argument(
+        "--batch-tokens", type=int, default=CudaSettings().batch_tokens, metavar="N",
+        help="flavour cuda: tokens of a micro-batch (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--attention-norm", metavar="fixed:N", help="N of the attention's 1/N (default: max_seq_len)")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table (default: reject)")
     parser.add_argument(
@@ -219,6 +249,7 @@ def main(argv: Sequence[str]) -> int:
         id_policy=args.id_policy,
         tiers=args.tiers,
         refresh=refresh,
+        cuda=CudaSettings(device=args.device, batch_tokens=args.batch_tokens),
     )
     model = read_model_folder(args.model)
     if args.dry_run:

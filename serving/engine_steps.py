@@ -74,10 +74,15 @@ def use_engines(
         del config.instance_group[:]
         numbers = [str(number) for number in range(engines.profiles[step])]
         config.instance_group.add(kind="KIND_GPU", count=1, gpus=[0], profile=numbers)
-        pbtxt.add_ports(config, wanted[step])
-    pbtxt.add_ports(configs["embedding_lookup"], wanted["embedding_lookup"])
-    pbtxt.set_parameter(configs["embedding_lookup"], ATTENTION_NORM, "")
     pbtxt.set_parameter(configs[FUSED], ENGINES_PARAMETER, f"../../{ENGINES_LINK}")
+    send_through_lookup(configs, wanted)
+
+
+def send_through_lookup(configs: Mapping[str, pbtxt.ModelConfig], wanted: Mapping[str, Signature]) -> None:
+    """The whole request goes to ``embedding_lookup``, which hands the attention norm on. In place."""
+    for name in ("embedding_lookup", *ENGINE_STEPS):
+        pbtxt.add_ports(configs[name], wanted[name])
+    pbtxt.set_parameter(configs["embedding_lookup"], ATTENTION_NORM, "")
     lookup, hstu, _ = configs[ENSEMBLE].ensemble_scheduling.step
     for port in configs[ENSEMBLE].input:
         lookup.input_map[port.name] = port.name

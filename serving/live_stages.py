@@ -20,6 +20,7 @@ from hstu_trt.contract.tensors import Dim, StageSpec, TensorSpec
 from hstu_trt.serving.releases import Release, ReleaseFolder
 from hstu_trt.serving.signature import ATTENTION_NORM, DENSE_ID, OFFSETS, ROW_STATUS, TABLES_VERSION
 from hstu_trt.serving.stages import FusedStage, RequestError, Stage, UserBatches, each
+from hstu_trt.serving.table_ids import count_by_user
 from hstu_trt.tables.delta import tables_digest
 from hstu_trt.tables.ids import Policy, RowStatus
 from hstu_trt.tables.live import Live
@@ -199,7 +200,7 @@ class LiveFusedStage:
         rows, status = self._rows.look_up(release.tables.rows, packed)
         users = len(packed["uih_offsets"]) - 1
         kept = {name: array for name, array in packed.items() if name not in status}
-        return kept | rows, _count_by_user(users, list(status.values()))
+        return kept | rows, count_by_user(users, list(status.values()))
 
 
 def _dense_scores(release: FusedRelease, feed: Tensors) -> NDArray:
@@ -226,7 +227,7 @@ class FixedFusedStage:
             if isinstance(scores, RequestError):
                 answers.append(scores)
                 continue
-            status = _count_by_user(len(request["candidate_timestamps"]), self._engine.row_status(request))
+            status = count_by_user(len(request["candidate_timestamps"]), self._engine.row_status(request))
             self.tally.add_rows(status)
             answers.append(FusedAnswer(scores, self._version, status))
         return answers
@@ -243,18 +244,14 @@ class FixedFusedStage:
         }
 
 
-def _count_by_user(users: int, statuses: Sequence[NDArray]) -> NDArray:
-    """Statuses whose first dims are users with equally many tokens each -> ``[users, 7]`` int64."""
-    kinds = len(RowStatus)
-    by_user = np.concatenate([status.reshape(users, -1) for status in statuses], axis=1)
-    place = by_user.astype(np.int64) + kinds * np.arange(users)[:, None]
-    return np.bincount(place.ravel(), minlength=kinds * users).reshape(users, kinds)
-
-
 def warm(stage: Stage, spec: StageSpec) -> None:
-    """Runs a stage once, on one user with one event and one candidate: first runs are slow."""
-    feed = {tensor.name: _smallest(tensor) for tensor in spec.without(ATTENTION_NORM).inputs}
-    stage.infer(feed)
+    """Runs a stage once, on the smallest feed: first runs are slow."""
+    stage.infer(smallest_feed(spec))
+
+
+def smallest_feed(spec: StageSpec) -> Tensors:
+    """One user with one event and one candidate, all ids 0; without the attention norm."""
+    return {tensor.name: _smallest(tensor) for tensor in spec.without(ATTENTION_NORM).inputs}
 
 
 def _smallest(tensor: TensorSpec) -> NDArray:

@@ -22,8 +22,11 @@ from hstu_trt.tables.ids import RowStatus
 MODELS = (*STAGES, ENSEMBLE, FUSED)
 """Every model of a repository, steps before the ensemble."""
 
-FLAVOURS = ("cpu", "tensorrt")
-"""How the models run: ONNX Runtime in Python models, or TensorRT plans in Triton's own TensorRT backend."""
+FLAVOURS = ("cpu", "cuda", "tensorrt")
+"""How the models run: ONNX Runtime or our kernels in Python models, or TensorRT plans in Triton's TensorRT backend."""
+
+FIXED_FLAVOURS = ("cuda", "tensorrt")
+"""Those whose steps serve one dense model for good, behind a lookup that checks the whole request."""
 
 ENGINE_STEPS = ("hstu", "mlp_head")
 """The steps that are TensorRT plans in the flavour ``tensorrt``."""
@@ -88,13 +91,13 @@ def _with_outputs(signature: Signature, *ports: Port) -> Signature:
 def signatures(config: HstuConfig, limits: Limits, precision: Precision, flavour: str = "cpu") -> dict[str, Signature]:
     """The signature of every model of a repository, by name.
 
-    A Python model adds the attention norm itself, and serves the dense model that ``dense_id`` names. A TensorRT plan
-    takes the norm as an input and checks nothing, so in that flavour ``embedding_lookup`` sees the whole request,
-    checks it, and hands the norm on; plans are fixed, so there is no ``dense_id``.
+    In the flavour ``cpu`` a step adds the attention norm itself, and serves the dense model that ``dense_id`` names. A
+    TensorRT plan takes the norm as an input and checks nothing, so in that flavour ``embedding_lookup`` sees the whole
+    request, checks it, and hands the norm on; plans are fixed, so there is no ``dense_id``. ``cuda`` does likewise.
     """
     specs = stage_specs(config, limits, precision)
     packed = {name: _packed(specs[name].without(ATTENTION_NORM)) for name in (*STAGES, ENSEMBLE)}
-    if flavour == "tensorrt":
+    if flavour in FIXED_FLAVOURS:
         lookup, norm = specs["embedding_lookup"], specs["hstu"].tensor(ATTENTION_NORM)
         guarded = StageSpec(lookup.name, specs[ENSEMBLE].inputs, (*lookup.outputs, norm))
         packed |= {"embedding_lookup": _packed(guarded), "hstu": _packed(specs["hstu"])}

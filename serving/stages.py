@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Tensors, check_request, offsets_of
-from hstu_trt.contract.model_folder import REGENERATE, ModelFolder
+from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.runner import Runner
-from hstu_trt.contract.table_format import read_tables
-from hstu_trt.contract.tensors import ENSEMBLE, PADDING_ID, StageSpec, feature_columns
+from hstu_trt.contract.tensors import ENSEMBLE, StageSpec, feature_columns
 from hstu_trt.serving.signature import ATTENTION_NORM, OFFSETS
-from hstu_trt.tables.ids import Policy, RowStatus, apply_policy
+from hstu_trt.serving.table_ids import TableIds
+from hstu_trt.tables.ids import Policy
 from hstu_trt.tables.remote_resp import RemoteError
 
 RequestError = InputError | RemoteError
@@ -74,16 +74,15 @@ class FusedStage:
     """
 
     def __init__(self, model: ModelFolder, runner: Runner, attention_norm: float, id_policy: Policy) -> None:
-        config = model.ranking_config
-        self._default_rows = default_rows(model) if id_policy == "default_row" else {}
         self._users = UserBatches(model)
-        self._columns = feature_columns(config)
-        self._tables = {feature: config.table_of(feature) for feature in config.embedding_features}
+        self._ids = TableIds(model, id_policy)
         self._runner = runner
         self._norm = np.asarray([attention_norm], dtype=np.float32)
-        self._policy = id_policy
-        self.bad_ids: Counter[str] = Counter()
+
+    @property
+    def bad_ids(self) -> Counter[str]:
         """Ids outside each table so far."""
+        return self._ids.bad
 
     def infer_many(self, requests: Sequence[Mapping[str, NDArray]]) -> list[NDArray | RequestError]:
         """Scores ``[users, candidates, tasks]`` per request, or what is wrong with that request."""
@@ -94,52 +93,15 @@ class FusedStage:
     def _pack(self, request: Mapping[str, NDArray]) -> Tensors:
         """One request as checked inputs of the ``ranking`` stage, ids outside the tables already dealt with."""
         tensors = self._users.pack(request)
-        return tensors | self._checked_ids(tensors)
+        return tensors | self._ids.checked(tensors)
 
     def row_status(self, request: Mapping[str, NDArray]) -> list[NDArray]:
-        """Status of the ids of a request that was answered, by tensor: ``[tokens, features]``.
-
-        An engine does not tell where rows came from, so those that are not padding nor a bad id's are the GPU's.
-        """
-        found = []
-        for name in self._columns:
-            if name in request:
-                ids = request[name].reshape(-1, len(self._columns[name]))
-                given = np.where(self._is_bad(name, ids), RowStatus.BAD_ID, RowStatus.GPU)
-                found.append(np.where(ids == _padding_id(name), RowStatus.PADDING, given))
-        return found
-
-    def _is_bad(self, name: str, ids: NDArray) -> NDArray:
-        rows = np.asarray([self._tables[feature].rows for feature in self._columns[name]])
-        return ((ids < 0) | (ids >= rows)) & (ids != _padding_id(name))
-
-    def _checked_ids(self, tensors: Tensors) -> Tensors:
-        for name, features in self._columns.items():
-            for feature, bad in zip(features, self._is_bad(name, tensors[name]).sum(axis=0), strict=True):
-                if bad:
-                    self.bad_ids[self._tables[feature].name] += int(bad)
-        return {
-            name: apply_policy(
-                tensors[name],
-                features,
-                [self._tables[feature] for feature in features],
-                policy=self._policy,
-                padding_id=_padding_id(name),
-                what=name,
-                default_rows=[self._default_rows.get(feature) for feature in features],
-            )
-            for name, features in self._columns.items()
-        }
+        """Status of the ids of a request that was answered (``TableIds.status``)."""
+        return self._ids.status(request)
 
     def _score(self, feed: Tensors) -> NDArray:
         flat = {f"{group}_ids": feed[f"{group}_ids"].reshape(-1) for group in ("uih", "candidate")}
         return self._runner.infer(feed | flat | {ATTENTION_NORM: self._norm})["preds"]
-
-
-def default_rows(model: ModelFolder) -> dict[str, int | None]:
-    """Feature -> the row that stands in for a bad id; None: a row of zeros. Raises ArtefactError."""
-    tables = read_tables(model.tables, regenerate=REGENERATE.format(folder=model.path)).values()
-    return {feature: table.ids.default_row for table in tables for feature in table.features}
 
 
 T = TypeVar("T")
@@ -224,8 +186,3 @@ def _split(batch: Sequence[Tensors], scores: NDArray) -> list[NDArray]:
         part.reshape(len(request["uih_offsets"]) - 1, -1, scores.shape[1])
         for part, request in zip(parts, batch, strict=True)
     ]
-
-
-def _padding_id(ids: str) -> int | None:
-    """The id that stands for a missing slot: only contextual features have those."""
-    return PADDING_ID if ids == "contextual_ids" else None

@@ -51,7 +51,7 @@ from hstu_trt.tables.tiers import Tiers
 _SWITCH_S = 0.0005
 
 
-class _TritonModel:
+class TritonModel:
     """What the models share: their parameters, the model folder, and the form of an error."""
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -195,7 +195,7 @@ class _TritonModel:
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))
 
 
-class _StageModel(_TritonModel):
+class _StageModel(TritonModel):
     """A model that treats each request as a batch of its own."""
 
     _stage: Stage
@@ -236,7 +236,7 @@ class StepModel(_StageModel):
         self._watch(dense.watcher)
 
 
-class FusedModel(_TritonModel):
+class FusedModel(TritonModel):
     """``ranking_fused``: all waiting requests that Triton hands over, run as one batch."""
 
     def _load(self, model: ModelFolder) -> None:

@@ -51,6 +51,11 @@ class DeviceTables:
                 raise ArtefactError(f"table {table.name} is missing, or not {config.embedding_dim} wide")
         self._config, self._tables, self._dtype = config, tables, dtype
 
+    @property
+    def memory_bytes(self) -> int:
+        """Of the rows, without the outputs of small tables."""
+        return sum(table.nbytes for table in self._tables.values())
+
     def of(self, feature: str) -> Tensor:
         """The table that a feature looks up in."""
         return self._tables[self._config.table_of(feature).name]

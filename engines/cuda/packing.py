@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _LEAST_STEP = 128
-_STEPS_PER_DOUBLING = 64
+FINE_STEPS = 64
+"""Bucket sizes per doubling of the rows: at most 1.6 % more from 8,192 rows on."""
 
 
 class Size(NamedTuple):
@@ -38,18 +39,18 @@ class Bucket(NamedTuple):
         return self.prefix + self.candidates
 
 
-def bucket_of(sizes: Sequence[Size]) -> Bucket:
+def bucket_of(sizes: Sequence[Size], steps: int = FINE_STEPS) -> Bucket:
     """The smallest bucket that holds some users and a filler."""
     return Bucket(
-        rounded_rows(sum(size.prefix for size in sizes)),
-        rounded_rows(sum(size.candidates for size in sizes)),
+        rounded_rows(sum(size.prefix for size in sizes), steps),
+        rounded_rows(sum(size.candidates for size in sizes), steps),
         1 << len(sizes).bit_length(),
     )
 
 
-def rounded_rows(rows: int) -> int:
-    """The next multiple of 128, or of a 64th of the power of two below it: at most 1.6 % more from 8,192 rows on."""
-    step = max(_LEAST_STEP, (1 << max(rows.bit_length() - 1, 0)) // _STEPS_PER_DOUBLING)
+def rounded_rows(rows: int, steps: int = FINE_STEPS) -> int:
+    """The next multiple of 128, or of a ``steps``-th of the power of two below it."""
+    step = max(_LEAST_STEP, (1 << max(rows.bit_length() - 1, 0)) // steps)
     return max(1, -(-rows // step)) * step
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,14 +21,14 @@ from hstu_trt.contract.features import Tensors, check_request
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder
 from hstu_trt.contract.split_users import one_user_feeds, user_count
-from hstu_trt.contract.tensors import FUSED, Limits, Precision, StageSpec, float_dtype
+from hstu_trt.contract.tensors import FUSED, Limits, Precision, float_dtype
 from hstu_trt.engines.cuda.device_tables import DeviceTables, load_tables
 from hstu_trt.engines.cuda.fused_batch import FusedModel
-from hstu_trt.engines.cuda.network import Network, item_rows
-from hstu_trt.engines.cuda.packing import Bucket, Size, bucket_of, pack, rounded_rows
-from hstu_trt.engines.cuda.pipeline import Pipeline
-from hstu_trt.engines.cuda.stage_batch import batch_of_rows
+from hstu_trt.engines.cuda.network import Network
+from hstu_trt.engines.cuda.packing import FINE_STEPS, Bucket, Size, bucket_of, pack, rounded_rows
+from hstu_trt.engines.cuda.pipeline import Pipeline, Slot
 from hstu_trt.engines.cuda.staging import StagingLayout, UserFeed, Writer, size_of
+from hstu_trt.engines.cuda.steps import HeadStep, HstuStep, LookupStep, Step
 from hstu_trt.engines.cuda.weights import Dense, ModelWeights
 from hstu_trt.engines.stages import engine_spec
 
@@ -47,6 +47,8 @@ class CudaOptions:
     """Users of a micro-batch."""
     whole_items: bool = True
     """The attention never cuts long rows over multiprocessors (plugins/README.md): slower for small single requests."""
+    bucket_steps: int = FINE_STEPS
+    """Bucket sizes per doubling of a micro-batch's rows: fewer mean fewer graphs to capture, and more filler."""
 
 
 class CudaModel:
@@ -93,7 +95,7 @@ class CudaRunner:
         self._limits = model.limits
         needs_tables = stage in (FUSED, "embedding_lookup")
         self._model = CudaModel.of_folder(model, options, with_tables=needs_tables)
-        self._stage = _stage(self._model, stage, self.spec, model.limits)
+        self._stage = _stage(self._model, stage, model.limits)
 
     def __enter__(self) -> CudaRunner:
         return self
@@ -106,8 +108,7 @@ class CudaRunner:
     def infer(self, feed: Mapping[str, NDArray]) -> Tensors:
         """Runs the stage on numpy arrays: inputs by name -> outputs by name. Raises InputError for a wrong feed."""
         check_request(feed, self.spec, self._limits)
-        with torch.inference_mode():
-            return self._stage.run(feed)
+        return self._stage.run(feed)
 
     def infer_many(self, feeds: Sequence[Mapping[str, NDArray]]) -> list[Tensors]:
         """Several requests of the fused stage, packed into micro-batches. Raises InputError for a wrong feed."""
@@ -118,12 +119,27 @@ class CudaRunner:
         return self._stage.run_many(feeds)
 
 
-def _stage(model: CudaModel, stage: str, spec: StageSpec, limits: Limits) -> Any:
-    if stage == FUSED:
-        return FusedRunner(model, limits)
+def _stage(model: CudaModel, stage: str, limits: Limits) -> FusedRunner | Step:
+    return FusedRunner(model, limits) if stage == FUSED else step_of(model, stage)
+
+
+def step_of(model: CudaModel, stage: str) -> Step:
+    """One of the three stages, or ``hstu`` with every layer's output."""
     if stage == "embedding_lookup":
-        return _LookupStage(model, spec)
-    return _HeadStage(model) if stage == "mlp_head" else _HstuStage(model, taps=stage == TAPS)
+        assert model.tables is not None
+        return LookupStep(model.config, model.tables, model.device)
+    if stage == "mlp_head":
+        return HeadStep(model.network, model.device)
+    return HstuStep(model.network, model.device, taps=stage == TAPS)
+
+
+class Submitted(NamedTuple):
+    """A micro-batch on its way."""
+
+    sizes: Sequence[Size]
+    slot: Slot | None
+    scores: Sequence[NDArray]
+    """By user; of one that was not pipelined, which is done."""
 
 
 class FusedRunner:
@@ -136,11 +152,18 @@ class FusedRunner:
         most = max(model.options.max_tokens, slots + limits.history + limits.candidates)
         # Prefix and candidates may each take up nearly the whole batch.
         users = 1 << model.options.max_users.bit_length()
-        self.largest = Bucket(rounded_rows(most), rounded_rows(most), users)
+        rows = rounded_rows(most, model.options.bucket_steps)
+        self.largest = Bucket(rows, rows, users)
         self._pipeline = None
         # Plain operators, as an fp32 model has them on a GPU too, cannot be captured.
         if model.device.type == "cuda" and model.network.runs_on_kernels:
             self._pipeline = Pipeline(model.config, model.fused, self.largest, model.device)
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the tables' rows on the device."""
+        assert self._model.tables is not None
+        return self._model.tables.memory_bytes
 
     @property
     def pipeline(self) -> Pipeline | None:
@@ -165,32 +188,54 @@ class FusedRunner:
 
     def _score(self, users: Sequence[UserFeed]) -> list[NDArray]:
         """Scores [candidates, tasks] of each user."""
-        sizes = [size_of(self._config, user) for user in users]
+        sizes = [self.size_of(user) for user in users]
         scores: list[NDArray] = []
-        waiting: deque[tuple[Any, list[Size]]] = deque()
+        waiting: deque[Submitted] = deque()
         runs = list(pack(sizes, max_tokens=self._options.max_tokens, max_users=self._options.max_users))
         for run in runs:
-            part, part_sizes = users[run.start : run.stop], sizes[run.start : run.stop]
-            if self._pipeline is None or len(runs) == 1:
-                scores += self._alone(part, part_sizes)
-                continue
-            if len(waiting) == self._pipeline.depth:
-                scores += self._collected(*waiting.popleft())
-            waiting.append((self._pipeline.submit(part, bucket_of(part_sizes)), part_sizes))
+            if len(waiting) == self.depth:
+                scores += self.collect(waiting.popleft())
+            waiting.append(self.submit(users[run.start : run.stop], alone=len(runs) == 1))
         while waiting:
-            scores += self._collected(*waiting.popleft())
+            scores += self.collect(waiting.popleft())
         return scores
 
-    def _collected(self, slot: Any, sizes: Sequence[Size]) -> list[NDArray]:
+    def size_of(self, user: UserFeed) -> Size:
+        """Tokens of a user."""
+        return size_of(self._config, user)
+
+    @property
+    def depth(self) -> int:
+        """Micro-batches that may be on their way at a time."""
+        return 1 if self._pipeline is None else self._pipeline.depth
+
+    def submit(self, users: Sequence[UserFeed], *, alone: bool = False) -> Submitted:
+        """Starts a micro-batch of checked users, with at most ``depth`` submitted and not yet collected.
+
+        alone: nothing is on its way and nothing will follow at once; the scores are there on return. Threads may submit
+        and collect beside each other, one each; batches are collected in the order in which they were submitted.
+        """
+        sizes = [self.size_of(user) for user in users]
+        if self._pipeline is None or alone:
+            return Submitted(sizes, None, self._alone(users, sizes))
+        return Submitted(sizes, self._pipeline.submit(users, self._bucket(sizes)), ())
+
+    def collect(self, batch: Submitted) -> list[NDArray]:
+        """Waits for a micro-batch: scores [candidates, tasks] of each user."""
+        if batch.slot is None:
+            return list(batch.scores)
         assert self._pipeline is not None
-        return _by_user(self._pipeline.collect(slot, sum(size.candidates for size in sizes)), sizes)
+        return _by_user(self._pipeline.collect(batch.slot, sum(s.candidates for s in batch.sizes)), batch.sizes)
+
+    def _bucket(self, sizes: Sequence[Size]) -> Bucket:
+        return bucket_of(sizes, self._options.bucket_steps)
 
     def _alone(self, users: Sequence[UserFeed], sizes: Sequence[Size]) -> list[NDArray]:
         """A batch with no other beside it."""
         if self._pipeline is not None:
             candidates = sum(size.candidates for size in sizes)
-            return _by_user(self._pipeline.compute(users, bucket_of(sizes), candidates), sizes)
-        layout = StagingLayout(self._config, bucket_of(sizes))
+            return _by_user(self._pipeline.compute(users, self._bucket(sizes), candidates), sizes)
+        layout = StagingLayout(self._config, self._bucket(sizes))
         buffer = torch.zeros(layout.bytes, dtype=torch.uint8)
         Writer(self._config).write(layout.arrays(buffer), layout.bucket, users)
         assert self._model.fused is not None
@@ -201,54 +246,3 @@ class FusedRunner:
 def _by_user(scores: NDArray, sizes: Sequence[Size]) -> list[NDArray]:
     ends = np.cumsum([size.candidates for size in sizes])
     return [scores[end - size.candidates : end] for end, size in zip(ends, sizes, strict=True)]
-
-
-class _LookupStage:
-    """Ids -> rows."""
-
-    def __init__(self, model: CudaModel, spec: StageSpec) -> None:
-        assert model.tables is not None
-        self._tables, self._device = model.tables, model.device
-        config = model.config
-        self._features = {"uih": config.uih_features, "candidate": config.candidate_features}
-        if config.contextual_slots:
-            self._features["contextual"] = config.contextual_slots
-
-    def run(self, feed: Mapping[str, NDArray]) -> Tensors:
-        answers = {}
-        for group, features in self._features.items():
-            ids = torch.from_numpy(np.ascontiguousarray(feed[f"{group}_ids"].T)).to(self._device)
-            rows = [self._tables.look_up(name, ids[n]) for n, name in enumerate(features)]
-            answers[f"{group}_embeddings"] = torch.cat(rows, dim=1).cpu().numpy()
-        return answers
-
-
-class _HstuStage:
-    """Rows -> user vectors; with ``taps`` every layer's output too."""
-
-    def __init__(self, model: CudaModel, *, taps: bool) -> None:
-        self._model, self._taps = model, taps
-
-    def run(self, feed: Mapping[str, NDArray]) -> Tensors:
-        network, device = self._model.network, self._model.device
-        batch = batch_of_rows(self._model.config, self._model.weights, feed, device)
-        taps: list[Tensor] | None = [] if self._taps else None
-        rows = network.vectors_before_norm(batch, taps)
-        vectors = network.user_vectors(rows, batch.timestamps[batch.prefix_tokens :])
-        answers = {"user_embeddings": vectors, **{f"stu.{n}.out": tap for n, tap in enumerate(taps or ())}}
-        return {name: tensor.cpu().numpy() for name, tensor in answers.items()}
-
-
-class _HeadStage:
-    """User vectors and candidate rows -> scores."""
-
-    def __init__(self, model: CudaModel) -> None:
-        self._model = model
-
-    def run(self, feed: Mapping[str, NDArray]) -> Tensors:
-        config, device = self._model.config, self._model.device
-        width = len(config.item_embedding_features) * config.embedding_dim
-        rows = torch.from_numpy(np.ascontiguousarray(feed["candidate_embeddings"][:, :width])).to(device)
-        vectors = torch.from_numpy(np.ascontiguousarray(feed["user_embeddings"])).to(device)
-        items = item_rows(self._model.weights, rows)
-        return {"preds": self._model.network.scores_of_vectors(vectors, items).cpu().numpy()}
