@@ -168,6 +168,15 @@ $(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
 	  echo "$(CXX) -> $@" && $(CXX) -std=c++17 -O3 -Wall -Wextra -fPIC -shared -fvisibility=hidden -pthread -o $@.part tables/csrc/*.cpp && mv $@.part $@; \
 	else echo "no C++ compiler ($(CXX)): lookups in tables will run in numpy, at about half the speed"; fi
 
+# Without a compiler the server on loopback goes without it, and says so.
+guard-lib: $(LIB)/libhstu_trt_guard.so  ## build the guard before Triton's Python backend, C++ alone
+
+$(LIB)/libhstu_trt_guard.so: serving/csrc/guard.cpp
+	@mkdir -p $(@D)
+	@if command -v $(CXX) >/dev/null; then \
+	  echo "$(CXX) -> $@" && $(CXX) -std=c++17 -O2 -Wall -Wextra -Werror -fPIC -shared -fvisibility=hidden -o $@.part $< -ldl && mv $@.part $@; \
+	else echo "no C++ compiler ($(CXX)): one malformed request can end a model process"; fi
+
 bench-model: plugins  ## check and time the whole model in process beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench model --profile
 
