@@ -1,12 +1,15 @@
-"""The guard before Triton's Python backend: requests that would kill or bloat a model process do not reach it.
+"""The guard of the server: requests that would end it, or end or bloat a model process, are refused.
 
-``csrc/guard.cpp`` says which those are; ``make guard-lib`` builds it. It stands before the Python backend of the
-nvidia-pytriton wheel, whose server is too old to refuse them itself.
+``csrc/guard.cpp``, before Triton's Python backend, and ``csrc/guard_frontend.cpp``, before its library, say which those
+are; ``make guard-lib`` builds both. They go with the server in the nvidia-pytriton wheel, which is too old to refuse
+such requests itself.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Dim, StageSpec
 from hstu_trt.serving.signature import ENGINE_STEPS
 
 LIBRARY = Path(__file__).resolve().parents[1] / "build/lib/libhstu_trt_guard.so"
+FRONTEND = LIBRARY.with_name("libhstu_trt_guard_frontend.so")
 BACKEND = "libtriton_python.so"
 UNGUARDED = "libtriton_python_unguarded.so"
 LIMITS_VARIABLE = "HSTU_TRT_GUARD"
@@ -25,13 +29,13 @@ _BUILD = "make guard-lib"
 _SLACK_FACTOR, _SLACK_BYTES = 2, 65536
 
 
-def guard_environment(model: ModelFolder) -> dict[str, str]:
-    """The variable that tells the guard how many bytes a request to each model may hold."""
+def guard_limits(model: ModelFolder) -> str:
+    """How many bytes a request to each model may hold, as ``csrc/guard.cpp`` reads it."""
     specs = model.specs
     # In one flavour embedding_lookup sees the whole request, so it may everywhere.
     stages = {"embedding_lookup": specs[ENSEMBLE], FUSED: specs[FUSED]} | {step: specs[step] for step in ENGINE_STEPS}
     bounds = {name: _SLACK_FACTOR * largest_request(spec) + _SLACK_BYTES for name, spec in stages.items()}
-    return {LIMITS_VARIABLE: " ".join(f"{name}={most}" for name, most in bounds.items())}
+    return " ".join(f"{name}={most}" for name, most in bounds.items())
 
 
 def largest_request(spec: StageSpec) -> int:
@@ -44,11 +48,24 @@ def largest_request(spec: StageSpec) -> int:
 
 def find_guard(address: str, loopback: str) -> Path | None:
     """The built library, or None; raises ConfigError where others could reach a server without it."""
-    if LIBRARY.is_file():
+    # What LD_PRELOAD takes for the end of a path.
+    if LIBRARY.is_file() and FRONTEND.is_file() and not any(char in str(FRONTEND) for char in " :"):
         return LIBRARY
     if address != loopback:
         raise ConfigError(
-            f"{LIBRARY} is missing, without which one malformed request ends a model process of this tritonserver: "
-            f"build it with `{_BUILD}` (C++ alone) before you listen on {address!r}, or listen on {loopback}"
+            f"no {LIBRARY} in a path without spaces and colons: without it one malformed request ends this server; "
+            f"build it with `{_BUILD}` (C++ alone) before you listen on {address!r}, or stay on {loopback}"
         )
     return None
+
+
+def guard_environment(limits: str) -> dict[str, str]:
+    """Variables of a guarded server."""
+    others = os.environ.get("LD_PRELOAD")
+    return {LIMITS_VARIABLE: limits, "LD_PRELOAD": f"{FRONTEND}:{others}" if others else str(FRONTEND)}
+
+
+def guard_note(environment: Mapping[str, str]) -> list[str]:
+    """A line for people where the wheel's server runs without it."""
+    is_bare = "LD_LIBRARY_PATH" in environment and LIMITS_VARIABLE not in environment
+    return [f"  note    one malformed request can end this server: `{_BUILD}` builds its guard"] if is_bare else []

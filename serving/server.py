@@ -12,14 +12,14 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.plugin_files import autoload_library
-from hstu_trt.serving.guard import BACKEND, UNGUARDED, find_guard
+from hstu_trt.serving.guard import BACKEND, UNGUARDED, find_guard, guard_environment
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 LOOPBACK = "127.0.0.1"
@@ -101,11 +101,11 @@ class Listen:
 
 def plan_launch(
     server: Tritonserver, repository: Path, run_folder: Path, listen: Listen, backend_flags: Sequence[str] = (),
-    limits: Mapping[str, str] | None = None,
+    limits: str = "",
 ) -> LaunchPlan:  # fmt: skip
     """Chooses the ports and prepares the backends folder in ``run_folder``. Raises ArtefactError or ConfigError.
 
-    limits: ``guard_environment`` of the model.
+    limits: ``guard_limits`` of the model.
     """
     port = choose_port(listen.address, listen.grpc_port)
     _make_run_folder(run_folder)
@@ -130,7 +130,7 @@ def plan_launch(
         guard = find_guard(listen.address, LOOPBACK)
         backends = _prepare_backends(server.wheel, run_folder / "backends", guard)
         flags += [f"--backend-directory={backends}", f"--cache-directory={server.wheel / 'caches'}"]
-        environment = {**_wheel_environment(server.wheel), **(limits or {} if guard else {})}
+        environment = {**_wheel_environment(server.wheel), **(guard_environment(limits) if guard else {})}
         _check_libraries(backends / "python" / _STUB, environment)
     log = run_folder / f"triton-{port}.log"
     return LaunchPlan(
