@@ -3,8 +3,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
 .PHONY: help install demo serve test test-fast test-faults test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
-  accuracy-gpu bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx engines \
-  remote-lib remote-if-possible redis valkey nginx nginx-if-possible fuzz clean
+  guard-lib accuracy-gpu bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx \
+  engines remote-lib remote-if-possible redis valkey nginx nginx-if-possible fuzz clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -63,19 +63,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]' && touch $@
 
-demo: install  ## checkpoint -> ONNX -> Triton -> ranked candidates, checked on the way
+demo: install guard-lib  ## checkpoint -> ONNX -> Triton -> ranked candidates, checked on the way
 	$(BIN)/hstu-trt bench demo
 
-serve: install $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION=
+serve: install guard-lib $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION=
 	$(BIN)/hstu-trt serve --deployment $(DEPLOYMENT)
 
-test: install $(LEAN) tables-lib remote-if-possible nginx-if-possible  ## every test that this machine can run
+test: install guard-lib $(LEAN) tables-lib remote-if-possible nginx-if-possible  ## every test that this machine can run
 	$(BIN)/pytest
 
-test-fast: install tables-lib  ## the tests that start no server
+test-fast: install guard-lib tables-lib  ## the tests that start no server
 	$(BIN)/pytest -m "not triton and not redis"
 
-test-faults: install tables-lib remote-if-possible nginx-if-possible  ## faults, overload and bad input on running deployments, as long as in CI
+test-faults: install guard-lib tables-lib remote-if-possible nginx-if-possible  ## faults, overload and bad input on running deployments, as long as in CI
 	$(BIN)/pytest -m faults
 
 test-plugins: plugins $(LEAN)  ## the plugins in NVIDIA's lean runtimes, and all else about plugins/ that needs no GPU
@@ -179,6 +179,15 @@ $(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
 	@if command -v $(CXX) >/dev/null; then \
 	  echo "$(CXX) -> $@" && $(CXX) -std=c++17 -O3 -Wall -Wextra -fPIC -shared -fvisibility=hidden -pthread -o $@.part tables/csrc/*.cpp && mv $@.part $@; \
 	else echo "no C++ compiler ($(CXX)): lookups in tables will run in numpy, at about half the speed"; fi
+
+# Without a compiler a server on loopback runs unguarded, and says so. Lazy: model processes load the second one, too.
+guard-lib: $(LIB)/libhstu_trt_guard.so $(LIB)/libhstu_trt_guard_frontend.so  ## build the guard of the server against malformed requests, C++ alone
+
+$(LIB)/libhstu_trt_%.so: serving/csrc/%.cpp
+	@mkdir -p $(@D)
+	@if command -v $(CXX) >/dev/null; then \
+	  echo "$(CXX) -> $@" && $(CXX) -std=c++17 -O2 -Wall -Wextra -Werror -fPIC -shared -fvisibility=hidden -Wl,-z,lazy -o $@.part $< -ldl && mv $@.part $@; \
+	else echo "no C++ compiler ($(CXX)): one malformed request can end the server"; fi
 
 bench-model: plugins  ## check and time the whole model in process beside PyTorch, on a CUDA GPU; rows to bench/results/
 	$(BIN)/hstu-trt bench model --profile

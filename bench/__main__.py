@@ -59,6 +59,7 @@ SUITES = {
     "in-process": Suite("The same load on an engine in this process.", "in_process"),
     "perf": Suite("A deployment under perf_analyzer's load, beside our own client.", "perf"),
     "side-by-side": Suite("Our deployment beside PyTorch eager in a Triton Python backend, in turn.", "side_by_side"),
+    "fuzz": Suite("Bad input to a deployment over gRPC, by a seed: every answer right or a clear refusal.", "fuzz"),
     "compare": Suite("Rows before and after a change: what became slower.", "compare"),
     "plan": Suite("Machines, memory and cost for a rate, a table and a bound on latency, from measured rows.", "plan"),
     "report": Suite("All results as one HTML page.", "report"),

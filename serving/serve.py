@@ -30,6 +30,7 @@ from hstu_trt.serving.client import CHANNEL_ARGS, Answer, RankingClient, ServerE
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.drain import wait_until_quiet
 from hstu_trt.serving.failure import cause_of_failure
+from hstu_trt.serving.guard import guard_limits, guard_note
 from hstu_trt.serving.held import Board
 from hstu_trt.serving.releases import ReleaseFolder, check_published
 from hstu_trt.serving.requests import sample
@@ -215,7 +216,8 @@ def main(argv: Sequence[str]) -> int:
     server = find_tritonserver(args.tritonserver)
     listen = Listen(address=args.address, grpc_port=args.grpc_port, metrics_port=args.metrics_port)
     flags = tensorrt_flags(server, args.plugins) if deployment.flavour == "tensorrt" else ()
-    plan = plan_launch(server, deployment.repository, deployment.run, listen, flags)
+    limits = guard_limits(deployment.model)
+    plan = plan_launch(server, deployment.repository, deployment.run, listen, flags, limits)
     if args.dry_run:
         _print_plan(plan, placed_tables(deployment), as_json=args.json)
         return 0
@@ -313,6 +315,7 @@ def _banner(deployment: Deployment, plan: LaunchPlan, ready: Ready) -> str:
         *([f"  refresh follows {deployment.versions.resolve()}"] if deployment.versions.exists() else []),
         f"  check   {_check_text(ready)}",
         *_version_warning(ready.version),
+        *guard_note(plan.environment),
         "try it:",
         f"  {shlex.quote(sys.executable)} -m hstu_trt.serving.client --url {plan.url}",
         "stop with Ctrl-C",

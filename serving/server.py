@@ -20,6 +20,7 @@ from typing import IO
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.plugin_files import autoload_library
+from hstu_trt.serving.guard import BACKEND, UNGUARDED, find_guard, guard_environment
 from hstu_trt.serving.undertaker import Undertaker
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
@@ -29,7 +30,7 @@ EXIT_TIMEOUT_S = 30
 # Older servers can be killed by a crafted HTTP request; see NVIDIA's security bulletins of 2025 and 2026.
 SAFE_HTTP_VERSION = (2, 69)
 _CLOSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
-_PYTHON_BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
+_UTILS = "triton_python_backend_utils.py"
 _STUB = "triton_python_backend_stub"
 # Becomes its arguments after asking the kernel (PR_SET_PDEATHSIG) for a SIGTERM when we are gone, killed outright say.
 _TIED_TO_US = (
@@ -106,9 +107,13 @@ class Listen:
 
 
 def plan_launch(
-    server: Tritonserver, repository: Path, run_folder: Path, listen: Listen, backend_flags: Sequence[str] = ()
-) -> LaunchPlan:
-    """Chooses the ports and prepares the backends folder in ``run_folder``. Raises ArtefactError or ConfigError."""
+    server: Tritonserver, repository: Path, run_folder: Path, listen: Listen, backend_flags: Sequence[str] = (),
+    limits: str = "",
+) -> LaunchPlan:  # fmt: skip
+    """Chooses the ports and prepares the backends folder in ``run_folder``. Raises ArtefactError or ConfigError.
+
+    limits: ``guard_limits`` of the model.
+    """
     port = choose_port(listen.address, listen.grpc_port)
     _make_run_folder(run_folder)
     flags = [
@@ -122,14 +127,17 @@ def plan_launch(
         # Nobody knows the key, so nobody passes: model control, shared memory, trace and log settings stay closed.
         f"--grpc-restricted-protocol={_CLOSED_PROTOCOLS}:admin-key={secrets.token_hex(16)}",
         "--allow-http=false",
+        # Messages that were answered are freed: Triton would keep the largest, and nothing else bounds them.
+        "--grpc-infer-allocation-pool-size=0",
         *_metrics_flags(listen),
         *backend_flags,
     ]
     environment: dict[str, str] = {}
     if server.wheel is not None:
-        backends = _prepare_backends(server.wheel, run_folder / "backends")
+        guard = find_guard(listen.address, LOOPBACK)
+        backends = _prepare_backends(server.wheel, run_folder / "backends", guard)
         flags += [f"--backend-directory={backends}", f"--cache-directory={server.wheel / 'caches'}"]
-        environment = _wheel_environment(server.wheel)
+        environment = {**_wheel_environment(server.wheel), **(guard_environment(limits) if guard else {})}
         _check_libraries(backends / "python" / _STUB, environment)
     log = run_folder / f"triton-{port}.log"
     return LaunchPlan(
@@ -192,8 +200,11 @@ def _metrics_flags(listen: Listen) -> list[str]:
     return [f"--metrics-address={listen.address}", f"--metrics-port={port}"]
 
 
-def _prepare_backends(wheel: Path, backends: Path) -> Path:
-    """Copies the Python backend and the stub of this Python's version beside each other, as tritonserver wants them."""
+def _prepare_backends(wheel: Path, backends: Path, guard: Path | None) -> Path:
+    """Copies the Python backend and the stub of this Python's version beside each other, as tritonserver wants them.
+
+    The guard takes the backend's name and loads it under another.
+    """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = wheel / "python_backend_stubs" / version / _STUB
     if not stub.is_file():
@@ -201,8 +212,10 @@ def _prepare_backends(wheel: Path, backends: Path) -> Path:
         raise ArtefactError(f"this tritonserver has no stub for Python {version}; it serves {', '.join(known)}")
     target = backends / "python"
     target.mkdir(parents=True, exist_ok=True)
-    for source in (*(wheel / "backends" / "python" / name for name in _PYTHON_BACKEND_FILES), stub):
-        _copy_if_changed(source, target / source.name)
+    python = wheel / "backends" / "python"
+    files = {_STUB: stub, _UTILS: python / _UTILS, (UNGUARDED if guard else BACKEND): python / BACKEND}
+    for name, source in (files | ({BACKEND: guard} if guard else {})).items():
+        _copy_if_changed(source, target / name)
     (target / _STUB).chmod(0o755)
     return backends
 

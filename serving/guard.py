@@ -1,0 +1,71 @@
+"""The guard of the server: requests that would end it, or end or bloat a model process, are refused.
+
+``csrc/guard.cpp``, before Triton's Python backend, and ``csrc/guard_frontend.cpp``, before its library, say which those
+are; ``make guard-lib`` builds both. They go with the server in the nvidia-pytriton wheel, which is too old to refuse
+such requests itself.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Dim, StageSpec
+from hstu_trt.serving.signature import ENGINE_STEPS
+
+LIBRARY = Path(__file__).resolve().parents[1] / "build/lib/libhstu_trt_guard.so"
+FRONTEND = LIBRARY.with_name("libhstu_trt_guard_frontend.so")
+BACKEND = "libtriton_python.so"
+UNGUARDED = "libtriton_python_unguarded.so"
+LIMITS_VARIABLE = "HSTU_TRT_GUARD"
+_BUILD = "make guard-lib"
+# A request somewhat beyond the limits passes, for the model to say what is wrong with it in terms of the model.
+_SLACK_FACTOR, _SLACK_BYTES = 2, 65536
+
+
+def guard_limits(model: ModelFolder) -> str:
+    """How many bytes a request to each model may hold, as ``csrc/guard.cpp`` reads it."""
+    specs = model.specs
+    # In one flavour embedding_lookup sees the whole request, so it may everywhere.
+    stages = {"embedding_lookup": specs[ENSEMBLE], FUSED: specs[FUSED]} | {step: specs[step] for step in ENGINE_STEPS}
+    bounds = {name: _SLACK_FACTOR * largest_request(spec) + _SLACK_BYTES for name, spec in stages.items()}
+    return " ".join(f"{name}={most}" for name, most in bounds.items())
+
+
+def largest_request(spec: StageSpec) -> int:
+    """Bytes of the tensors of a stage's largest request."""
+    return sum(
+        np.dtype(tensor.dtype).itemsize * math.prod(dim.max if isinstance(dim, Dim) else dim for dim in tensor.dims)
+        for tensor in spec.inputs
+    )
+
+
+def find_guard(address: str, loopback: str) -> Path | None:
+    """The built library, or None; raises ConfigError where others could reach a server without it."""
+    # What LD_PRELOAD takes for the end of a path.
+    if LIBRARY.is_file() and FRONTEND.is_file() and not any(char in str(FRONTEND) for char in " :"):
+        return LIBRARY
+    if address != loopback:
+        raise ConfigError(
+            f"no {LIBRARY} in a path without spaces and colons: without it one malformed request ends this server; "
+            f"build it with `{_BUILD}` (C++ alone) before you listen on {address!r}, or stay on {loopback}"
+        )
+    return None
+
+
+def guard_environment(limits: str) -> dict[str, str]:
+    """Variables of a guarded server."""
+    others = os.environ.get("LD_PRELOAD")
+    return {LIMITS_VARIABLE: limits, "LD_PRELOAD": f"{FRONTEND}:{others}" if others else str(FRONTEND)}
+
+
+def guard_note(environment: Mapping[str, str]) -> list[str]:
+    """A line for people where the wheel's server runs without it."""
+    is_bare = "LD_LIBRARY_PATH" in environment and LIMITS_VARIABLE not in environment
+    return [f"  note    one malformed request can end this server: `{_BUILD}` builds its guard"] if is_bare else []
