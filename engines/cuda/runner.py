@@ -24,6 +24,7 @@ from hstu_trt.contract.split_users import one_user_feeds, user_count
 from hstu_trt.contract.tensors import FUSED, Limits, Precision, float_dtype
 from hstu_trt.engines.cuda.device_tables import DeviceTables, load_tables
 from hstu_trt.engines.cuda.fused_batch import FusedModel
+from hstu_trt.engines.cuda.memory import naming_lack_of_memory
 from hstu_trt.engines.cuda.network import Network
 from hstu_trt.engines.cuda.packing import FINE_STEPS, Bucket, Size, bucket_of, pack, rounded_rows
 from hstu_trt.engines.cuda.pipeline import Pipeline, Slot
@@ -106,9 +107,13 @@ class CudaRunner:
         """Nothing to release: memory goes with the runner."""
 
     def infer(self, feed: Mapping[str, NDArray]) -> Tensors:
-        """Runs the stage on numpy arrays: inputs by name -> outputs by name. Raises InputError for a wrong feed."""
+        """Runs the stage on numpy arrays: inputs by name -> outputs by name.
+
+        Raises InputError for a wrong feed, DeviceMemoryError where the GPU lacks the memory for it.
+        """
         check_request(feed, self.spec, self._limits)
-        return self._stage.run(feed)
+        with naming_lack_of_memory():
+            return self._stage.run(feed)
 
     def infer_many(self, feeds: Sequence[Mapping[str, NDArray]]) -> list[Tensors]:
         """Several requests of the fused stage, packed into micro-batches. Raises InputError for a wrong feed."""
@@ -116,7 +121,8 @@ class CudaRunner:
             check_request(feed, self.spec, self._limits)
         if not isinstance(self._stage, FusedRunner):
             return [self.infer(feed) for feed in feeds]
-        return self._stage.run_many(feeds)
+        with naming_lack_of_memory():
+            return self._stage.run_many(feeds)
 
 
 def _stage(model: CudaModel, stage: str, limits: Limits) -> FusedRunner | Step:

@@ -4,11 +4,10 @@ import os
 import signal
 import socket
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from served import Serve
+from supervised import is_running
 
 from hstu_trt.serving.processes import SERVER, processes_of
 from hstu_trt.serving.undertaker import GRACE_S
@@ -34,9 +33,3 @@ def test_server_and_stubs_end_with_serve(deployment, hanging):
     print(f"all ended after {time.monotonic() - began:.1f} s")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", int(serve.url.rpartition(":")[2])))
-
-
-def is_running(pid):
-    with suppress(OSError):
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
-    return False

@@ -8,18 +8,16 @@ import json
 import os
 import re
 import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from hammering import BOTH, Hammer
 from served import Serve, in_process, request_of
+from supervised import Supervised, is_running, process_of
 
 from hstu_trt.serving.client import RankingClient
-from hstu_trt.serving.processes import SERVER, processes_of
+from hstu_trt.serving.processes import SERVER
 from hstu_trt.serving.supervisor import STABLE_CANARIES
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
@@ -41,38 +39,6 @@ FAULTS = [
 ]
 
 
-class Supervised(Serve):
-    """``hstu-trt serve`` whose events are read as they come."""
-
-    def __init__(self, deployment, *options):
-        super().__init__(deployment, *options)
-        self.events = []
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self):
-        for line in self.process.stdout:
-            self.events.append(json.loads(line))
-
-    @property
-    def server(self):
-        """The process of the server that runs now."""
-        return [self.facts["pid"], *(event["pid"] for event in list(self.events) if event["pid"])][-1]
-
-    def wait_for(self, event, count=1, timeout_s=60.0):
-        """The last of so many events of a kind."""
-        deadline = time.monotonic() + timeout_s
-        while len(found := [known for known in list(self.events) if known["event"] == event]) < count:
-            assert time.monotonic() < deadline, self.events
-            time.sleep(0.01)
-        return found[count - 1]
-
-    def stop(self, number=signal.SIGTERM):
-        code = super().stop(number)
-        self._reader.join()
-        return code
-
-
 @pytest.fixture(scope="module")
 def cases(deployment):
     requests = [request_of(deployment, *lengths, seed) for seed, lengths in enumerate([(8, 5), (64, 40), (0, 3)])]
@@ -84,18 +50,6 @@ def supervised(deployment):
     serve = Supervised(deployment)
     yield serve
     assert serve.stop() == 0
-
-
-def is_running(pid):
-    """Not so for a process that ended and that nobody has asked for its exit code."""
-    with suppress(OSError):
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
-    return False
-
-
-def process_of(server, name):
-    (found,) = [process.pid for process in processes_of(server) if process.name == name]
-    return found
 
 
 @pytest.mark.parametrize(("name", "number", "trouble"), FAULTS, ids=[f"{n} {s.name}" for n, s, _ in FAULTS])
