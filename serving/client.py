@@ -47,8 +47,10 @@ CHANNEL_ARGS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-# Errors after which a request is sent again, and the seconds before it: a gateway may still send to one that stops.
-_WORTH_REPEATING = {REPLICA_LOST: 0.0, DRAINING: 0.5}
+# Errors after which a request is sent again, and the seconds before it. A connection can be closed, by a gateway that
+# reloads say, in the moment in which a request sets out on it; gRPC names that in these words only.
+_TRANSPORT_LOST = ("GOAWAY", "Socket closed", "Stream removed", "onnection reset", "Broken pipe")
+_WORTH_REPEATING = {DRAINING: 0.5, REPLICA_LOST: 0.0, **dict.fromkeys(_TRANSPORT_LOST, 0.0)}
 
 
 class ServerError(HstuTrtError):
@@ -155,7 +157,8 @@ class RankingClient:
     def _send(self, tensors: Tensors, user_id: int | str | None) -> Future[tuple[Any, Any]]:
         """The future (result, error) of a request; gRPC sets the error after the timeout.
 
-        What a gateway lost with a replica, or sent to one that is stopping, is sent once more: scoring changes nothing.
+        What was lost on the way, with a replica, or sent to one that is stopping, is sent once more: scoring changes
+        nothing.
         """
         inputs, deadline = inputs_of(tensors), time.monotonic() + self._timeout_s
         headers = None if user_id is None else {USER_METADATA: quote(str(user_id))}

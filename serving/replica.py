@@ -89,6 +89,7 @@ class Replica:
         self._canaries: list[Canary] = []
         self._watch: asyncio.Task[None] | None = None
         self._log_start = 0
+        self._has_checked_itself = False
 
     @property
     def pid(self) -> int | None:
@@ -121,10 +122,14 @@ class Replica:
         """Asks both models, and settles whether requests may go there.
 
         Nobody there, or a wrong answer, counts at once; another bad verdict, and a good one after it, when it is
-        repeated: a busy machine is late at times.
+        repeated: a busy machine is late at times. Before ``serve`` has compared its two models with each other, nothing
+        is asked: a canary takes the first answer for the right one.
         """
         if self.is_alive:
             self._servers = children_of(self.pid or 0)
+        self._has_checked_itself = self._has_checked_itself or self._says_ready()
+        if not self._has_checked_itself:
+            return
         sent = [canary.send() for canary in self._canaries]
         readings = [await asyncio.wrap_future(each.future) for each in sent]
         bad = [reading for reading in readings if not reading.verdict.is_healthy]
@@ -197,7 +202,7 @@ class Replica:
         command += ["--grpc-port", str(plan.port), "--json", *plan.options]
         plan.log.parent.mkdir(parents=True, exist_ok=True)
         with plan.log.open("ab") as log:
-            self._log_start = log.tell()
+            self._log_start, self._has_checked_itself = log.tell(), False
             self._process = await asyncio.create_subprocess_exec(
                 *tied_to_us(command), env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
@@ -222,6 +227,14 @@ class Replica:
             except (HstuTrtError, OSError) as error:
                 self._tell(f"{self.plan.name} is not started again: {error}")
                 return
+
+    def _says_ready(self) -> bool:
+        """Whether ``serve --json`` has written its line."""
+        try:
+            said = self.plan.log.read_bytes()[self._log_start :]
+        except OSError:
+            return False
+        return any(line.startswith(b'{"url"') for line in said.splitlines())
 
     def _kill_servers(self) -> None:
         """Ends the tritonserver, which leads a session with its stubs, if it has outlived its supervisor."""

@@ -2,8 +2,10 @@
 
 import os
 
+import numpy as np
 import pytest
 from fleets import running_fleet
+from safetensors.numpy import load_file, save_file
 
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.model_folder import read_model_folder
@@ -18,10 +20,13 @@ def deployment(exported, tmp_path_factory) -> Deployment:
 
 @pytest.fixture(scope="session")
 def other_deployment(golden, tmp_path_factory) -> Deployment:
-    """Another model of the same config: every score of it differs from those of ``deployment``."""
+    """The same config with other dense weights: every score differs from that of ``deployment``."""
     folder = tmp_path_factory.mktemp("other")
-    arguments = ["--config", golden / "caseA/config.json", "--weights", "random:7", "--precision", "fp32"]
-    assert main(["export", *map(str, arguments), "--out", str(folder / "model")]) == 0
+    tensors = load_file(golden / "caseA/state_dict.safetensors")
+    dense = [name for name in tensors if name.endswith("weight") and "embedding" not in name]
+    save_file(tensors | {name: tensors[name] * np.float32(1.2) for name in dense}, folder / "weights.safetensors")
+    arguments = ["--config", golden / "caseA/config.json", "--weights", folder / "weights.safetensors"]
+    assert main(["export", *map(str, arguments), "--precision", "fp32", "--out", str(folder / "model")]) == 0
     return assemble(read_model_folder(folder / "model"), folder / "deployment", Options())
 
 

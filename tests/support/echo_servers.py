@@ -12,10 +12,11 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class EchoServer(grpc.GenericRpcHandler):
-    """Answers with its name; a request ``sleep S`` takes S seconds, and ``hold`` lasts until ``let_go``."""
+    """Answers with its name; a request ``hold`` lasts until ``let_go``."""
 
     def __init__(self, name, port=0):
-        self.name, self.served, self.let_go, self.arrived = name, 0, threading.Event(), threading.Event()
+        self.name, self.served, self.last = name, 0, None
+        self.let_go = threading.Event()
         self._server = grpc.server(futures.ThreadPoolExecutor(32), options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers((self,))
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
@@ -27,16 +28,23 @@ class EchoServer(grpc.GenericRpcHandler):
 
     def _answer(self, request, context):
         self.served += 1
-        self.arrived.set()
-        if request.startswith(b"sleep"):
-            time.sleep(float(request.split()[1]))
-        elif request == b"hold":
+        self.last = request
+        if request == b"hold":
             self.let_go.wait(30)
         return self.name.encode()
 
+    def wait_for(self, request):
+        """Until it has begun to answer such a request."""
+        deadline = time.monotonic() + 20
+        while self.last != request:
+            assert time.monotonic() < deadline, f"{self.name} got no {request!r}"
+            time.sleep(0.01)
+
     def stop(self):
+        """As if killed: what it was answering gets no answer."""
+        stopped = self._server.stop(0)
         self.let_go.set()
-        self._server.stop(0).wait()
+        stopped.wait()
 
 
 def call(url, request=b"", *, user=None, method=INFER, timeout=10.0, channel=None):
