@@ -4,7 +4,7 @@ SHELL := bash
 .SECONDARY:
 .PHONY: help install demo serve test test-fast test-faults test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
   guard-lib accuracy-gpu bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx \
-  engines remote-lib remote-if-possible redis valkey nginx nginx-if-possible fuzz clean
+  engines remote-lib remote-if-possible redis valkey nginx nginx-if-possible fuzz fuzz-server clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -164,6 +164,12 @@ fuzz: install tables-lib $(FUZZ)  ## damaged tables, deltas, settings and replie
 	  'import pathlib, fuzz_tables; fuzz_tables.make_tables(pathlib.Path("build/fuzz"), 0)'
 	$(FUZZ) build/fuzz $$(date +%s) $(ROUNDS)
 
+# Bad input to a running deployment, SECONDS of it; what is found is written to build/fuzz_server with its SEED.
+SEED ?=
+SECONDS ?= 300
+fuzz-server: install guard-lib $(DEPLOYMENT)/manifest.json  ## bad input to a running server over gRPC: SECONDS= SEED= MODEL=
+	$(BIN)/hstu-trt bench fuzz --deployment $(DEPLOYMENT) --seconds $(SECONDS) $(SEED:%=--seed %)
+
 $(FUZZ): tests/fuzz/fuzz_native.cpp $(FUZZED)
 	@mkdir -p $(@D)
 	$(CXX) -std=c++20 -O1 -g -pthread -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $^
@@ -181,12 +187,13 @@ $(LIB)/libhstu_trt_tables.so: $(wildcard tables/csrc/*.*)
 	else echo "no C++ compiler ($(CXX)): lookups in tables will run in numpy, at about half the speed"; fi
 
 # Without a compiler a server on loopback runs unguarded, and says so. Lazy: model processes load the second one, too.
-guard-lib: $(LIB)/libhstu_trt_guard.so $(LIB)/libhstu_trt_guard_frontend.so  ## build the guard of the server against malformed requests, C++ alone
+GUARD := $(LIB)/libhstu_trt_guard.so $(LIB)/libhstu_trt_guard_frontend.so
+guard-lib: $(GUARD)  ## build the guard of the server against malformed requests, C++ alone
 
-$(LIB)/libhstu_trt_%.so: serving/csrc/%.cpp
+$(GUARD): $(wildcard serving/csrc/*.cpp)
 	@mkdir -p $(@D)
 	@if command -v $(CXX) >/dev/null; then \
-	  echo "$(CXX) -> $@" && $(CXX) -std=c++17 -O2 -Wall -Wextra -Werror -fPIC -shared -fvisibility=hidden -Wl,-z,lazy -o $@.part $< -ldl && mv $@.part $@; \
+	  echo "$(CXX) -> $@" && $(CXX) -std=c++17 -O2 -Wall -Wextra -Werror -fPIC -shared -fvisibility=hidden -Wl,-z,lazy -o $@.part $(@F:libhstu_trt_%.so=serving/csrc/%.cpp) -ldl && mv $@.part $@; \
 	else echo "no C++ compiler ($(CXX)): one malformed request can end the server"; fi
 
 bench-model: plugins  ## check and time the whole model in process beside PyTorch, on a CUDA GPU; rows to bench/results/

@@ -51,7 +51,7 @@ KINDS: dict[str, tuple[float, Mutate]] = {
     "model, version": (4, fuzz_calls.model_names),
     "outputs": (2, fuzz_calls.outputs),
     "contents": (5, fuzz_calls.contents),
-    "parameters": (3, fuzz_calls.parameters),
+    "parameters": (2, fuzz_calls.parameters),
     "shared memory": (2, fuzz_calls.shared_memory),
     "protobuf": (13, fuzz_calls.protobuf),
     "other calls": (4, fuzz_calls.other_calls),
@@ -60,7 +60,7 @@ KINDS: dict[str, tuple[float, Mutate]] = {
 }
 _NAMES, _WEIGHTS = list(KINDS), list(accumulate(weight for weight, _ in KINDS.values()))
 _MODELS = (ENSEMBLE, FUSED, "embedding_lookup", "hstu", "mlp_head")
-_SHARES = (35, 65, 80, 90, 100)
+_SHARES = (30, 60, 80, 88, 100)
 
 
 def make_case(seed: int, number: int, bases: Mapping[str, list[Any]], signatures: Mapping[str, Signature]) -> Case:

@@ -21,14 +21,14 @@ from hstu_trt.serving.signature import Port, Signature
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 BASES = 12
 """Valid requests per model."""
-_MOST_EVENTS, _MOST_ITEMS, _MOST_USERS = 10, 5, 3
+_MOST_EVENTS, _MOST_ITEMS, _MOST_USERS = 6, 4, 3
 _NUMPY = {"TYPE_INT64": "<i8", "TYPE_INT32": "<i4", "TYPE_FP32": "<f4", "TYPE_FP16": "<f2"}
 _CONTENTS = {
     "TYPE_INT64": "int64_contents", "TYPE_INT32": "int_contents", "TYPE_FP32": "fp32_contents",
     "TYPE_STRING": "bytes_contents",
 }  # fmt: skip
-# Servers before 2026 read 32 bits of the batch dim, and go on with those: data of another size is refused as such.
-_BATCH_WRAPS = 2**32
+# Servers before 2026 read 32 bits of the batch dim, and answer what then fits the data: one user, in all bases.
+_MOST_DIM = 2**31
 _VERSION_1 = re.compile(r"\s*\+?0*1(?!\d)")  # as strtol reads it
 
 
@@ -58,7 +58,7 @@ def make_bases(oracle: Oracle, signatures: Mapping[str, Signature], seed: int) -
     random = np.random.default_rng(seed)
     bases: dict[str, list[Any]] = {name: [] for name in signatures}
     for number in range(BASES):
-        users = [_user(oracle, random, number) for _ in range(1 if number < 4 else random.integers(1, _MOST_USERS + 1))]
+        users = [_user(oracle, random, number) for _ in range(1 if number < 8 else random.integers(1, _MOST_USERS + 1))]
         packed = pack(oracle.config, users)
         steps = oracle.steps(packed)
         for name, signature in signatures.items():
@@ -94,7 +94,7 @@ def parse(body: bytes) -> Any | None:
 def is_plain(request: Any) -> bool:
     """Whether nothing beside tensors and names asks for anything: parameters may be refused, or change an answer."""
     parts = [request, *request.inputs, *request.outputs]
-    is_wrapping = any(size >= 2**31 for tensor in request.inputs for size in tensor.shape)
+    is_wrapping = any(not 0 <= size < _MOST_DIM for tensor in request.inputs for size in tensor.shape)
     return not any(part.parameters for part in parts) and len(request.id) <= 128 and not is_wrapping
 
 
@@ -124,15 +124,15 @@ def read(request: Any, signatures: Mapping[str, Signature]) -> Tensors | None:
 
 
 def _is_shared(part: Any) -> bool:
-    return any(key.startswith("shared_memory") for key in part.parameters)
+    return "shared_memory_region" in part.parameters
 
 
 def _array(tensor: Any, port: Port, batched: bool, raws: Iterator[bytes] | None) -> NDArray | None:
     """One tensor, its contents taken from ``raws`` if there are any; None if anything about it is wrong."""
     dims = ((-1,) if batched else ()) + port.dims
     shape = tuple(tensor.shape)
-    if batched and shape:
-        shape = (shape[0] % _BATCH_WRAPS, *shape[1:])
+    if batched and shape and not 0 < shape[0] < _MOST_DIM:
+        shape = (1, *shape[1:])
     given = [field.name for field, _ in tensor.contents.ListFields()]
     if _is_shared(tensor) or tensor.datatype != triton_type(port.data_type) or len(shape) != len(dims):
         return None

@@ -149,7 +149,9 @@ def offsets(random: chance.Random, request: Any, signature: Signature) -> None:
 def ids(random: chance.Random, request: Any, signature: Signature) -> None:
     """Ids at the edges of int64 and of small tables, and any others."""
     place = pick(random, request, names=("uih_ids", "candidate_ids", "contextual_ids"))
-    _replace(random, request, place, lambda: random.choice((*INT64, *range(-2, 60), 399, 400, random.getrandbits(62))))
+    _replace(
+        random, request, place, lambda: random.choice((*INT64, 2, 22, 23, 49, 50, 399, 400, random.getrandbits(62)))
+    )
 
 
 def payload(random: chance.Random, request: Any, signature: Signature) -> None:

@@ -1,0 +1,66 @@
+"""The guard of the server: its bounds, and where a server must not run without it."""
+
+import pytest
+
+from hstu_trt.contract.errors import ConfigError
+from hstu_trt.serving import guard
+from hstu_trt.serving.guard import find_guard, guard_environment, guard_limits, guard_note, largest_request
+from hstu_trt.serving.server import LOOPBACK
+
+
+@pytest.fixture
+def libraries(tmp_path, monkeypatch):
+    """Both libraries, in a folder of their own."""
+    for name, file in (("LIBRARY", "guard.so"), ("FRONTEND", "frontend.so")):
+        (tmp_path / file).touch()
+        monkeypatch.setattr(guard, name, tmp_path / file)
+    return tmp_path
+
+
+def test_the_built_guard_is_found(libraries):
+    assert find_guard("0.0.0.0", LOOPBACK) == libraries / "guard.so"
+
+
+@pytest.mark.parametrize("missing", ["guard.so", "frontend.so"])
+def test_without_it_nobody_else_is_let_in(libraries, missing):
+    (libraries / missing).unlink()
+    assert find_guard(LOOPBACK, LOOPBACK) is None
+    with pytest.raises(ConfigError, match="make guard-lib"):
+        find_guard("0.0.0.0", LOOPBACK)
+
+
+def test_a_path_that_cannot_be_preloaded(libraries, monkeypatch):
+    for name in ("LIBRARY", "FRONTEND"):
+        target = libraries / "a folder" / getattr(guard, name).name
+        target.parent.mkdir(exist_ok=True)
+        target.touch()
+        monkeypatch.setattr(guard, name, target)
+    assert find_guard(LOOPBACK, LOOPBACK) is None
+
+
+def test_every_model_has_a_bound_that_its_largest_request_keeps(make_model):
+    model = make_model()
+    bounds = {name: int(most) for name, _, most in (word.partition("=") for word in guard_limits(model).split())}
+    assert set(bounds) == {"embedding_lookup", "hstu", "mlp_head", "ranking_fused"}
+    for name, most in bounds.items():
+        assert most > largest_request(model.specs[name])
+    assert bounds["embedding_lookup"] > largest_request(model.specs["ranking"])
+
+
+def test_the_largest_request(make_model):
+    """24 events and 12 candidates of 2 ids, 4 users: see LIMITS."""
+    spec = make_model().specs["embedding_lookup"]
+    assert largest_request(spec) == 8 * (24 * 2 + 12 * 2 + 4 * 1)
+
+
+def test_other_preloaded_libraries_stay(libraries, monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", "/lib/jemalloc.so")
+    assert guard_environment("x=1")["LD_PRELOAD"] == f"{libraries / 'frontend.so'}:/lib/jemalloc.so"
+    monkeypatch.delenv("LD_PRELOAD")
+    assert guard_environment("x=1") == {"LD_PRELOAD": str(libraries / "frontend.so"), "HSTU_TRT_GUARD": "x=1"}
+
+
+def test_people_are_told_of_a_server_without_it(libraries):
+    assert guard_note({}) == [], "an installed server refuses by itself"
+    assert guard_note({"LD_LIBRARY_PATH": "x", **guard_environment("x=1")}) == []
+    assert "make guard-lib" in guard_note({"LD_LIBRARY_PATH": "x"})[0]
