@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -32,6 +33,7 @@ from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
 from hstu_trt.serving.signature import OUT_OF_REACH, ROW_STATUS, TABLES_VERSION
+from hstu_trt.serving.tls import ClientTls, add_client_options, client_tls, connect
 from hstu_trt.tables.ids import RowStatus
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -66,20 +68,40 @@ class Answer:
         return f"tables {self.tables_version}, rows: {', '.join(f'{n} {kind}' for kind, n in self.rows.items())}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What goes with a request beside its tensors."""
+
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    """Named in errors, in the server's events and in its trace."""
+    traceparent: str | None = None
+    """The caller's span (W3C Trace Context): a server that traces (``serve --trace-otlp``) makes its spans children."""
+
+
 class RankingClient:
     """Ranks candidates through ``ranking`` (the ensemble) or ``ranking_fused``. A context manager.
 
     The model's config comes from the server; no file of the deployment is needed.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, model: str = ENSEMBLE, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Connects to ``host:port``. Raises ServerError when the server or the model is not there."""
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        model: str = ENSEMBLE,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        tls: ClientTls | None = None,
+    ) -> None:
+        """Connects to ``host:port``, encrypted if ``tls`` says how.
+
+        Raises ServerError when the server or the model is not there, ConfigError for TLS files that cannot be read.
+        """
         if model not in (ENSEMBLE, FUSED):
             raise ConfigError(f"model {model!r} does not rank: choose {ENSEMBLE!r} or {FUSED!r}")
         self.model = model
         self._url = url
         self._timeout_s = timeout_s
-        self._client = grpc_client.InferenceServerClient(url)
+        self._client = connect(url, tls)
         try:
             self.config, self.limits = self._read_config()
         except BaseException:
@@ -124,43 +146,48 @@ class RankingClient:
         """Sends tensors as they are and returns ``preds``."""
         return self._receive(self._send(tensors))
 
-    def ask(self, request: RankRequest) -> Answer:
+    def ask(self, request: RankRequest, call: Call | None = None) -> Answer:
         """As ``rank``, with what the server tells about the tables."""
         packed = pack(self.config, [request])
-        answer = self.ask_packed(one_user(packed) if self.model == FUSED else packed)
+        answer = self.ask_packed(one_user(packed) if self.model == FUSED else packed, call)
         return replace(answer, scores=answer.scores[0]) if self.model == FUSED else answer
 
-    def ask_packed(self, tensors: Tensors) -> Answer:
+    def ask_packed(self, tensors: Tensors, call: Call | None = None) -> Answer:
         """Sends tensors as they are."""
-        result = self._result(self._send(tensors))
+        result = self._send(tensors, call).result()
         counts = result.as_numpy(ROW_STATUS).reshape(-1, len(RowStatus)).sum(axis=0)
         rows = {status.name.lower(): int(counts[status]) for status in RowStatus if counts[status]}
         return Answer(result.as_numpy("preds"), result.as_numpy(TABLES_VERSION).ravel()[0].decode(), rows)
 
-    def _send(self, tensors: Tensors) -> Future[tuple[Any, Any]]:
-        """The future (result, error) of a request; gRPC sets the error after the timeout."""
+    def _send(self, tensors: Tensors, call: Call | None = None) -> Future[Any]:
+        """The future of the result, or of the error as ours; gRPC sets one after the timeout."""
         inputs = []
         for name, array in tensors.items():
             tensor = grpc_client.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
             tensor.set_data_from_numpy(np.ascontiguousarray(array))
             inputs.append(tensor)
-        future: Future[tuple[Any, Any]] = Future()
+        future: Future[Any] = Future()
+        call = call or Call()
 
         def answered(result: Any, error: Any) -> None:
-            future.set_result((result, error))
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(self._translated(error, f" [request {call.request_id}]"))
 
-        self._client.async_infer(self.model, inputs, answered, client_timeout=self._timeout_s)
+        self._client.async_infer(
+            self.model,
+            inputs,
+            answered,
+            request_id=call.request_id,
+            client_timeout=self._timeout_s,
+            headers=None if call.traceparent is None else {"traceparent": call.traceparent},
+        )
         return future
 
-    def _receive(self, future: Future[tuple[Any, Any]]) -> NDArray:
-        scores: NDArray = self._result(future).as_numpy("preds")
+    def _receive(self, future: Future[Any]) -> NDArray:
+        scores: NDArray = future.result().as_numpy("preds")
         return scores
-
-    def _result(self, future: Future[tuple[Any, Any]]) -> Any:
-        result, error = future.result()
-        if error is not None:
-            raise self._translated(error)
-        return result
 
     def _read_config(self) -> tuple[HstuConfig, Limits]:
         try:
@@ -175,9 +202,9 @@ class RankingClient:
         limits = Limits(**json.loads(parameters["limits"])) if "limits" in parameters else default_limits(config)
         return config, limits
 
-    def _translated(self, error: InferenceServerException) -> HstuTrtError:
+    def _translated(self, error: InferenceServerException, which: str = "") -> HstuTrtError:
         """The server's error as ours: what the caller sent (InputError), or what the server is (ServerError)."""
-        status, message = str(error.status()), str(error.message())
+        status, message = str(error.status()), f"{error.message()}{which}"
         if status.endswith("INVALID_ARGUMENT"):
             return InputError(message)
         hint = {
@@ -208,8 +235,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", choices=(ENSEMBLE, FUSED), default=ENSEMBLE)
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample request")
     parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="seconds to wait for an answer")
+    add_client_options(parser)
     args = parser.parse_args(argv)
-    with RankingClient(args.url, args.model, timeout_s=args.timeout) as client:
+    with RankingClient(args.url, args.model, timeout_s=args.timeout, tls=client_tls(args)) as client:
         request = sample(client.config, client.limits, seed=args.seed)
         answer = client.ask(request)
         print(ranked_text(client.config, request, answer.scores))

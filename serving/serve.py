@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException
 
 from hstu_trt.contract.cli import run_verb
@@ -43,6 +42,7 @@ from hstu_trt.serving.server import (
 )
 from hstu_trt.serving.signature import MODELS
 from hstu_trt.serving.tier_report import PlacedTable, check_tiers, placed_tables, tables_json, tables_text
+from hstu_trt.serving.tls import add_server_options, connect, server_tls
 
 READY_TIMEOUT_S = 120.0
 _POLL_S = 0.1
@@ -87,7 +87,7 @@ def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIM
     process = ServerProcess(plan)
     try:
         version = _wait_until_ready(process, timeout_s)
-        difference = _canary(deployment, plan.url)
+        difference = _canary(deployment, plan)
     except BaseException as error:
         process.drain(timeout_s=5)
         if isinstance(error, ServerError):
@@ -98,7 +98,7 @@ def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIM
 
 def _wait_until_ready(process: ServerProcess, timeout_s: float) -> str:
     """Returns the server's version once every model is ready."""
-    client = grpc_client.InferenceServerClient(process.plan.url)
+    client = connect(process.plan.url, process.plan.tls)
     waiting, deadline = list(MODELS), time.monotonic() + timeout_s
     try:
         while time.monotonic() < deadline:
@@ -125,7 +125,7 @@ def _start_error(what: str, plan: LaunchPlan, *details: str) -> StartError:
     return StartError("\n  ".join(lines) + f"\n  full log: {plan.log}")
 
 
-def _canary(deployment: Deployment, url: str) -> float | None:
+def _canary(deployment: Deployment, plan: LaunchPlan) -> float | None:
     """A made-up request through both models; Triton calls a model ready that cannot answer one.
 
     None where they serve different tables: for good if the fused model is an engine with tables of its own and others
@@ -138,7 +138,7 @@ def _canary(deployment: Deployment, url: str) -> float | None:
             time.sleep(_CANARY_PAUSE_S)
         answers = []
         for name in (ENSEMBLE, FUSED):
-            with RankingClient(url, name) as client:
+            with RankingClient(plan.url, name, tls=plan.tls) as client:
                 answers.append(client.ask(request))
         if answers[0].tables_digest == answers[1].tables_digest:
             return _difference(answers[0], answers[1], TOLERANCES[ENSEMBLE, model.tolerances].atol)
@@ -190,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--grpc-port", type=int, help="gRPC port (default: 8001 if free; 0: any free one)")
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port (default: closed)")
     parser.add_argument("--ready-timeout", type=float, default=READY_TIMEOUT_S, help="seconds to wait for the models")
+    add_server_options(parser)
     return parser
 
 
@@ -203,7 +204,9 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps({"ok": True}) if args.json else text)
         return 0
     server = find_tritonserver(args.tritonserver)
-    listen = Listen(address=args.address, grpc_port=args.grpc_port, metrics_port=args.metrics_port)
+    listen = Listen(
+        address=args.address, grpc_port=args.grpc_port, metrics_port=args.metrics_port, tls=server_tls(args)
+    )
     flags = tensorrt_flags(server, args.plugins) if deployment.flavour == "tensorrt" else ()
     plan = plan_launch(server, deployment.repository, deployment.run, listen, flags)
     if args.dry_run:
@@ -226,7 +229,7 @@ def _serve(deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args:
         wait_for_end(process)
     except Stopped:
         if process is not None:
-            wait_until_quiet(plan.url)
+            wait_until_quiet(plan.url, plan.tls)
             process.drain()
         if not args.json:
             print("drained and stopped", flush=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.plugin_files import autoload_library
+from hstu_trt.serving.tls import ClientTls, ServerTls
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 LOOPBACK = "127.0.0.1"
@@ -81,6 +82,8 @@ class LaunchPlan:
     log: Path
     address: str
     grpc_port: int
+    tls: ClientTls | None = None
+    """How a client on this machine speaks to it; None: without TLS."""
 
     @property
     def url(self) -> str:
@@ -96,6 +99,7 @@ class Listen:
     grpc_port: int | None = None
     """None: 8001, or another if that is taken; 0: any free one."""
     metrics_port: int | None = None
+    tls: ServerTls | None = None
 
 
 def plan_launch(
@@ -115,6 +119,7 @@ def plan_launch(
         # Nobody knows the key, so nobody passes: model control, shared memory, trace and log settings stay closed.
         f"--grpc-restricted-protocol={_CLOSED_PROTOCOLS}:admin-key={secrets.token_hex(16)}",
         "--allow-http=false",
+        *(listen.tls.flags() if listen.tls else ()),
         *_metrics_flags(listen),
         *backend_flags,
     ]
@@ -126,7 +131,12 @@ def plan_launch(
         _check_libraries(backends / "python" / _STUB, environment)
     log = run_folder / f"triton-{port}.log"
     return LaunchPlan(
-        command=(str(server.binary), *flags), environment=environment, log=log, address=listen.address, grpc_port=port
+        command=(str(server.binary), *flags),
+        environment=environment,
+        log=log,
+        address=listen.address,
+        grpc_port=port,
+        tls=listen.tls.own_client() if listen.tls else None,
     )
 
 
