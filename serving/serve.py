@@ -27,6 +27,7 @@ from hstu_trt.serving.client import Answer, RankingClient, ServerError
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.drain import wait_until_quiet
 from hstu_trt.serving.failure import cause_of_failure
+from hstu_trt.serving.operating import Reporter, add_options, exposure, hide_key, in_run_folder, trace_flags
 from hstu_trt.serving.releases import ReleaseFolder, check_published
 from hstu_trt.serving.requests import sample
 from hstu_trt.serving.server import (
@@ -87,6 +88,7 @@ def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIM
     process = ServerProcess(plan)
     try:
         version = _wait_until_ready(process, timeout_s)
+        hide_key(process.pid, plan)
         difference = _canary(deployment, plan)
     except BaseException as error:
         process.drain(timeout_s=5)
@@ -191,13 +193,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port (default: closed)")
     parser.add_argument("--ready-timeout", type=float, default=READY_TIMEOUT_S, help="seconds to wait for the models")
     add_server_options(parser)
+    add_options(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """The ``serve`` verb."""
     args = _parser().parse_args(argv)
-    deployment = read_deployment(args.deployment)
+    deployment = in_run_folder(read_deployment(args.deployment), args.run)
     check(deployment, hash_tables=args.check, connect=not args.dry_run)
     if args.check:
         text = f"{args.deployment}: files and tables verified, {len(lint.RULES)} rules kept"
@@ -208,31 +211,45 @@ def main(argv: Sequence[str]) -> int:
         address=args.address, grpc_port=args.grpc_port, metrics_port=args.metrics_port, tls=server_tls(args)
     )
     flags = tensorrt_flags(server, args.plugins) if deployment.flavour == "tensorrt" else ()
+    flags += trace_flags(args.trace_otlp, args.trace_rate)
     plan = plan_launch(server, deployment.repository, deployment.run, listen, flags)
     if args.dry_run:
         _print_plan(plan, placed_tables(deployment), as_json=args.json)
         return 0
-    return _serve(deployment, server, plan, args)
+    reporter = Reporter(deployment.run, args.log_format)
+    if warning := exposure(listen):
+        reporter.warn(warning)
+    try:
+        return _serve(deployment, server, plan, args, reporter)
+    except HstuTrtError as error:
+        reporter.event("failed", message=str(error))
+        raise
+    finally:
+        reporter.close()
 
 
-def _serve(deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args: argparse.Namespace) -> int:
+def _serve(
+    deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args: argparse.Namespace, reporter: Reporter
+) -> int:
     process = None
     _stop_on_signals()
     try:
+        reporter.event("starting", log=str(plan.log))
         if not args.json:
-            print(f"starting tritonserver ({server.origin}), log: {plan.log}", flush=True)
+            reporter.text(f"starting tritonserver ({server.origin}), log: {plan.log}")
         process, ready = start(deployment, plan, args.ready_timeout)
-        print(
-            json.dumps(_facts(deployment, process, ready)) if args.json else _banner(deployment, plan, ready),
-            flush=True,
-        )
+        facts = _facts(deployment, process, ready)
+        reporter.event("ready", server=facts)
+        reporter.text(json.dumps(facts) if args.json else _banner(deployment, plan, ready))
         wait_for_end(process)
     except Stopped:
+        reporter.event("draining")
         if process is not None:
             wait_until_quiet(plan.url, plan.tls)
             process.drain()
+        reporter.event("stopped")
         if not args.json:
-            print("drained and stopped", flush=True)
+            reporter.text("drained and stopped")
     return 0
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.plugin_files import autoload_library
+from hstu_trt.serving.deployment import RUN_VARIABLE
 from hstu_trt.serving.tls import ClientTls, ServerTls
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
@@ -123,11 +124,11 @@ def plan_launch(
         *_metrics_flags(listen),
         *backend_flags,
     ]
-    environment: dict[str, str] = {}
+    environment = {RUN_VARIABLE: str(run_folder)}
     if server.wheel is not None:
         backends = _prepare_backends(server.wheel, run_folder / "backends")
         flags += [f"--backend-directory={backends}", f"--cache-directory={server.wheel / 'caches'}"]
-        environment = _wheel_environment(server.wheel)
+        environment |= _wheel_environment(server.wheel)
         _check_libraries(backends / "python" / _STUB, environment)
     log = run_folder / f"triton-{port}.log"
     return LaunchPlan(
