@@ -2,8 +2,8 @@
 
     RUN/events.jsonl   {"time": "2026-11-22T20:44:25.123Z", "event": "request", "source": "embedding_lookup", ...}
 
-Every process of a server appends to it, ``serve`` and the models alike. Triton's own log stays as it is, text for people.
-A file that has grown to MOST_BYTES becomes ``events.jsonl.1``, in place of the one before it.
+Every process of a server appends to it, ``serve`` and the models alike. Triton's own log stays text for
+people. A file that has grown to MOST_BYTES becomes ``events.jsonl.1``, in place of the one before it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TLS on gRPC: who gets scores from a real server, what its canary does, and which files are refused before it starts."""
+"""TLS on gRPC: who gets scores from a real server, and which files are refused before it starts."""
 
 import subprocess
 import sys

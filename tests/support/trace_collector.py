@@ -13,7 +13,7 @@ class TraceCollector:
         collector = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):  # noqa: N802 - the name is the base class's
+            def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 collector._take(self.path, json.loads(body))
                 self.send_response(200)
