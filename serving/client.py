@@ -154,18 +154,11 @@ class RankingClient:
 
     def ask_packed(self, tensors: Tensors, call: Call | None = None) -> Answer:
         """Sends tensors as they are."""
-        result = self._send(tensors, call).result()
-        counts = result.as_numpy(ROW_STATUS).reshape(-1, len(RowStatus)).sum(axis=0)
-        rows = {status.name.lower(): int(counts[status]) for status in RowStatus if counts[status]}
-        return Answer(result.as_numpy("preds"), result.as_numpy(TABLES_VERSION).ravel()[0].decode(), rows)
+        return answer_of(self._send(tensors, call).result())
 
     def _send(self, tensors: Tensors, call: Call | None = None) -> Future[Any]:
         """The future of the result, or of the error as ours; gRPC sets one after the timeout."""
-        inputs = []
-        for name, array in tensors.items():
-            tensor = grpc_client.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-            tensor.set_data_from_numpy(np.ascontiguousarray(array))
-            inputs.append(tensor)
+        inputs = inputs_of(tensors)
         future: Future[Any] = Future()
         call = call or Call()
 
@@ -215,6 +208,23 @@ class RankingClient:
             "DEADLINE_EXCEEDED": f"; no answer within {self._timeout_s:g} s",
         }.get(status.rpartition(".")[2], "")
         return ServerError(f"{self.model} at {self._url}: {message} ({status.rpartition('.')[2]}){hint}")
+
+
+def inputs_of(tensors: Tensors) -> list[Any]:
+    """Tensors as Triton's client takes them."""
+    inputs = []
+    for name, array in tensors.items():
+        tensor = grpc_client.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(np.ascontiguousarray(array))
+        inputs.append(tensor)
+    return inputs
+
+
+def answer_of(result: Any) -> Answer:
+    """What Triton's client got, from a model that ranks."""
+    counts = result.as_numpy(ROW_STATUS).reshape(-1, len(RowStatus)).sum(axis=0)
+    rows = {status.name.lower(): int(counts[status]) for status in RowStatus if counts[status]}
+    return Answer(result.as_numpy("preds"), result.as_numpy(TABLES_VERSION).ravel()[0].decode(), rows)
 
 
 def ranked_text(config: HstuConfig, request: RankRequest, scores: NDArray) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,10 +24,12 @@ from hstu_trt.contract.errors import GateError, HstuTrtError
 from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint
+from hstu_trt.serving.canary import SERVED, Canary
 from hstu_trt.serving.client import Answer, RankingClient, ServerError
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.drain import wait_until_quiet
 from hstu_trt.serving.failure import cause_of_failure
+from hstu_trt.serving.held import Board
 from hstu_trt.serving.operating import Reporter, add_options, exposure, hide_key, in_run_folder, trace_flags
 from hstu_trt.serving.releases import ReleaseFolder, check_published
 from hstu_trt.serving.requests import sample
@@ -42,6 +45,7 @@ from hstu_trt.serving.server import (
     tensorrt_flags,
 )
 from hstu_trt.serving.signature import MODELS
+from hstu_trt.serving.supervisor import Event, Supervisor
 from hstu_trt.serving.tier_report import PlacedTable, check_tiers, placed_tables, tables_json, tables_text
 from hstu_trt.serving.tls import add_server_options, connect, server_tls
 
@@ -192,6 +196,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--grpc-port", type=int, help="gRPC port (default: 8001 if free; 0: any free one)")
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port (default: closed)")
     parser.add_argument("--ready-timeout", type=float, default=READY_TIMEOUT_S, help="seconds to wait for the models")
+    parser.add_argument(
+        "--restart",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="restart the server when a process of it dies, hangs, or answers wrong (default: --restart)",
+    )
     add_server_options(parser)
     add_options(parser)
     return parser
@@ -231,7 +241,7 @@ def main(argv: Sequence[str]) -> int:
 def _serve(
     deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args: argparse.Namespace, reporter: Reporter
 ) -> int:
-    process = None
+    process = supervisor = None
     _stop_on_signals()
     try:
         reporter.event("starting", log=str(plan.log))
@@ -241,9 +251,13 @@ def _serve(
         facts = _facts(deployment, process, ready)
         reporter.event("ready", server=facts)
         reporter.text(json.dumps(facts) if args.json else _banner(deployment, plan, ready))
+        if args.restart:
+            supervisor = _supervisor(deployment, plan, process, args, reporter)
+            supervisor.run()
         wait_for_end(process)
     except Stopped:
         reporter.event("draining")
+        process = process if supervisor is None else supervisor.process
         if process is not None:
             wait_until_quiet(plan.url, plan.tls)
             process.drain()
@@ -251,6 +265,40 @@ def _serve(
         if not args.json:
             reporter.text("drained and stopped")
     return 0
+
+
+def _supervisor(
+    deployment: Deployment, plan: LaunchPlan, process: ServerProcess, args: argparse.Namespace, reporter: Reporter
+) -> Supervisor:
+    """A supervisor of a server that runs; it checks every file anew before each restart."""
+
+    def launch() -> ServerProcess:
+        again = in_run_folder(read_deployment(args.deployment), args.run)
+        check(again)
+        return start(again, plan, args.ready_timeout)[0]
+
+    def dense_in_use(model: str) -> str | None:
+        running = supervisor.process
+        return None if running is None else Board(deployment.run, running.pid).dense_in_use(model)
+
+    def tell(event: Event) -> None:
+        reporter.event(
+            event.event, **{name: fact for name, fact in event.to_json().items() if name not in ("event", "at")}
+        )
+        reporter.text(json.dumps(event.to_json()) if args.json else str(event))
+
+    def canary(model: str) -> Canary:
+        asked = {ENSEMBLE: "embedding_lookup", FUSED: FUSED}[model]
+        return Canary.of(deployment, plan.url, model, partial(dense_in_use, asked), plan.tls)
+
+    supervisor = Supervisor(
+        launch=launch,
+        canaries=[canary(name) for name in SERVED],
+        tell=tell,
+        record=deployment.run / f"restarts-{plan.grpc_port}.json",
+        process=process,
+    )
+    return supervisor
 
 
 def _print_plan(plan: LaunchPlan, placed: list[PlacedTable], *, as_json: bool) -> None:

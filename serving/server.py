@@ -287,6 +287,12 @@ class ServerProcess:
         self.kill_stubs()
         return code
 
+    def kill(self) -> None:
+        """Ends the server and its stubs at once, hung ones too; their port is free then."""
+        self.kill_stubs()
+        self._child.kill()
+        self._child.wait()
+
     def kill_stubs(self) -> None:
         """Ends stubs that outlived the server: one can hang when the server was killed."""
         with suppress(ProcessLookupError):

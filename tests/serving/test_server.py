@@ -307,7 +307,7 @@ def test_sigterm_finishes_running_requests(deployment, requests):
 
 
 def test_death_of_the_server_is_told(deployment):
-    serve = Serve(deployment)
+    serve = Serve(deployment, "--no-restart")
     os.kill(serve.facts["pid"], signal.SIGKILL)
     assert serve.process.wait(30) == 1
     assert "tritonserver died with code -9" in serve.process.stderr.read()
