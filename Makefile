@@ -4,7 +4,7 @@ SHELL := bash
 .SECONDARY:
 .PHONY: help install demo serve test test-fast test-faults test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
   bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx engines remote-lib \
-  remote-if-possible redis valkey fuzz clean
+  remote-if-possible redis valkey kustomize kustomize-if-possible fuzz sbom audit clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -66,7 +66,7 @@ demo: install  ## checkpoint -> ONNX -> Triton -> ranked candidates, checked on 
 serve: install $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION=
 	$(BIN)/hstu-trt serve --deployment $(DEPLOYMENT)
 
-test: install $(LEAN) tables-lib remote-if-possible  ## every test that this machine can run
+test: install $(LEAN) tables-lib remote-if-possible kustomize-if-possible  ## every test that this machine can run
 	$(BIN)/pytest
 
 test-fast: install tables-lib  ## the tests that start no server
@@ -140,6 +140,14 @@ build/redis/usr/bin/redis-server:
 
 build/valkey/usr/bin/valkey-server:
 	tests/support/fetch_redis.sh build/valkey valkey
+
+kustomize: build/kustomize/usr/bin/kustomize  ## unpack Debian's kustomize into build/, for the tests of ops/kubernetes
+
+build/kustomize/usr/bin/kustomize:
+	tests/support/fetch_kustomize.sh build/kustomize
+
+kustomize-if-possible:
+	@{ command -v kustomize || command -v kubectl || $(MAKE) -s kustomize; } >/dev/null || [ "$$CI" != true ]
 
 # Damaged files and replies to all that reads them: SECONDS_EACH of Python, ROUNDS of each reader in C++ with sanitizers.
 SECONDS_EACH ?= 120
