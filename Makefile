@@ -10,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 ROOMS := contract export plugins engines tables serving bench
-EXTRAS := export,engines,rtx,serving,bench,redis,dev
+EXTRAS := export,engines,rtx,serving,bench,redis,dev,ops
 
 # Models that need no CONFIG= and WEIGHTS=: the trained checkpoint that the tests use, and the presets with random weights,
 # whose tables would take a terabyte at full length.
@@ -255,6 +255,14 @@ NO_WEIGHTS = there is no model in $(ONNX), and $(MODEL) is not one of demo, debu
 
 engines: install $(ONNX)/manifest.json  ## build engines of an exported model: GPU=l40s PRECISION=fp16 MODEL=; hstu-trt engines --list has the GPUs
 	$(BIN)/hstu-trt engines --model $(ONNX) --gpu $(GPU) --precision $(PRECISION) --out build/engines/$(GPU)/$(MODEL)/$(PRECISION) $(BUILD)
+
+sbom: install  ## every installed package with version and licence, as CycloneDX: build/sbom.json
+	@mkdir -p build
+	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+	  --of JSON --output-file build/sbom.json $(BIN)/python
+
+audit: install  ## known vulnerabilities of what is installed; fails where the advisory service cannot be asked
+	$(BIN)/python ops/audit.py
 
 clean:  ## remove what was built; .venv/ stays
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

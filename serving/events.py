@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 EVENTS_FILE = "events.jsonl"
 MOST_BYTES = 64 << 20
@@ -78,7 +78,9 @@ class EventFollower:
 
     def __init__(self, run: Path, hand_on: Callable[[str], None]) -> None:
         self._path, self._hand_on = run / EVENTS_FILE, hand_on
-        self._identity, self._offset = self._look()
+        self._file = self._opened()
+        if self._file is not None:
+            self._file.seek(0, os.SEEK_END)
         self._rest = b""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
@@ -88,6 +90,8 @@ class EventFollower:
         """After what is written by now."""
         self._stop.set()
         self._thread.join()
+        if self._file is not None:
+            self._file.close()
 
     def _run(self) -> None:
         while not self._stop.wait(_POLL_S):
@@ -95,22 +99,31 @@ class EventFollower:
         self._read()
 
     def _read(self) -> None:
-        identity, size = self._look()
-        if identity != self._identity:
-            self._identity, self._offset, self._rest = identity, 0, b""
-        if size <= self._offset:
+        """The rest of the file that is open, and of its successor: it may have been renamed meanwhile."""
+        replaced = self._file is None or self._is_replaced(self._file)
+        self._hand_on_rest()
+        if not replaced:
             return
-        with contextlib.suppress(OSError), self._path.open("rb") as file:
-            file.seek(self._offset)
-            read = file.read()
-            self._offset += len(read)
-            *lines, self._rest = (self._rest + read).split(b"\n")
-            for line in lines:
-                self._hand_on(line.decode(errors="replace"))
+        if self._file is not None:
+            self._file.close()
+        self._file, self._rest = self._opened(), b""
+        self._hand_on_rest()
 
-    def _look(self) -> tuple[int, int]:
-        """Identity and size of the file; zeros where there is none."""
-        with contextlib.suppress(OSError):
-            stat = self._path.stat()
-            return stat.st_ino, stat.st_size
-        return 0, 0
+    def _hand_on_rest(self) -> None:
+        if self._file is None:
+            return
+        *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
+        for line in lines:
+            self._hand_on(line.decode(errors="replace"))
+
+    def _is_replaced(self, file: BinaryIO) -> bool:
+        try:
+            return self._path.stat().st_ino != os.fstat(file.fileno()).st_ino
+        except OSError:
+            return True
+
+    def _opened(self) -> BinaryIO | None:
+        try:
+            return self._path.open("rb")
+        except OSError:
+            return None

@@ -48,6 +48,7 @@ from hstu_trt.serving.signature import MODELS
 from hstu_trt.serving.supervisor import Event, Supervisor
 from hstu_trt.serving.tier_report import PlacedTable, check_tiers, placed_tables, tables_json, tables_text
 from hstu_trt.serving.tls import add_server_options, connect, server_tls
+from hstu_trt.serving.trusted_files import check_plugins
 
 READY_TIMEOUT_S = 120.0
 _POLL_S = 0.1
@@ -220,7 +221,10 @@ def main(argv: Sequence[str]) -> int:
     listen = Listen(
         address=args.address, grpc_port=args.grpc_port, metrics_port=args.metrics_port, tls=server_tls(args)
     )
-    flags = tensorrt_flags(server, args.plugins) if deployment.flavour == "tensorrt" else ()
+    flags: tuple[str, ...] = ()
+    if deployment.flavour == "tensorrt":
+        flags = tensorrt_flags(server, args.plugins)
+        check_plugins(deployment, args.plugins)
     flags += trace_flags(args.trace_otlp, args.trace_rate)
     plan = plan_launch(server, deployment.repository, deployment.run, listen, flags)
     if args.dry_run:
