@@ -47,7 +47,7 @@ from hstu_trt.serving.server import (
 from hstu_trt.serving.signature import MODELS
 from hstu_trt.serving.supervisor import Event, Supervisor
 from hstu_trt.serving.tier_report import PlacedTable, check_tiers, placed_tables, tables_json, tables_text
-from hstu_trt.serving.tls import add_server_options, connect, server_tls
+from hstu_trt.serving.tls import ClientTls, add_server_options, connect, server_tls
 from hstu_trt.serving.trusted_files import check_plugins
 
 READY_TIMEOUT_S = 120.0
@@ -94,7 +94,7 @@ def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIM
     try:
         version = _wait_until_ready(process, timeout_s)
         hide_key(process.pid, plan)
-        difference = _canary(deployment, plan)
+        difference = _canary(deployment, plan.url, plan.tls)
     except BaseException as error:
         process.drain(timeout_s=5)
         if isinstance(error, ServerError):
@@ -132,7 +132,7 @@ def _start_error(what: str, plan: LaunchPlan, *details: str) -> StartError:
     return StartError("\n  ".join(lines) + f"\n  full log: {plan.log}")
 
 
-def _canary(deployment: Deployment, plan: LaunchPlan) -> float | None:
+def _canary(deployment: Deployment, url: str, tls: ClientTls | None = None) -> float | None:
     """A made-up request through both models; Triton calls a model ready that cannot answer one.
 
     None where they serve different tables: for good if the fused model is an engine with tables of its own and others
@@ -145,7 +145,7 @@ def _canary(deployment: Deployment, plan: LaunchPlan) -> float | None:
             time.sleep(_CANARY_PAUSE_S)
         answers = []
         for name in (ENSEMBLE, FUSED):
-            with RankingClient(plan.url, name, tls=plan.tls) as client:
+            with RankingClient(url, name, tls=tls) as client:
                 answers.append(client.ask(request))
         if answers[0].tables_digest == answers[1].tables_digest:
             return _difference(answers[0], answers[1], TOLERANCES[ENSEMBLE, model.tolerances].atol)
