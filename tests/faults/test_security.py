@@ -1,5 +1,6 @@
 """What a running server does not give away or let happen, and as whom and where it runs."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -43,7 +44,7 @@ CLOSED = {
     "model control: index": lambda client, headers: client.get_model_repository_index(headers=headers),
     "system shared memory": lambda client, headers: client.register_system_shared_memory("x", "/x", 8, headers=headers),
     "system shared memory: status": lambda client, headers: client.get_system_shared_memory_status(headers=headers),
-    "CUDA shared memory": lambda client, headers: client.register_cuda_shared_memory("x", b"x", 0, 8, headers=headers),
+    "CUDA shared memory": lambda client, headers: client.register_cuda_shared_memory("x", b"", 0, 8, headers=headers),
     "trace: settings": lambda client, headers: client.get_trace_settings(headers=headers),
     "trace: file": lambda client, headers: client.update_trace_settings(
         settings={"trace_level": "TIMESTAMPS", "trace_file": "/tmp/x"}, headers=headers
@@ -181,45 +182,50 @@ def readable():
     shutil.rmtree(folder)
 
 
-def as_nobody():
-    """Arguments of subprocess; skips where that user cannot run this Python."""
+def ordinary_user():
+    """How to start a command without any power of root: words before it, and arguments of subprocess.
+
+    As ``nobody``; where that user cannot run this Python, in a user namespace whose user is none; else skips.
+    """
     if os.geteuid() != 0:
-        return {}
-    user = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-    tried = subprocess.run(
-        [sys.executable, "-c", "import hstu_trt.serving.serve"], capture_output=True, check=False, **user
-    )
-    if tried.returncode:
-        pytest.skip(f"user {NOBODY} cannot run this Python: {tried.stderr.decode()[-200:]}")
-    return user
+        return [], {}
+    nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    for before, more in (([], nobody), (["unshare", "--user", "--map-user=1000", "--map-group=1000"], {})):
+        command = [*before, sys.executable, "-c", "import hstu_trt.serving.serve"]
+        with contextlib.suppress(OSError):
+            if subprocess.run(command, capture_output=True, check=False, **more).returncode == 0:
+                return before, more
+    pytest.skip(f"neither user {NOBODY} nor a user namespace can run {sys.executable}")
+
+
+def capabilities(pid):
+    return int(re.search(r"^CapEff:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), flags=re.MULTILINE)[1], 16)
 
 
 @pytest.mark.triton
 @pytest.mark.faults
 def test_an_ordinary_user_serves_what_it_may_only_read(deployment, readable, monkeypatch):
-    user = as_nobody()
+    before, more = ordinary_user()
     model = read_model_folder(shutil.copytree(deployment.model.path, readable / "model"))
     locked = assemble(model, readable / "deployment", Options())
     run = readable / "run"
     run.mkdir()
-    if user:
+    if "user" in more:
         shutil.chown(run, NOBODY, NOBODY)
     for path in (*readable.rglob("*"), readable):
         if path != run and not path.is_symlink():
             path.chmod(0o555 if path.is_dir() else 0o444)
-    refused = subprocess.run(
-        [sys.executable, "-m", "hstu_trt.serving.serve", "--deployment", str(locked.path)],
-        capture_output=True, text=True, check=False, timeout=60, **user,
-    )  # fmt: skip
-    assert refused.returncode == 2 and "cannot write to" in refused.stderr and "--run" in refused.stderr
     started = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started(*args, **more, **user))
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **given: started([*before, *command], **given, **more))
     monkeypatch.setenv("HOME", str(run))
-    before = sorted(path for path in readable.rglob("*") if run not in path.parents)
+    command = [sys.executable, "-m", "hstu_trt.serving.serve", "--deployment", str(locked.path)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert refused.returncode == 2 and "cannot write to" in refused.stderr and "--run" in refused.stderr
+    there = sorted(path for path in readable.rglob("*") if run not in path.parents)
     serve = Serve(locked, "--run", str(run))
     try:
-        uids = {os.stat(f"/proc/{process.pid}").st_uid for process in processes_of(serve.facts["pid"])}
-        assert uids == {NOBODY if user else os.geteuid()} and 0 not in uids
+        processes = processes_of(serve.facts["pid"])
+        assert len(processes) == 5 and {capabilities(process.pid) for process in processes} == {0}
         request = request_of(locked, 8, 5)
         for name in ("ranking", "ranking_fused"):
             with RankingClient(serve.url, name, timeout_s=20) as client:
@@ -227,7 +233,7 @@ def test_an_ordinary_user_serves_what_it_may_only_read(deployment, readable, mon
             assert np.abs(scores - in_process(locked, name, request)).max() <= 1e-6
     finally:
         assert serve.stop() == 0
-    assert sorted(path for path in readable.rglob("*") if run not in path.parents) == before
+    assert sorted(path for path in readable.rglob("*") if run not in path.parents) == there
     assert all(stat.S_IMODE(path.stat().st_mode) & 0o002 == 0 for path in run.rglob("*"))
 
 

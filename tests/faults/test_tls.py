@@ -37,6 +37,8 @@ def served(deployment, ca, pairs):
     serve = Serve(deployment, "--tls-cert", cert, "--tls-key", key, "--tls-client-ca", str(ca.path))
     yield serve
     assert serve.stop() == 0
+    port = serve.url.rpartition(":")[2]
+    assert not (deployment.run / f"restarts-{port}.json").exists(), "serve's own canaries got in"
 
 
 def client_of(ca, pair=None, name=NAME):
