@@ -4,13 +4,14 @@ SHELL := bash
 .SECONDARY:
 .PHONY: help install demo serve test test-fast test-faults test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
   guard-lib accuracy-gpu bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx \
-  engines remote-lib remote-if-possible redis valkey nginx nginx-if-possible fuzz fuzz-server clean
+  engines remote-lib remote-if-possible redis valkey nginx nginx-if-possible kustomize kustomize-if-possible fuzz fuzz-server sbom \
+  audit clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 ROOMS := contract export plugins engines tables serving bench
-EXTRAS := export,engines,rtx,serving,bench,redis,dev
+EXTRAS := export,engines,rtx,serving,bench,redis,dev,ops
 
 # Models that need no CONFIG= and WEIGHTS=: the trained checkpoint that the tests use, and the presets with random weights,
 # whose tables would take a terabyte at full length.
@@ -69,7 +70,7 @@ demo: install guard-lib  ## checkpoint -> ONNX -> Triton -> ranked candidates, c
 serve: install guard-lib $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION=
 	$(BIN)/hstu-trt serve --deployment $(DEPLOYMENT)
 
-test: install guard-lib $(LEAN) tables-lib remote-if-possible nginx-if-possible  ## every test that this machine can run
+test: install guard-lib $(LEAN) tables-lib remote-if-possible nginx-if-possible kustomize-if-possible  ## every test that this machine can run
 	$(BIN)/pytest
 
 test-fast: install guard-lib tables-lib  ## the tests that start no server
@@ -152,6 +153,14 @@ build/nginx/usr/sbin/nginx:
 # Where it cannot be had, the tests of the fleet are skipped; in CI that is an error.
 nginx-if-possible:
 	@{ command -v nginx || $(MAKE) -s nginx; } >/dev/null || [ "$$CI" != true ]
+
+kustomize: build/kustomize/usr/bin/kustomize  ## unpack Debian's kustomize into build/, for the tests of ops/kubernetes
+
+build/kustomize/usr/bin/kustomize:
+	tests/support/fetch_kustomize.sh build/kustomize
+
+kustomize-if-possible:
+	@{ command -v kustomize || command -v kubectl || $(MAKE) -s kustomize; } >/dev/null || [ "$$CI" != true ]
 
 # Damaged files and replies to all that reads them: SECONDS_EACH of Python, ROUNDS of each reader in C++ with sanitizers.
 SECONDS_EACH ?= 120
@@ -278,6 +287,14 @@ NO_WEIGHTS = there is no model in $(ONNX), and $(MODEL) is not one of demo, debu
 
 engines: install $(ONNX)/manifest.json  ## build engines of an exported model: GPU=l40s PRECISION=fp16 MODEL=; hstu-trt engines --list has the GPUs
 	$(BIN)/hstu-trt engines --model $(ONNX) --gpu $(GPU) --precision $(PRECISION) --out build/engines/$(GPU)/$(MODEL)/$(PRECISION) $(BUILD)
+
+sbom: install  ## every installed package with version and licence, as CycloneDX: build/sbom.json
+	@mkdir -p build
+	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+	  --of JSON --output-file build/sbom.json $(BIN)/python
+
+audit: install  ## known vulnerabilities of what is installed; fails where the advisory service cannot be asked
+	$(BIN)/python ops/audit.py
 
 clean:  ## remove what was built; .venv/ stays
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

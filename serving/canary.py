@@ -19,17 +19,17 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import tritonclient.grpc as grpc_client
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits
-from hstu_trt.serving.client import CHANNEL_ARGS, answer_of, inputs_of
+from hstu_trt.serving.client import answer_of, inputs_of
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.requests import one_user, pack, sample
 from hstu_trt.serving.signature import OUT_OF_REACH
+from hstu_trt.serving.tls import ClientTls, connect
 
 DEADLINE_S = 1.5
 SERVED = (ENSEMBLE, FUSED)
@@ -110,7 +110,7 @@ class Canary:
 
     def __init__(
         self, url: str, model: str, config: HstuConfig, limits: Limits, atol: float,
-        dense_in_use: Callable[[], str | None] = lambda: None,
+        dense_in_use: Callable[[], str | None] = lambda: None, tls: ClientTls | None = None,
     ) -> None:  # fmt: skip
         self.url, self.model = url, model
         self._atol, self._dense_in_use = atol, dense_in_use
@@ -119,16 +119,17 @@ class Canary:
         self._inputs = inputs_of(one_user(packed) if model == FUSED else packed)
         self._scores = int(packed["candidate_offsets"][-1]) * len(config.tasks)
         self._known: dict[tuple[str, str | None], NDArray] = {}
-        self._client = grpc_client.InferenceServerClient(url, channel_args=CHANNEL_ARGS)
+        self._client = connect(url, tls)
 
     @classmethod
     def of(
-        cls, deployment: Deployment, url: str, model: str, dense_in_use: Callable[[], str | None] = lambda: None
-    ) -> Canary:
+        cls, deployment: Deployment, url: str, model: str, dense_in_use: Callable[[], str | None] = lambda: None,
+        tls: ClientTls | None = None,
+    ) -> Canary:  # fmt: skip
         """A canary of a server at ``url`` that serves ``deployment``."""
         folder = deployment.model
         atol = TOLERANCES[ENSEMBLE, folder.tolerances].atol
-        return cls(url, model, folder.ranking_config, folder.limits, atol, dense_in_use)
+        return cls(url, model, folder.ranking_config, folder.limits, atol, dense_in_use, tls)
 
     def __enter__(self) -> Canary:
         return self

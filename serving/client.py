@@ -13,9 +13,10 @@ import json
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -35,22 +36,13 @@ from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
 from hstu_trt.serving.signature import DRAINING, OUT_OF_REACH, REPLICA_LOST, ROW_STATUS, TABLES_VERSION, USER_METADATA
+from hstu_trt.serving.tls import ClientTls, add_client_options, client_tls, connect
 from hstu_trt.tables.ids import RowStatus
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_URL = "127.0.0.1:8001"
-# gRPC waits ever longer, up to two minutes, before it connects again; a server that was restarted is back within 5 s.
-CHANNEL_ARGS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
-# Errors after which a request is sent again, and the seconds before it. A connection can be closed, by a gateway that
-# reloads say, in the moment in which a request sets out on it; gRPC names that in these words only.
-_TRANSPORT_LOST = ("GOAWAY", "Socket closed", "Stream removed", "onnection reset", "Broken pipe")
-_WORTH_REPEATING = {DRAINING: 0.5, REPLICA_LOST: 0.0, **dict.fromkeys(_TRANSPORT_LOST, 0.0)}
+# Errors after which a request is sent again, and the seconds before it: a gateway may still send to one that stops.
+_WORTH_REPEATING = {REPLICA_LOST: 0.0, DRAINING: 0.5}
 
 
 class ServerError(HstuTrtError):
@@ -81,20 +73,46 @@ class Answer:
         return f"tables {self.tables_version}, rows: {', '.join(f'{n} {kind}' for kind, n in self.rows.items())}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What goes with a request beside its tensors."""
+
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    """Named in errors, in the server's events and in its trace."""
+    traceparent: str | None = None
+    """The caller's span (W3C Trace Context): a server that traces (``serve --trace-otlp``) makes its spans children."""
+
+    def headers(self, user_id: int | str | None) -> dict[str, str] | None:
+        """Metadata of the request: the user by whom a gateway chooses a replica, and the span."""
+        user = {} if user_id is None else {USER_METADATA: quote(str(user_id))}
+        span = {} if self.traceparent is None else {"traceparent": self.traceparent}
+        return {**user, **span} or None
+
+
 class RankingClient:
     """Ranks candidates through ``ranking`` (the ensemble) or ``ranking_fused``. A context manager.
 
     The model's config comes from the server; no file of the deployment is needed.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, model: str = ENSEMBLE, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Connects to ``host:port``. Raises ServerError when the server or the model is not there."""
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        model: str = ENSEMBLE,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        tls: ClientTls | None = None,
+    ) -> None:
+        """Connects to ``host:port``, encrypted if ``tls`` says how.
+
+        Raises ServerError when the server or the model is not there, ConfigError for TLS files that cannot be read.
+        """
         if model not in (ENSEMBLE, FUSED):
             raise ConfigError(f"model {model!r} does not rank: choose {ENSEMBLE!r} or {FUSED!r}")
         self.model = model
         self._url = url
         self._timeout_s = timeout_s
-        self._client = grpc_client.InferenceServerClient(url, channel_args=CHANNEL_ARGS)
+        self._client = connect(url, tls)
         try:
             self.config, self.limits = self._read_config()
         except BaseException:
@@ -144,32 +162,37 @@ class RankingClient:
         """Sends tensors as they are and returns ``preds``."""
         return self._receive(self._send(tensors, user_id))
 
-    def ask(self, request: RankRequest) -> Answer:
+    def ask(self, request: RankRequest, call: Call | None = None) -> Answer:
         """As ``rank``, with what the server tells about the tables."""
         packed = pack(self.config, [request])
-        answer = self.ask_packed(one_user(packed) if self.model == FUSED else packed, request.user_id)
+        answer = self.ask_packed(one_user(packed) if self.model == FUSED else packed, request.user_id, call)
         return replace(answer, scores=answer.scores[0]) if self.model == FUSED else answer
 
-    def ask_packed(self, tensors: Tensors, user_id: int | str | None = None) -> Answer:
+    def ask_packed(self, tensors: Tensors, user_id: int | str | None = None, call: Call | None = None) -> Answer:
         """Sends tensors as they are."""
-        return answer_of(self._result(self._send(tensors, user_id)))
+        return answer_of(self._send(tensors, user_id, call).result())
 
-    def _send(self, tensors: Tensors, user_id: int | str | None) -> Future[tuple[Any, Any]]:
-        """The future (result, error) of a request; gRPC sets the error after the timeout.
+    def _send(self, tensors: Tensors, user_id: int | str | None, call: Call | None = None) -> Future[Any]:
+        """The future of the result, or of the error as ours; gRPC sets one after the timeout.
 
-        What was lost on the way, with a replica, or sent to one that is stopping, is sent once more: scoring changes
-        nothing.
+        What a gateway lost with a replica, or sent to one that is stopping, is sent once more: scoring changes nothing.
         """
         inputs, deadline = inputs_of(tensors), time.monotonic() + self._timeout_s
-        headers = None if user_id is None else {USER_METADATA: quote(str(user_id))}
-        future: Future[tuple[Any, Any]] = Future()
+        call = call or Call()
+        headers = call.headers(user_id)
+        future: Future[Any] = Future()
 
         def send(answered: Callable[[Any, Any], None]) -> None:
             left_s = max(deadline - time.monotonic(), 0.001)
-            self._client.async_infer(self.model, inputs, answered, client_timeout=left_s, headers=headers)
+            self._client.async_infer(
+                self.model, inputs, answered, request_id=call.request_id, client_timeout=left_s, headers=headers
+            )
 
         def settle(result: Any, error: Any) -> None:
-            future.set_result((result, error))
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(self._translated(error, f" [request {call.request_id}]"))
 
         def first_answered(result: Any, error: Any) -> None:
             def again() -> None:
@@ -186,16 +209,11 @@ class RankingClient:
 
         send(first_answered)
         return future
+        return future
 
-    def _receive(self, future: Future[tuple[Any, Any]]) -> NDArray:
-        scores: NDArray = self._result(future).as_numpy("preds")
+    def _receive(self, future: Future[Any]) -> NDArray:
+        scores: NDArray = future.result().as_numpy("preds")
         return scores
-
-    def _result(self, future: Future[tuple[Any, Any]]) -> Any:
-        result, error = future.result()
-        if error is not None:
-            raise self._translated(error)
-        return result
 
     def _read_config(self) -> tuple[HstuConfig, Limits]:
         try:
@@ -210,9 +228,9 @@ class RankingClient:
         limits = Limits(**json.loads(parameters["limits"])) if "limits" in parameters else default_limits(config)
         return config, limits
 
-    def _translated(self, error: InferenceServerException) -> HstuTrtError:
+    def _translated(self, error: InferenceServerException, which: str = "") -> HstuTrtError:
         """The server's error as ours: what the caller sent (InputError), or what the server is (ServerError)."""
-        status, message = str(error.status()), str(error.message())
+        status, message = str(error.status()), f"{error.message()}{which}"
         if status.endswith("INVALID_ARGUMENT"):
             return InputError(message)
         hint = {
@@ -260,8 +278,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", choices=(ENSEMBLE, FUSED), default=ENSEMBLE)
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample request")
     parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="seconds to wait for an answer")
+    add_client_options(parser)
     args = parser.parse_args(argv)
-    with RankingClient(args.url, args.model, timeout_s=args.timeout) as client:
+    with RankingClient(args.url, args.model, timeout_s=args.timeout, tls=client_tls(args)) as client:
         request = sample(client.config, client.limits, seed=args.seed)
         answer = client.ask(request)
         print(ranked_text(client.config, request, answer.scores))

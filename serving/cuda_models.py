@@ -75,9 +75,9 @@ class _OneByOne(_DeviceModel):
                 torch.cuda.current_stream().synchronize()
             return pb_utils.InferenceResponse([_tensor(name, value) for name, value in answer.items()])
         except InputError as error:
-            return self._refusal(error)
+            return self._refusal(error, request)
         except Exception as error:  # the server must live whatever a request holds
-            return self._failure(error)
+            return self._failure(error, request)
 
     def _infer(self, request: Any) -> dict[str, Any]:
         raise NotImplementedError
@@ -139,16 +139,16 @@ class MicroBatchModel(_DeviceModel):
                 taken = self._requests.take(self._tensors(request))
                 self._batches.put(taken.users, self._answer_to(request, sender, taken))
             except InputError as error:
-                self._send(sender, self._refusal(error))
+                self._send(sender, self._refusal(error, request))
             except Exception as error:  # the server must live whatever a request holds
-                self._send(sender, self._failure(error))
+                self._send(sender, self._failure(error, request))
 
     def _answer_to(self, request: Any, sender: Any, taken: Taken) -> Callable[[list[NDArray] | Exception], None]:
         """Holds the request itself, too: the arrays lie in its shared memory."""
 
         def answer(scores: list[NDArray] | Exception, _request: Any = request) -> None:
             if isinstance(scores, Exception):
-                self._send(sender, self._failure(scores))
+                self._send(sender, self._failure(scores, request))
                 return
             versions = np.broadcast_to(self._version, (len(scores), 1))
             outputs = {"preds": np.stack(scores), TABLES_VERSION: versions, ROW_STATUS: taken.row_status}

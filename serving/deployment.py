@@ -7,11 +7,13 @@ DIR/
   tables.json      where tables are that are not mapped files, and how to reach them (``tables/tier_settings.py``)
   tables           link to the folder of versions that is watched, if any (``releases.py``)
   models/          the Triton model repository
-  run/             written by ``serve``: Triton's backends folder, the server's log, and what it serves (``held.py``)
+  run/             written by ``serve``: Triton's backends folder, the server's log, events and what it serves
+                   (``held.py``, ``events.py``); ``serve --run`` names another folder, and the deployment is only read
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +29,8 @@ ENGINES_LINK = "engines"
 VERSIONS_LINK = "tables"
 REPOSITORY_FOLDER = "models"
 RUN_FOLDER = "run"
+RUN_VARIABLE = "HSTU_TRT_RUN"
+"""Environment variable by which ``serve`` tells the models where its run folder is."""
 REGENERATE = "hstu-trt assemble --model DIR --flavour cpu --attention-norm fixed:N --out {folder}"
 
 
@@ -40,6 +44,8 @@ class Deployment:
     attention_norm: str
     id_policy: str
     tiers: TierSettings = field(default_factory=TierSettings)
+    run_folder: Path | None = None
+    """None: in the deployment."""
 
     @property
     def repository(self) -> Path:
@@ -51,7 +57,12 @@ class Deployment:
 
     @property
     def run(self) -> Path:
-        return self.path / RUN_FOLDER
+        return self.run_folder or self.path / RUN_FOLDER
+
+
+def run_folder_of_model(model_repository: Path) -> Path:
+    """The run folder of the server that serves a model from ``DIR/models/NAME``."""
+    return Path(os.environ.get(RUN_VARIABLE) or (model_repository / "../.." / RUN_FOLDER).resolve())
 
 
 def read_deployment(folder: Path, *, verify: bool = True) -> Deployment:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException
+
+from hstu_trt.serving.tls import ClientTls, connect
 
 QUIET_S = 1.0
 """No model finished anything for so long: nothing runs. A step that takes longer is cut off from the next one."""
@@ -19,9 +20,11 @@ GRACE_S = 15.0
 _POLL_S = 0.1
 
 
-def wait_until_quiet(url: str, *, quiet_s: float = QUIET_S, grace_s: float = GRACE_S) -> bool:
+def wait_until_quiet(
+    url: str, tls: ClientTls | None = None, *, quiet_s: float = QUIET_S, grace_s: float = GRACE_S
+) -> bool:
     """True once no model has finished a request for ``quiet_s``; False after ``grace_s``, or if nobody answers."""
-    client = grpc_client.InferenceServerClient(url)
+    client = connect(url, tls)
     deadline = time.monotonic() + grace_s
     last_counts, since = _counts(client), time.monotonic()
     try:

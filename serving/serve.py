@@ -17,7 +17,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException
 
 from hstu_trt.contract.cli import run_verb
@@ -26,12 +25,13 @@ from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint
 from hstu_trt.serving.canary import SERVED, Canary
-from hstu_trt.serving.client import CHANNEL_ARGS, Answer, RankingClient, ServerError
+from hstu_trt.serving.client import Answer, RankingClient, ServerError
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.drain import wait_until_quiet
 from hstu_trt.serving.failure import cause_of_failure
 from hstu_trt.serving.guard import guard_limits, guard_note
 from hstu_trt.serving.held import Board
+from hstu_trt.serving.operating import Reporter, add_options, exposure, hide_key, in_run_folder, trace_flags
 from hstu_trt.serving.releases import ReleaseFolder, check_published
 from hstu_trt.serving.requests import sample
 from hstu_trt.serving.server import (
@@ -48,6 +48,8 @@ from hstu_trt.serving.server import (
 from hstu_trt.serving.signature import MODELS
 from hstu_trt.serving.supervisor import Event, Supervisor
 from hstu_trt.serving.tier_report import PlacedTable, check_tiers, placed_tables, tables_json, tables_text
+from hstu_trt.serving.tls import ClientTls, add_server_options, connect, server_tls
+from hstu_trt.serving.trusted_files import check_plugins
 
 READY_TIMEOUT_S = 120.0
 _POLL_S = 0.1
@@ -92,7 +94,8 @@ def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIM
     process = ServerProcess(plan)
     try:
         version = _wait_until_ready(process, timeout_s)
-        difference = _canary(deployment, plan.url)
+        hide_key(process.pid, plan)
+        difference = _canary(deployment, plan.url, plan.tls)
     except BaseException as error:
         process.drain(timeout_s=5)
         if isinstance(error, ServerError):
@@ -103,7 +106,7 @@ def start(deployment: Deployment, plan: LaunchPlan, timeout_s: float = READY_TIM
 
 def _wait_until_ready(process: ServerProcess, timeout_s: float) -> str:
     """Returns the server's version once every model is ready."""
-    client = grpc_client.InferenceServerClient(process.plan.url, channel_args=CHANNEL_ARGS)
+    client = connect(process.plan.url, process.plan.tls)
     waiting, deadline = list(MODELS), time.monotonic() + timeout_s
     try:
         while time.monotonic() < deadline:
@@ -130,7 +133,7 @@ def _start_error(what: str, plan: LaunchPlan, *details: str) -> StartError:
     return StartError("\n  ".join(lines) + f"\n  full log: {plan.log}")
 
 
-def _canary(deployment: Deployment, url: str) -> float | None:
+def _canary(deployment: Deployment, url: str, tls: ClientTls | None = None) -> float | None:
     """A made-up request through both models; Triton calls a model ready that cannot answer one.
 
     None where they serve different tables: for good if the fused model is an engine with tables of its own and others
@@ -143,7 +146,7 @@ def _canary(deployment: Deployment, url: str) -> float | None:
             time.sleep(_CANARY_PAUSE_S)
         answers = []
         for name in (ENSEMBLE, FUSED):
-            with RankingClient(url, name) as client:
+            with RankingClient(url, name, tls=tls) as client:
                 answers.append(client.ask(request))
         if answers[0].tables_digest == answers[1].tables_digest:
             return _difference(answers[0], answers[1], TOLERANCES[ENSEMBLE, model.tolerances].atol)
@@ -201,61 +204,81 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="restart the server when a process of it dies, hangs, or answers wrong (default: --restart)",
     )
+    add_server_options(parser)
+    add_options(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """The ``serve`` verb."""
     args = _parser().parse_args(argv)
-    deployment = read_deployment(args.deployment)
+    deployment = in_run_folder(read_deployment(args.deployment), args.run)
     check(deployment, hash_tables=args.check, connect=not args.dry_run)
     if args.check:
         text = f"{args.deployment}: files and tables verified, {len(lint.RULES)} rules kept"
         print(json.dumps({"ok": True}) if args.json else text)
         return 0
     server = find_tritonserver(args.tritonserver)
-    listen = Listen(address=args.address, grpc_port=args.grpc_port, metrics_port=args.metrics_port)
-    flags = tensorrt_flags(server, args.plugins) if deployment.flavour == "tensorrt" else ()
-    limits = guard_limits(deployment.model)
-    plan = plan_launch(server, deployment.repository, deployment.run, listen, flags, limits)
+    listen = Listen(
+        address=args.address, grpc_port=args.grpc_port, metrics_port=args.metrics_port, tls=server_tls(args)
+    )
+    flags: tuple[str, ...] = ()
+    if deployment.flavour == "tensorrt":
+        flags = tensorrt_flags(server, args.plugins)
+        check_plugins(deployment, args.plugins)
+    flags += trace_flags(args.trace_otlp, args.trace_rate)
+    plan = plan_launch(server, deployment.repository, deployment.run, listen, flags, guard_limits(deployment.model))
     if args.dry_run:
         _print_plan(plan, placed_tables(deployment), as_json=args.json)
         return 0
-    return _serve(deployment, server, plan, args)
+    reporter = Reporter(deployment.run, args.log_format)
+    if warning := exposure(listen):
+        reporter.warn(warning)
+    try:
+        return _serve(deployment, server, plan, args, reporter)
+    except HstuTrtError as error:
+        reporter.event("failed", message=str(error))
+        raise
+    finally:
+        reporter.close()
 
 
-def _serve(deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args: argparse.Namespace) -> int:
+def _serve(
+    deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args: argparse.Namespace, reporter: Reporter
+) -> int:
     process = supervisor = None
     _stop_on_signals()
     try:
+        reporter.event("starting", log=str(plan.log))
         if not args.json:
-            print(f"starting tritonserver ({server.origin}), log: {plan.log}", flush=True)
+            reporter.text(f"starting tritonserver ({server.origin}), log: {plan.log}")
         process, ready = start(deployment, plan, args.ready_timeout)
-        print(
-            json.dumps(_facts(deployment, process, ready)) if args.json else _banner(deployment, plan, ready),
-            flush=True,
-        )
+        facts = _facts(deployment, process, ready)
+        reporter.event("ready", server=facts)
+        reporter.text(json.dumps(facts) if args.json else _banner(deployment, plan, ready))
         if args.restart:
-            supervisor = _supervisor(deployment, plan, process, args)
+            supervisor = _supervisor(deployment, plan, process, args, reporter)
             supervisor.run()
         wait_for_end(process)
     except Stopped:
+        reporter.event("draining")
         process = process if supervisor is None else supervisor.process
         if process is not None:
-            wait_until_quiet(plan.url)
+            wait_until_quiet(plan.url, plan.tls)
             process.drain()
+        reporter.event("stopped")
         if not args.json:
-            print("drained and stopped", flush=True)
+            reporter.text("drained and stopped")
     return 0
 
 
 def _supervisor(
-    deployment: Deployment, plan: LaunchPlan, process: ServerProcess, args: argparse.Namespace
+    deployment: Deployment, plan: LaunchPlan, process: ServerProcess, args: argparse.Namespace, reporter: Reporter
 ) -> Supervisor:
     """A supervisor of a server that runs; it checks every file anew before each restart."""
 
     def launch() -> ServerProcess:
-        again = read_deployment(args.deployment)
+        again = in_run_folder(read_deployment(args.deployment), args.run)
         check(again)
         return start(again, plan, args.ready_timeout)[0]
 
@@ -264,12 +287,18 @@ def _supervisor(
         return None if running is None else Board(deployment.run, running.pid).dense_in_use(model)
 
     def tell(event: Event) -> None:
-        print(json.dumps(event.to_json()) if args.json else event, flush=True)
+        reporter.event(
+            event.event, **{name: fact for name, fact in event.to_json().items() if name not in ("event", "at")}
+        )
+        reporter.text(json.dumps(event.to_json()) if args.json else str(event))
 
-    asked = {ENSEMBLE: "embedding_lookup", FUSED: FUSED}
+    def canary(model: str) -> Canary:
+        asked = {ENSEMBLE: "embedding_lookup", FUSED: FUSED}[model]
+        return Canary.of(deployment, plan.url, model, partial(dense_in_use, asked), plan.tls)
+
     supervisor = Supervisor(
         launch=launch,
-        canaries=[Canary.of(deployment, plan.url, name, partial(dense_in_use, asked[name])) for name in SERVED],
+        canaries=[canary(name) for name in SERVED],
         tell=tell,
         record=deployment.run / f"restarts-{plan.grpc_port}.json",
         process=process,

@@ -20,7 +20,9 @@ from typing import IO
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.plugin_files import autoload_library
+from hstu_trt.serving.deployment import RUN_VARIABLE
 from hstu_trt.serving.guard import BACKEND, UNGUARDED, find_guard, guard_environment
+from hstu_trt.serving.tls import ClientTls, ServerTls
 from hstu_trt.serving.undertaker import Undertaker
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
@@ -89,6 +91,8 @@ class LaunchPlan:
     log: Path
     address: str
     grpc_port: int
+    tls: ClientTls | None = None
+    """How a client on this machine speaks to it; None: without TLS."""
 
     @property
     def url(self) -> str:
@@ -104,6 +108,7 @@ class Listen:
     grpc_port: int | None = None
     """None: 8001, or another if that is taken; 0: any free one."""
     metrics_port: int | None = None
+    tls: ServerTls | None = None
 
 
 def plan_launch(
@@ -129,19 +134,25 @@ def plan_launch(
         "--allow-http=false",
         # Messages that were answered are freed: Triton would keep the largest, and nothing else bounds them.
         "--grpc-infer-allocation-pool-size=0",
+        *(listen.tls.flags() if listen.tls else ()),
         *_metrics_flags(listen),
         *backend_flags,
     ]
-    environment: dict[str, str] = {}
+    environment = {RUN_VARIABLE: str(run_folder)}
     if server.wheel is not None:
         guard = find_guard(listen.address, LOOPBACK)
         backends = _prepare_backends(server.wheel, run_folder / "backends", guard)
         flags += [f"--backend-directory={backends}", f"--cache-directory={server.wheel / 'caches'}"]
-        environment = {**_wheel_environment(server.wheel), **(guard_environment(limits) if guard else {})}
+        environment |= {**_wheel_environment(server.wheel), **(guard_environment(limits) if guard else {})}
         _check_libraries(backends / "python" / _STUB, environment)
     log = run_folder / f"triton-{port}.log"
     return LaunchPlan(
-        command=(str(server.binary), *flags), environment=environment, log=log, address=listen.address, grpc_port=port
+        command=(str(server.binary), *flags),
+        environment=environment,
+        log=log,
+        address=listen.address,
+        grpc_port=port,
+        tls=listen.tls.own_client() if listen.tls else None,
     )
 
 
@@ -169,7 +180,9 @@ def _make_run_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ArtefactError(f"cannot write to {folder} ({error.strerror}); the server's log goes there") from None
+        raise ArtefactError(
+            f"cannot write to {folder} ({error.strerror}); the server's log goes there: name another folder with --run"
+        ) from None
 
 
 def choose_port(address: str, wanted: int | None) -> int:

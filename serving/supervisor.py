@@ -96,7 +96,7 @@ class Supervisor:
 
     def _watch(self, process: ServerProcess) -> tuple[str, bool]:
         """What went wrong, and whether the server had been well for a while."""
-        with Watch(process.plan.url, process.pid, self.canaries, self.patience) as watch:
+        with Watch(process.plan.url, process.pid, self.canaries, self.patience, process.plan.tls) as watch:
             while True:
                 if process.exit_code is not None:
                     return f"tritonserver died with code {process.exit_code}", watch.right >= STABLE_CANARIES

@@ -24,8 +24,9 @@ from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.runner import Runner
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
-from hstu_trt.serving.deployment import RUN_FOLDER
+from hstu_trt.serving.deployment import run_folder_of_model
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
+from hstu_trt.serving.events import Events
 from hstu_trt.serving.live_metrics import LiveMetrics
 from hstu_trt.serving.live_models import LiveDense, LiveFused, LiveRows, Place, serves
 from hstu_trt.serving.live_stages import DenseLostError, FixedFusedStage, FusedAnswer, LiveFusedStage, LiveLookup, Tally
@@ -63,6 +64,8 @@ class TritonModel:
         config = json.loads(args["model_config"])
         self._parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         self._inputs = [port["name"] for port in config["input"]]
+        self._run = run_folder_of_model(self._folder)
+        self._events = Events(self._run, self._name)
         self._opened = ExitStack()
         self._live: Live[Any] | None = None
         self._tally: Tally | None = None
@@ -101,7 +104,7 @@ class TritonModel:
     def _place(self, model: ModelFolder, every_poll: Callable[[], None] = lambda: None) -> Place:
         """Where versions are published for this deployment."""
         place = Place.of_server(
-            (self._folder / "../.." / RUN_FOLDER).resolve(),
+            self._run,
             name=self._name,
             folder=ReleaseFolder((self._folder / self._parameter("versions_folder")).resolve(), model),
             poll_s=positive_seconds(self._parameter("refresh_poll_seconds")),
@@ -134,6 +137,8 @@ class TritonModel:
 
     def _tell(self, refresh: Refresh) -> None:
         """Logs and counts a refresh; a refusal as an error, since somebody has to act."""
+        told = {"version": refresh.version, "seconds": round(refresh.seconds, 3), "refused": refresh.refused}
+        self._events.write("refresh", result="ok" if refresh.refused is None else "refused", **told)
         if refresh.refused is None:
             pb_utils.Logger.log_info(f"{self._name}: serves {refresh.version} after {refresh.seconds:.2f} s")
         else:
@@ -176,26 +181,30 @@ class TritonModel:
     def _tensors(self, request: Any) -> Tensors:
         return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
 
-    def _refusal(self, error: RequestError | DenseLostError) -> Any:
+    def _refusal(self, error: RequestError | DenseLostError, request: Any) -> Any:
         """INVALID_ARGUMENT for a wrong request, UNAVAILABLE where rows or weights for a right one are out of reach.
 
         Which node or folder failed, and how, is not the client's business: the log tells, once per poll.
         """
         if isinstance(error, InputError):
+            self._events.request(request.request_id(), "INVALID_ARGUMENT", str(error))
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
         self._trouble = str(error)
+        self._events.request(request.request_id(), "UNAVAILABLE", str(error))
         text = error.text if isinstance(error, RowsOutOfReachError) else "see the server's log"
         return pb_utils.InferenceResponse(
             error=pb_utils.TritonError(OUT_OF_REACH + text, pb_utils.TritonError.UNAVAILABLE)
         )
 
-    def _failure(self, error: Exception) -> Any:
+    def _failure(self, error: Exception, request: Any) -> Any:
         if isinstance(error, DeviceMemoryError):
             pb_utils.Logger.log_error(f"{self._name}: {error}")
             text = f"model {self._name!r} has not enough GPU memory for this request now; send a smaller one, or later"
+            self._events.request(request.request_id(), "UNAVAILABLE", text)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.UNAVAILABLE))
         pb_utils.Logger.log_error(f"{self._name}: {''.join(traceback.format_exception(error))}")
         text = f"model {self._name!r} failed: {type(error).__name__}: {error}"
+        self._events.request(request.request_id(), "INTERNAL", text)
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))
 
 
@@ -213,9 +222,9 @@ class _StageModel(TritonModel):
             answer = self._stage.infer(self._tensors(request))
             return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in answer.items()])
         except (InputError, RemoteError, DenseLostError) as error:
-            return self._refusal(error)
+            return self._refusal(error, request)
         except Exception as error:  # the server must live whatever a request holds
-            return self._failure(error)
+            return self._failure(error, request)
 
 
 class EmbeddingLookupModel(_StageModel):
@@ -263,14 +272,14 @@ class FusedModel(TritonModel):
         try:
             results = self._stage.answer_many([self._tensors(request) for request in requests])
         except Exception as error:  # the server must live whatever a request holds
-            return [self._failure(error) for _ in requests]
+            return [self._failure(error, request) for request in requests]
         if self._live is None and self._metrics is not None and self._tally is not None:
             self._metrics.update(self._tally, 0)  # nobody polls for tables that stay
-        return [self._response(result) for result in results]
+        return [self._response(*pair) for pair in zip(results, requests, strict=True)]
 
-    def _response(self, result: FusedAnswer | RequestError) -> Any:
+    def _response(self, result: FusedAnswer | RequestError, request: Any) -> Any:
         if isinstance(result, RequestError):
-            return self._refusal(result)
+            return self._refusal(result, request)
         version = np.full((len(result.scores), 1), result.version.encode(), dtype=object)
         outputs = {"preds": result.scores, TABLES_VERSION: version, ROW_STATUS: result.row_status}
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])

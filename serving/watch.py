@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import tritonclient.grpc as grpc_client
 from tritonclient.utils import InferenceServerException
 
 from hstu_trt.contract.tensors import FUSED, STAGES
 from hstu_trt.serving.canary import DEADLINE_S, Canary, Reading, Sent, Verdict
-from hstu_trt.serving.client import CHANNEL_ARGS
 from hstu_trt.serving.processes import SERVER, Watched, processes_of
+from hstu_trt.serving.tls import ClientTls, connect
 
 LOOK_S = 0.1
 _STATISTICS_TIMEOUT_S = 0.3
@@ -141,10 +140,12 @@ class Pulse:
 class Watch:
     """A running server: ``look`` every ``LOOK_S``. A context manager."""
 
-    def __init__(self, url: str, server: int, canaries: Sequence[Canary], patience: Patience) -> None:
+    def __init__(
+        self, url: str, server: int, canaries: Sequence[Canary], patience: Patience, tls: ClientTls | None = None
+    ) -> None:
         self._processes = processes_of(server)
         self._pulses = [Pulse(canary, self._processes, patience) for canary in canaries]
-        self._client = grpc_client.InferenceServerClient(url, channel_args=CHANNEL_ARGS)
+        self._client = connect(url, tls)
         self._looked_at = time.monotonic()
 
     def __enter__(self) -> Watch:

@@ -31,7 +31,7 @@ def test_scores_are_compared_where_the_tables_are_the_same(monkeypatch, turns, e
     answers = [answer for turn in turns for answer in zip(("ranking", "ranking_fused"), turn, strict=True)]
 
     class Client:
-        def __init__(self, url, name):
+        def __init__(self, url, name, tls):
             self.name = name
 
         def __enter__(self):
