@@ -36,7 +36,16 @@ from hstu_trt.serving.deployment import (
 )
 from hstu_trt.serving.engine_steps import place_plans, read_engines, use_engines
 from hstu_trt.serving.refresh_settings import DEFAULT_POLL_S, RefreshSettings
-from hstu_trt.serving.signature import ATTENTION_NORM, FLAVOURS, LOOKUP_MODELS, MODELS, TIERS_PARAMETER, signatures
+from hstu_trt.serving.signature import (
+    ATTENTION_NORM,
+    FLAVOURS,
+    LOOKUP_MODELS,
+    MODELS,
+    QUEUE_PARAMETER,
+    TIERS_PARAMETER,
+    signatures,
+)
+from hstu_trt.serving.waiting_room import DEFAULT_PLACES, queue_places
 from hstu_trt.tables.ids import POLICIES
 from hstu_trt.tables.refresh import REFRESH_MODES
 from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
@@ -57,6 +66,8 @@ class Options:
     attention_norm: str | None = None
     """``fixed:N``; None means the model's ``max_seq_len``."""
     id_policy: str = "reject"
+    queue: int = DEFAULT_PLACES
+    """Requests that may wait in front of ``ranking``, and of ``ranking_fused``; more are refused."""
     tiers: Path | None = None
     """Settings of the tables' tiers; None: all are mapped files."""
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
@@ -68,6 +79,7 @@ class Options:
             raise ConfigError("--engines goes with --flavour tensorrt, and that flavour needs it")
         if self.id_policy not in POLICIES:
             raise ConfigError(f"unknown id policy {self.id_policy!r}: choose from {', '.join(POLICIES)}")
+        queue_places(str(self.queue))
         if self.attention_norm is not None:
             parse_fixed_norm(self.attention_norm)
 
@@ -89,6 +101,7 @@ def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.Mode
         use_engines(configs, wanted, engines)
     parameters = {
         "id_policy": options.id_policy,
+        QUEUE_PARAMETER: str(options.queue),
         ATTENTION_NORM: options.norm_text(model),
         "config": json.dumps(config_to_json(model.ranking_config)),
         **options.refresh.parameters(),
@@ -160,7 +173,8 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
         kind=DEPLOYMENT_KIND,
         made_by=(
             f"hstu-trt assemble --model {model.path} --flavour {options.flavour} --attention-norm {norm} "
-            f"--id-policy {options.id_policy} {f'--engines {options.engines} ' if options.engines else ''}"
+            f"--id-policy {options.id_policy} --queue {options.queue} "
+            f"{f'--engines {options.engines} ' if options.engines else ''}"
             f"{f'--tables {options.refresh.tables} ' if options.refresh.tables else ''}"
             f"{f'--tiers {options.tiers} ' if options.tiers else ''}--out {out}"
         ),
@@ -172,6 +186,7 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
             "flavour": options.flavour,
             "attention_norm": norm,
             "id_policy": options.id_policy,
+            "queue": options.queue,
             "model": {"name": model.name, "digest": model.digest, "precision": model.precision},
             "limits": dataclasses.asdict(model.limits),
             "versions": {name: metadata.version(name) for name in ("hstu-trt", "tritonclient", "numpy")},
@@ -186,6 +201,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engines", type=Path, help="flavour tensorrt: folder made by hstu-trt engines")
     parser.add_argument("--attention-norm", metavar="fixed:N", help="N of the attention's 1/N (default: max_seq_len)")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table (default: reject)")
+    parser.add_argument(
+        "--queue", type=int, default=DEFAULT_PLACES, metavar="N",
+        help=f"requests that may wait, per model; more are refused at once (default: {DEFAULT_PLACES})",
+    )  # fmt: skip
     parser.add_argument(
         "--tiers", type=Path, metavar="FILE", help="tiers of the tables, as tables.json says (default: mapped files)"
     )
@@ -217,6 +236,7 @@ def main(argv: Sequence[str]) -> int:
         engines=args.engines,
         attention_norm=args.attention_norm,
         id_policy=args.id_policy,
+        queue=args.queue,
         tiers=args.tiers,
         refresh=refresh,
     )

@@ -31,7 +31,7 @@ from hstu_trt.contract.presets import PRESETS
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
-from hstu_trt.serving.signature import OUT_OF_REACH, ROW_STATUS, TABLES_VERSION
+from hstu_trt.serving.signature import OUT_OF_REACH, OVERLOADED, ROW_STATUS, TABLES_VERSION
 from hstu_trt.tables.ids import RowStatus
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -42,6 +42,13 @@ class ServerError(HstuTrtError):
     """The server cannot be reached, has no such model, or failed on a good request."""
 
     exit_code = 1
+
+
+class OverloadedError(ServerError):
+    """The server runs, and refused the request before any work on it, since too many wait.
+
+    The same request may be sent again, to another replica at once, or here after a pause.
+    """
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,8 @@ class RankingClient:
     ) -> NDArray:
         """Scores ``[candidates, tasks]`` FP32 of one user; see ``RankRequest`` for the features.
 
-        Raises InputError when the request is wrong, ServerError when the server is.
+        Raises InputError when the request is wrong, OverloadedError when too many wait, ServerError when the server
+        fails otherwise.
         """
         return self.rank_many([RankRequest(user=user, history=history, candidates=candidates)])[0]
 
@@ -180,6 +188,8 @@ class RankingClient:
         status, message = str(error.status()), str(error.message())
         if status.endswith("INVALID_ARGUMENT"):
             return InputError(message)
+        if OVERLOADED in message and status.endswith("UNAVAILABLE"):
+            return OverloadedError(f"{self.model} at {self._url}: {message}; try again later, or elsewhere")
         hint = {
             # A server that runs says so of rows that it cannot reach.
             "UNAVAILABLE": ""
