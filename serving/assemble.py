@@ -45,7 +45,7 @@ from hstu_trt.serving.signature import (
     TIERS_PARAMETER,
     signatures,
 )
-from hstu_trt.serving.waiting_room import DEFAULT_PLACES, queue_places
+from hstu_trt.serving.waiting_room import BATCHED_PLACES, DEFAULT_PLACES, queue_places
 from hstu_trt.tables.ids import POLICIES
 from hstu_trt.tables.refresh import REFRESH_MODES
 from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
@@ -66,8 +66,8 @@ class Options:
     attention_norm: str | None = None
     """``fixed:N``; None means the model's ``max_seq_len``."""
     id_policy: str = "reject"
-    queue: int = DEFAULT_PLACES
-    """Requests that may wait in front of ``ranking``, and of ``ranking_fused``; more are refused."""
+    queue: int | None = None
+    """Requests that may wait in front of ``ranking``, and of ``ranking_fused``; None: ``waiting_room.py`` decides."""
     tiers: Path | None = None
     """Settings of the tables' tiers; None: all are mapped files."""
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
@@ -79,9 +79,15 @@ class Options:
             raise ConfigError("--engines goes with --flavour tensorrt, and that flavour needs it")
         if self.id_policy not in POLICIES:
             raise ConfigError(f"unknown id policy {self.id_policy!r}: choose from {', '.join(POLICIES)}")
-        queue_places(str(self.queue))
+        if self.queue is not None:
+            queue_places(str(self.queue))
         if self.attention_norm is not None:
             parse_fixed_norm(self.attention_norm)
+
+    def places(self, name: str) -> int:
+        """Requests that may wait in front of a model."""
+        batched = self.flavour == "tensorrt" and name == FUSED
+        return self.queue or (BATCHED_PLACES if batched else DEFAULT_PLACES)
 
     def norm_text(self, model: ModelFolder) -> str:
         """The attention norm of the deployment, as ``fixed:N``."""
@@ -101,7 +107,6 @@ def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.Mode
         use_engines(configs, wanted, engines)
     parameters = {
         "id_policy": options.id_policy,
-        QUEUE_PARAMETER: str(options.queue),
         ATTENTION_NORM: options.norm_text(model),
         "config": json.dumps(config_to_json(model.ranking_config)),
         **options.refresh.parameters(),
@@ -110,6 +115,8 @@ def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.Mode
         pbtxt.fit(config, wanted[name])
         for key in parameters.keys() & set(config.parameters):
             pbtxt.set_parameter(config, key, parameters[key])
+        if name in LOOKUP_MODELS:
+            pbtxt.set_parameter(config, QUEUE_PARAMETER, str(options.places(name)))
         if options.tiers is not None and name in LOOKUP_MODELS:
             pbtxt.set_parameter(config, TIERS_PARAMETER, f"../../{TIERS_FILE}")
         if "refresh" in config.parameters and "refresh_memory_bytes" in parameters:
@@ -173,7 +180,8 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
         kind=DEPLOYMENT_KIND,
         made_by=(
             f"hstu-trt assemble --model {model.path} --flavour {options.flavour} --attention-norm {norm} "
-            f"--id-policy {options.id_policy} --queue {options.queue} "
+            f"--id-policy {options.id_policy} "
+            f"{f'--queue {options.queue} ' if options.queue else ''}"
             f"{f'--engines {options.engines} ' if options.engines else ''}"
             f"{f'--tables {options.refresh.tables} ' if options.refresh.tables else ''}"
             f"{f'--tiers {options.tiers} ' if options.tiers else ''}--out {out}"
@@ -186,7 +194,7 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
             "flavour": options.flavour,
             "attention_norm": norm,
             "id_policy": options.id_policy,
-            "queue": options.queue,
+            "queue": {name: options.places(name) for name in LOOKUP_MODELS},
             "model": {"name": model.name, "digest": model.digest, "precision": model.precision},
             "limits": dataclasses.asdict(model.limits),
             "versions": {name: metadata.version(name) for name in ("hstu-trt", "tritonclient", "numpy")},
@@ -202,8 +210,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--attention-norm", metavar="fixed:N", help="N of the attention's 1/N (default: max_seq_len)")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table (default: reject)")
     parser.add_argument(
-        "--queue", type=int, default=DEFAULT_PLACES, metavar="N",
-        help=f"requests that may wait, per model; more are refused at once (default: {DEFAULT_PLACES})",
+        "--queue", type=int, metavar="N",
+        help=f"requests that may wait, per model (default: {DEFAULT_PLACES}, {BATCHED_PLACES} for batches on a GPU)",
     )  # fmt: skip
     parser.add_argument(
         "--tiers", type=Path, metavar="FILE", help="tiers of the tables, as tables.json says (default: mapped files)"

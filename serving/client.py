@@ -36,6 +36,8 @@ from hstu_trt.tables.ids import RowStatus
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_URL = "127.0.0.1:8001"
+_SIDE_BY_SIDE = 8
+"""Requests of one call to ``rank_many`` at a time: more would fill the server's queue, and be refused."""
 
 
 class ServerError(HstuTrtError):
@@ -116,7 +118,7 @@ class RankingClient:
         return self.rank_many([RankRequest(user=user, history=history, candidates=candidates)])[0]
 
     def rank_many(self, requests: Sequence[RankRequest]) -> list[NDArray]:
-        """Scores of several users: one request to ``ranking``; one per user, side by side, to ``ranking_fused``."""
+        """Scores of several users: one request to ``ranking``; one per user, 8 at a time, to ``ranking_fused``."""
         if self.model == FUSED:
             return self._rank_each(requests)
         packed = pack(self.config, requests)
@@ -125,8 +127,11 @@ class RankingClient:
 
     def _rank_each(self, requests: Sequence[RankRequest]) -> list[NDArray]:
         packed = [one_user(pack(self.config, [request])) for request in requests]
-        futures = [self._send(tensors) for tensors in packed]
-        return [self._receive(future)[0] for future in futures]
+        scores: list[NDArray] = []
+        for first in range(0, len(packed), _SIDE_BY_SIDE):
+            futures = [self._send(tensors) for tensors in packed[first : first + _SIDE_BY_SIDE]]
+            scores += [self._receive(future)[0] for future in futures]
+        return scores
 
     def infer(self, tensors: Tensors) -> NDArray:
         """Sends tensors as they are and returns ``preds``."""

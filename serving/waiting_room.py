@@ -18,14 +18,16 @@ from typing import Generic, TypeVar
 
 from hstu_trt.contract.errors import ConfigError
 
-DEFAULT_PLACES = 32
+DEFAULT_PLACES = 16
 """Requests that may wait in front of a model.
 
-A queue with random arrivals at 80 % of a server's capacity holds fewer than ln(0.01) / ln(0.8) = 21 requests 99 % of
-the time, so a healthy server refuses next to nothing with 32; and since a full queue and what is ahead of it (40
-services) is about twice that p99, an accepted request takes about twice as long at most when there is too much load. It
-is also one full batch of ``ranking_fused``: while one runs, the next can gather.
+A queue with random arrivals and equal services at 90 % of a server's capacity holds fewer than 21 requests 99 % of the
+time: the tail falls as exp(-2 (1 - 0.9) / 0.9 n). Sixteen that wait, four that are ahead (``handover.py``) and one that
+is being served are 21. So at that rate next to nothing is refused, and an accepted request takes about as long in the
+worst overload as the slowest hundredth does at that rate.
 """
+BATCHED_PLACES = 32
+"""On a GPU a batch takes little longer than a request, so a whole batch of ``ranking_fused`` may gather."""
 _CLOSE_S = 20.0
 """So long a model that is unloaded may take for what waits."""
 
