@@ -226,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--factor", type=float, default=setting.factor, help="of the peak (default: 3)")
     parser.add_argument("--share", type=float, default=setting.share, help="of the peak: normal load (default: 0.8)")
     parser.add_argument("--seconds", type=float, default=setting.seconds, help="of each part (default: 10)")
-    parser.add_argument("--in-flight", type=int, default=setting.in_flight, help="to find the peak (default: 16)")
+    parser.add_argument("--in-flight", type=int, default=setting.in_flight, help="to find the peak (default: 8)")
     parser.add_argument("--connections", type=int, default=setting.connections, help="(default: 1000)")
     parser.add_argument("--refusal-ms", type=float, default=promises.refusal_p99_ms, help="bound on p99 (default: 100)")
     parser.add_argument("--profile", default="ci", help="of the workload (default: ci)")
