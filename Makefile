@@ -2,7 +2,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help install demo serve test test-fast test-faults test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
+.PHONY: help install demo serve test test-fast test-faults soak test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
   guard-lib accuracy-gpu bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx \
   engines remote-lib remote-if-possible redis valkey nginx nginx-if-possible kustomize kustomize-if-possible fuzz fuzz-server sbom \
   audit clean
@@ -78,6 +78,11 @@ test-fast: install guard-lib tables-lib  ## the tests that start no server
 
 test-faults: install guard-lib tables-lib remote-if-possible nginx-if-possible  ## faults, overload and bad input on running deployments, as long as in CI
 	$(BIN)/pytest -m faults
+
+# Half an hour at a moderate rate; three minutes of the same are part of the tests.
+SOAK_S ?= 1800
+soak: install tables-lib $(ONNX32)/manifest.json  ## a served model under load for long: nothing may grow; a row to bench/results/: SOAK_S= MODEL=
+	$(BIN)/hstu-trt bench soak --model $(ONNX32) --seconds $(SOAK_S)
 
 test-plugins: plugins $(LEAN)  ## the plugins in NVIDIA's lean runtimes, and all else about plugins/ that needs no GPU
 	$(BIN)/pytest tests/plugins -m "not gpu"

@@ -56,6 +56,8 @@ SUITES = {
     "serve": Suite(
         "A deployment under load: offline, server at a bound, single, curves of latency over throughput.", "serve"
     ),
+    "overload": Suite("A deployment under more load than it can serve: what it refuses, and how fast.", "overload"),
+    "soak": Suite("A deployment under load for long: memory, handles, threads must not grow.", "soak"),
     "in-process": Suite("The same load on an engine in this process.", "in_process"),
     "perf": Suite("A deployment under perf_analyzer's load, beside our own client.", "perf"),
     "side-by-side": Suite("Our deployment beside PyTorch eager in a Triton Python backend, in turn.", "side_by_side"),

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.bench.load_target import Answer, Target
+from hstu_trt.serving.signature import OVERLOADED
 
 _LONGEST_ERROR = 160
 
@@ -40,6 +41,11 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.due)
+
+    @property
+    def shed(self) -> list[int]:
+        """Positions of the requests that the server refused at once, since too many waited; among ``errors``."""
+        return [at for at, text in self.errors.items() if OVERLOADED in text]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from hstu_trt.bench.load_client import ClosedLoop, Loop, OpenLoop, Records, poisson
 from hstu_trt.bench.load_stats import SATURATED, LoadResult, Repeated, summarise
 from hstu_trt.contract.errors import ConfigError
+from hstu_trt.serving.waiting_room import DEFAULT_PLACES
 
 SCENARIOS = ("single", "closed", "offline", "server", "open")
 _WIDEN = 1.5
@@ -63,8 +64,8 @@ class Plan:
     """Of a run of the search."""
     repeats: int = 3
     bound: Bound = field(default_factory=lambda: Bound(ms=80.0))
-    in_flight: int = 64
-    """Requests in flight of the offline scenario."""
+    in_flight: int = DEFAULT_PLACES
+    """Requests in flight of the offline scenario: what may wait in front of a model. More of them are refused."""
     single_requests: int = 500
     warm_up: int = 50
     tolerance: float = 0.05

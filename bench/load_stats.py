@@ -15,6 +15,7 @@ from hstu_trt.bench.load_client import Records
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9}
 SATURATED, UNSTABLE, SHORT, ERRORS, BEHIND = "saturated client", "unstable queue", "too short", "errors", "behind"
+SHED = "shed load"
 _TAIL = 10
 """A percentile rests on at least this many requests beyond it."""
 _LAG_S, _LAG_SHARE = 0.002, 0.2
@@ -31,7 +32,7 @@ class LoadResult:
     seconds: float
     """From the first request until the last answer."""
     per_s: float
-    """Answers per second, without those that failed."""
+    """Answers per second, without those that failed or were refused."""
     requested_per_s: float | None
     """What the schedule asked for; None in a closed loop."""
     sent_per_s: float
@@ -41,6 +42,8 @@ class LoadResult:
     """p99 of how late requests were sent."""
     client_cpu: float
     """Share of one CPU per client process."""
+    shed: int
+    """Requests that the server refused at once; not among ``errors``."""
     errors: Mapping[str, int]
     flags: tuple[str, ...]
     """Why the run should not be believed; empty: it may."""
@@ -64,6 +67,7 @@ class LoadResult:
             "latency_ms": {name: round(value, 4) for name, value in self.latency_ms.items()},
             "send_lag_p99_ms": round(self.send_lag_ms, 3),
             "client_cpu": round(self.client_cpu, 3),
+            "shed": self.shed,
             "errors": dict(self.errors),
             "flags": list(self.flags),
         }
@@ -86,13 +90,16 @@ def summarise(
     sent_per_s = (len(records) - 1) / sending if sending > 0 else 0.0
     cpu = records.cpu_s / seconds / processes if seconds > 0 else 0.0
     figures = _latency_figures(latency)
+    shed = set(records.shed)
+    errors = Counter(text for at, text in records.errors.items() if at not in shed)
     lag_s = float(np.percentile(lag, 99))
     is_open = requested_per_s is not None
     wrong = {
         SATURATED: lag_s > max(_LAG_S, _LAG_SHARE * figures.get("p99", 0.0) / 1e3) or cpu > _BUSY_CLIENT,
         UNSTABLE: records.cut_short or (is_open and queue_grows(records)),
         SHORT: len(records) * (1 - percentile / 100) < _TAIL,
-        ERRORS: bool(records.errors),
+        SHED: bool(shed),
+        ERRORS: bool(errors),
         BEHIND: is_open and not records.cut_short and sent_per_s < _BEHIND * _scheduled(records),
     }
     return LoadResult(
@@ -104,7 +111,8 @@ def summarise(
         latency_ms=figures,
         send_lag_ms=1e3 * lag_s,
         client_cpu=cpu,
-        errors=Counter(records.errors.values()),
+        shed=len(shed),
+        errors=errors,
         flags=tuple(flag for flag, is_so in wrong.items() if is_so),
     )
 

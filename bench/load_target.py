@@ -14,7 +14,7 @@ from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.tensors import FUSED
 from hstu_trt.serving.requests import one_user
 
-_INFER = "/inference.GRPCInferenceService/ModelInfer"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
@@ -98,7 +98,7 @@ class TritonTarget:
 
         self._address = address
         self._channel = grpc.insecure_channel(address.url, options=_UNLIMITED)
-        self._infer = self._channel.unary_unary(_INFER)
+        self._infer = self._channel.unary_unary(INFER)
 
     def prepare(self, request: Tensors) -> bytes:
         return infer_request(self._address.model, request)

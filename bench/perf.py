@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
     parser.add_argument("--url", help="host:port of a running server of it (default: one is started)")
     parser.add_argument("--served", default="both", choices=("both", ENSEMBLE, FUSED), help="(default: both)")
-    parser.add_argument("--concurrency", default="1,4,16", help="requests in flight, as in 1,4,16 (the default)")
+    parser.add_argument("--concurrency", default="1,4,8", help="requests in flight, as in 1,4,8 (the default)")
     parser.add_argument("--rates", default="", help="Poisson arrivals per second, as in 50,100 (default: none)")
     parser.add_argument("--perf-analyzer", type=Path, help="binary (default: on PATH, else in build/perf_analyzer)")
     parser.add_argument("--work", type=Path, default=Path("build/perf"), help="for its files (default: build/perf)")

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     names = f"of {','.join(SCENARIOS)} (default: single,offline,server,open)"
     parser.add_argument("--scenarios", default="single,offline,server,open", help=names)
     add_plan_options(parser)
-    parser.add_argument("--in-flight", type=_integers, default=[1, 4, 16], help="closed: as in 1,4,16 (the default)")
+    parser.add_argument("--in-flight", type=_integers, default=[1, 4, 8], help="closed: as in 1,4,8 (the default)")
     parser.add_argument("--rates", type=_floats, help="open: requests per second (default: shares of the highest rate)")
     parser.add_argument("--guess", type=float, help="server: rate at which the search begins")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")

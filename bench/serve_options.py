@@ -24,7 +24,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "--probe-seconds", type=float, default=plan.probe_seconds, help="server: per probe (default: 5)"
     )
     parser.add_argument("--repeats", type=int, default=plan.repeats, help="of each run (default: 3)")
-    parser.add_argument("--offline-in-flight", type=int, default=plan.in_flight, help="(default: 64)")
+    parser.add_argument("--offline-in-flight", type=int, default=plan.in_flight, help=f"(default: {plan.in_flight})")
     parser.add_argument("--single-requests", type=int, default=plan.single_requests, help="(default: 500)")
     parser.add_argument("--clients", type=int, default=1, help="client processes (default: 1)")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds to wait for an answer (default: 30)")

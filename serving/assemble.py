@@ -37,7 +37,16 @@ from hstu_trt.serving.deployment import (
 )
 from hstu_trt.serving.engine_steps import place_plans, read_engines, use_engines
 from hstu_trt.serving.refresh_settings import DEFAULT_POLL_S, RefreshSettings
-from hstu_trt.serving.signature import ATTENTION_NORM, FLAVOURS, LOOKUP_MODELS, MODELS, TIERS_PARAMETER, signatures
+from hstu_trt.serving.signature import (
+    ATTENTION_NORM,
+    FLAVOURS,
+    LOOKUP_MODELS,
+    MODELS,
+    QUEUE_PARAMETER,
+    TIERS_PARAMETER,
+    signatures,
+)
+from hstu_trt.serving.waiting_room import BATCHED_PLACES, DEFAULT_PLACES, queue_places
 from hstu_trt.tables.ids import POLICIES
 from hstu_trt.tables.refresh import REFRESH_MODES
 from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
@@ -58,6 +67,8 @@ class Options:
     attention_norm: str | None = None
     """``fixed:N``; None means the model's ``max_seq_len``."""
     id_policy: str = "reject"
+    queue: int | None = None
+    """Requests that may wait in front of ``ranking``, and of ``ranking_fused``; None: ``waiting_room.py`` decides."""
     tiers: Path | None = None
     """Settings of the tables' tiers; None: all are mapped files."""
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
@@ -75,6 +86,8 @@ class Options:
             raise ConfigError("--device and --batch-tokens go with --flavour cuda")
         if self.id_policy not in POLICIES:
             raise ConfigError(f"unknown id policy {self.id_policy!r}: choose from {', '.join(POLICIES)}")
+        if self.queue is not None:
+            queue_places(str(self.queue))
         if self.attention_norm is not None:
             parse_fixed_norm(self.attention_norm)
 
@@ -84,6 +97,11 @@ class Options:
             raise ConfigError(f"--tiers: {why}; take --flavour cpu for tables in other tiers")
         if self.refresh != RefreshSettings():
             raise ConfigError(f"--tables and --refresh: {why}; take --flavour cpu to follow published versions")
+
+    def places(self, name: str) -> int:
+        """Requests that may wait in front of a model."""
+        batched = self.flavour == "tensorrt" and name == FUSED
+        return self.queue or (BATCHED_PLACES if batched else DEFAULT_PLACES)
 
     def norm_text(self, model: ModelFolder) -> str:
         """The attention norm of the deployment, as ``fixed:N``."""
@@ -114,6 +132,8 @@ def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.Mode
         pbtxt.fit(config, wanted[name])
         for key in parameters.keys() & set(config.parameters):
             pbtxt.set_parameter(config, key, parameters[key])
+        if name in LOOKUP_MODELS:
+            pbtxt.set_parameter(config, QUEUE_PARAMETER, str(options.places(name)))
         if options.tiers is not None and name in LOOKUP_MODELS:
             pbtxt.set_parameter(config, TIERS_PARAMETER, f"../../{TIERS_FILE}")
         if "refresh" in config.parameters and "refresh_memory_bytes" in parameters:
@@ -179,7 +199,8 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
         kind=DEPLOYMENT_KIND,
         made_by=(
             f"hstu-trt assemble --model {model.path} --flavour {options.flavour} --attention-norm {norm} "
-            f"--id-policy {options.id_policy} {f'--engines {options.engines} ' if options.engines else ''}"
+            f"--id-policy {options.id_policy} {f'--queue {options.queue} ' if options.queue else ''}"
+            f"{f'--engines {options.engines} ' if options.engines else ''}"
             f"{options.cuda.command_text if options.flavour == 'cuda' else ''}"
             f"{f'--tables {options.refresh.tables} ' if options.refresh.tables else ''}"
             f"{f'--tiers {options.tiers} ' if options.tiers else ''}--out {out}"
@@ -192,6 +213,7 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
             "flavour": options.flavour,
             "attention_norm": norm,
             "id_policy": options.id_policy,
+            "queue": {name: options.places(name) for name in LOOKUP_MODELS},
             "model": {"name": model.name, "digest": model.digest, "precision": model.precision},
             "limits": dataclasses.asdict(model.limits),
             "versions": {name: metadata.version(name) for name in ("hstu-trt", "tritonclient", "numpy")},
@@ -216,6 +238,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--attention-norm", metavar="fixed:N", help="N of the attention's 1/N (default: max_seq_len)")
     parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table (default: reject)")
+    parser.add_argument(
+        "--queue", type=int, metavar="N",
+        help=f"requests that may wait, per model (default: {DEFAULT_PLACES}, {BATCHED_PLACES} for batches on a GPU)",
+    )  # fmt: skip
     parser.add_argument(
         "--tiers", type=Path, metavar="FILE", help="tiers of the tables, as tables.json says (default: mapped files)"
     )
@@ -247,6 +273,7 @@ def main(argv: Sequence[str]) -> int:
         engines=args.engines,
         attention_norm=args.attention_norm,
         id_policy=args.id_policy,
+        queue=args.queue,
         tiers=args.tiers,
         refresh=refresh,
         cuda=CudaSettings(device=args.device, batch_tokens=args.batch_tokens),

@@ -35,7 +35,15 @@ from hstu_trt.contract.presets import PRESETS
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
-from hstu_trt.serving.signature import DRAINING, OUT_OF_REACH, REPLICA_LOST, ROW_STATUS, TABLES_VERSION, USER_METADATA
+from hstu_trt.serving.signature import (
+    DRAINING,
+    OUT_OF_REACH,
+    OVERLOADED,
+    REPLICA_LOST,
+    ROW_STATUS,
+    TABLES_VERSION,
+    USER_METADATA,
+)
 from hstu_trt.serving.tls import ClientTls, add_client_options, client_tls, connect
 from hstu_trt.tables.ids import RowStatus
 
@@ -43,12 +51,21 @@ DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_URL = "127.0.0.1:8001"
 # Errors after which a request is sent again, and the seconds before it: a gateway may still send to one that stops.
 _WORTH_REPEATING = {REPLICA_LOST: 0.0, DRAINING: 0.5}
+_SIDE_BY_SIDE = 8
+"""Requests of one call to ``rank_many`` at a time: more would fill the server's queue, and be refused."""
 
 
 class ServerError(HstuTrtError):
     """The server cannot be reached, has no such model, or failed on a good request."""
 
     exit_code = 1
+
+
+class OverloadedError(ServerError):
+    """The server runs, and refused the request before any work on it, since too many wait.
+
+    The same request may be sent again, to another replica at once, or here after a pause.
+    """
 
 
 @dataclass(frozen=True)
@@ -137,13 +154,14 @@ class RankingClient:
     ) -> NDArray:  # fmt: skip
         """Scores ``[candidates, tasks]`` FP32 of one user; see ``RankRequest`` for the features.
 
-        Raises InputError when the request is wrong, ServerError when the server is.
+        Raises InputError when the request is wrong, OverloadedError when too many wait, ServerError when the server
+        fails otherwise.
         """
         request = RankRequest(user=user, history=history, candidates=candidates, user_id=user_id)
         return self.rank_many([request])[0]
 
     def rank_many(self, requests: Sequence[RankRequest]) -> list[NDArray]:
-        """Scores of several users: one request to ``ranking``; one per user, side by side, to ``ranking_fused``.
+        """Scores of several users: one request to ``ranking``; one per user, 8 at a time, to ``ranking_fused``.
 
         Behind a gateway, one request goes where the first user's requests go.
         """
@@ -154,9 +172,13 @@ class RankingClient:
         return list(np.split(scores, packed["candidate_offsets"][1:-1]))
 
     def _rank_each(self, requests: Sequence[RankRequest]) -> list[NDArray]:
-        packed = [one_user(pack(self.config, [request])) for request in requests]
-        futures = [self._send(tensors, request.user_id) for tensors, request in zip(packed, requests, strict=True)]
-        return [self._receive(future)[0] for future in futures]
+        scores: list[NDArray] = []
+        for first in range(0, len(requests), _SIDE_BY_SIDE):
+            some = requests[first : first + _SIDE_BY_SIDE]
+            packed = [one_user(pack(self.config, [request])) for request in some]
+            futures = [self._send(tensors, request.user_id) for tensors, request in zip(packed, some, strict=True)]
+            scores += [self._receive(future)[0] for future in futures]
+        return scores
 
     def infer(self, tensors: Tensors, user_id: int | str | None = None) -> NDArray:
         """Sends tensors as they are and returns ``preds``."""
@@ -209,7 +231,6 @@ class RankingClient:
 
         send(first_answered)
         return future
-        return future
 
     def _receive(self, future: Future[Any]) -> NDArray:
         scores: NDArray = future.result().as_numpy("preds")
@@ -233,6 +254,8 @@ class RankingClient:
         status, message = str(error.status()), f"{error.message()}{which}"
         if status.endswith("INVALID_ARGUMENT"):
             return InputError(message)
+        if OVERLOADED in message and status.endswith("UNAVAILABLE"):
+            return OverloadedError(f"{self.model} at {self._url}: {message}; try again later, or elsewhere")
         hint = {
             # A server that runs says so of rows that it cannot reach.
             "UNAVAILABLE": ""

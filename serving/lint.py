@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hstu_trt.contract.errors import GateError
+from hstu_trt.contract.errors import ConfigError, GateError
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.engine_steps import PLAN_FILE
-from hstu_trt.serving.signature import LOOKUP_MODELS, TIERS_PARAMETER, Port, Signature, signatures
+from hstu_trt.serving.signature import LOOKUP_MODELS, QUEUE_PARAMETER, TIERS_PARAMETER, Port, Signature, signatures
+from hstu_trt.serving.waiting_room import queue_places
 from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
 
 
@@ -151,11 +152,14 @@ def profile(repository: Repository) -> Iterator[str]:
 
 @_rule("R7-queue-policy")
 def queue_policy(repository: Repository) -> Iterator[str]:
-    """Priorities and queue timeouts make Triton's batcher wait up to 500 ms while an instance is idle."""
+    """Priorities, queue timeouts and queue bounds make Triton's batcher wait up to 500 ms while an instance is idle."""
     for name, config in repository.configs.items():
         batching = config.dynamic_batching
         if batching.priority_levels or batching.HasField("default_queue_policy") or batching.priority_queue_policy:
-            yield f"{name}: priorities and queue policies stall the batcher for 500 ms; set deadlines at the client"
+            yield (
+                f"{name}: priorities and queue policies, max_queue_size too, stall the batcher for 500 ms; "
+                f"set deadlines at the client, and the parameter {QUEUE_PARAMETER!r}"
+            )
 
 
 @_rule("R8-queue-delay")
@@ -298,3 +302,13 @@ def tiers(repository: Repository) -> Iterator[str]:
         given = pbtxt.parameter(repository.configs[name], TIERS_PARAMETER) is not None
         if given != (repository.path.parent / TIERS_FILE).is_file():
             yield f"{name}: parameter {TIERS_PARAMETER!r} and {TIERS_FILE} go together; assemble the deployment again"
+
+
+@_rule("R17-unbounded-queue")
+def unbounded_queue(repository: Repository) -> Iterator[str]:
+    """Where requests come in, a queue without a bound grows with every second of overload, and all answers are late."""
+    for name in (name for name in LOOKUP_MODELS if name in repository.configs):
+        try:
+            queue_places(pbtxt.parameter(repository.configs[name], QUEUE_PARAMETER) or "")
+        except ConfigError as error:
+            yield f"{name}: parameter {QUEUE_PARAMETER!r}: {error}"

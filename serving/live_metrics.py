@@ -8,6 +8,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from hstu_trt.serving.live_stages import Tally
+from hstu_trt.serving.waiting_room import LoadCounts
 from hstu_trt.serving.watching import Refresh
 
 _PREFIX = "hstu_trt_"
@@ -22,6 +23,12 @@ _FAMILIES = {
     "remote_events_total": (_COUNTER, "What the client of the clusters counts, by event (tables/README.md)"),
     "remote_breakers_open": (_GAUGE, "Nodes of clusters that are passed over after failures"),
     "remote_without_cluster": (_GAUGE, "Groups of remote tables that a local copy serves until their cluster is there"),
+    "shed_total": (_COUNTER, "Requests refused at once (UNAVAILABLE), since too many waited"),
+    "waiting_requests": (_GAUGE, "Requests that wait in front of the model"),
+    "waited_seconds_total": (_COUNTER, "Seconds that requests waited before work on them began"),
+    "batches_total": (_COUNTER, "Batches run, by number of users"),
+    "batch_seconds_total": (_COUNTER, "Seconds that batches took, by number of users"),
+    "batch_tokens_total": (_COUNTER, "History events and candidates of the batches"),
     "refreshes_total": (_COUNTER, "Published versions that were served (ok) or refused"),
     "refresh_seconds": (_GAUGE, "Duration of the last refresh, from noticing to serving"),
 }
@@ -45,6 +52,7 @@ class LiveMetrics:
         self._remote: dict[str, int] = {}
         for result in ("ok", "refused"):
             self._metric("refreshes_total", result=result)
+        self._metric("shed_total")  # an alert on a series that is not there never fires
 
     def refreshed(self, refresh: Refresh) -> None:
         """Counts a refresh."""
@@ -74,6 +82,17 @@ class LiveMetrics:
             for table, count in bad.items():
                 self._metric("tables_bad_ids_total", table=table).increment(count)
             self._metric("tables_draining").set(draining)
+
+    def load(self, counts: LoadCounts) -> None:
+        """Adds what the front door counted since the last call."""
+        with self._lock:
+            self._metric("shed_total").increment(counts.shed)
+            self._metric("waited_seconds_total").increment(counts.waited_s)
+            self._metric("batch_tokens_total").increment(counts.tokens)
+            for users, batches in counts.batches.items():
+                self._metric("batches_total", users=str(users)).increment(batches)
+                self._metric("batch_seconds_total", users=str(users)).increment(counts.batch_s[users])
+            self._metric("waiting_requests").set(counts.waiting)
 
     def remote(self, counters: dict[str, int], troubles: dict[str, int]) -> None:
         """Adds what the remote tier has counted since the last call, and sets how it is (``Tiers``)."""

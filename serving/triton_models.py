@@ -11,11 +11,10 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from hstu_trt.contract.attention_norm import parse_fixed_norm
@@ -27,20 +26,23 @@ from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.deployment import run_folder_of_model
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
 from hstu_trt.serving.events import Events
+from hstu_trt.serving.front_door import FrontDoor, SizeOf, size_of_packed
+from hstu_trt.serving.handover import Handover, Turns
 from hstu_trt.serving.live_metrics import LiveMetrics
-from hstu_trt.serving.live_models import LiveDense, LiveFused, LiveRows, Place, serves
-from hstu_trt.serving.live_stages import DenseLostError, FixedFusedStage, FusedAnswer, LiveFusedStage, LiveLookup, Tally
+from hstu_trt.serving.live_models import LiveDense, LiveRows, Place, serves
+from hstu_trt.serving.live_stages import DenseLostError, LiveLookup, Tally
 from hstu_trt.serving.refresh_settings import positive_seconds, refresh_mode
 from hstu_trt.serving.releases import Release, ReleaseFolder
 from hstu_trt.serving.signature import (
     ATTENTION_NORM,
+    ENGINE_STEPS,
     LOOKUP_MODELS,
     OUT_OF_REACH,
-    ROW_STATUS,
-    TABLES_VERSION,
+    QUEUE_PARAMETER,
     TIERS_PARAMETER,
 )
-from hstu_trt.serving.stages import FusedStage, GuardedLookup, RequestError, RunnerStage, Stage
+from hstu_trt.serving.stages import GuardedLookup, RequestError, RunnerStage, Stage
+from hstu_trt.serving.waiting_room import queue_places
 from hstu_trt.serving.watching import Refresh, Watcher
 from hstu_trt.tables.ids import POLICIES, Policy
 from hstu_trt.tables.live import Live
@@ -50,6 +52,8 @@ from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
 from hstu_trt.tables.tiers import Tiers
 
 _SWITCH_S = 0.0005
+
+End = TypeVar("End", Handover, Turns)
 
 
 class TritonModel:
@@ -63,6 +67,7 @@ class TritonModel:
         self._folder = Path(args["model_repository"])
         config = json.loads(args["model_config"])
         self._parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        self._max_batch = max(1, int(config["max_batch_size"]))
         self._inputs = [port["name"] for port in config["input"]]
         self._run = run_folder_of_model(self._folder)
         self._events = Events(self._run, self._name)
@@ -70,6 +75,7 @@ class TritonModel:
         self._live: Live[Any] | None = None
         self._tally: Tally | None = None
         self._metrics: LiveMetrics | None = None
+        self._door: FrontDoor | None = None
         self._shown: Release | None = None
         self._tiers: Tiers | None = None
         self._trouble = ""
@@ -94,6 +100,15 @@ class TritonModel:
             engines = (self._folder / self._parameters[ENGINES_PARAMETER]).resolve()
             return self._opened.enter_context(TensorRtRunner(engines, stage, model))
         return OnnxRuntimeRunner.for_serving(model, stage)
+
+    def _open_door(
+        self, answer: Callable[[Sequence[Any]], list[Any]], size: SizeOf, before: Callable[[], None] = lambda: None
+    ) -> FrontDoor:
+        """Where requests wait, or are refused."""
+        places = queue_places(self._parameter(QUEUE_PARAMETER))
+        self._door = FrontDoor(answer, size, places=places, most_at_once=self._max_batch, before=before)
+        self._opened.callback(self._door.close)
+        return self._door
 
     def _open_step(self, model: ModelFolder, step: str) -> Stage:
         """``hstu`` or ``mlp_head`` of a dense model, with the deployment's attention norm."""
@@ -156,6 +171,8 @@ class TritonModel:
         if self._metrics is None:
             self._metrics = LiveMetrics(self._name)
         self._metrics.update(self._tally, draining)
+        if self._door is not None:
+            self._metrics.load(self._door.take_counts())
         if self._tiers is not None:
             self._metrics.remote(self._tiers.counters(), self._tiers.troubles())
         if self._trouble:
@@ -213,8 +230,23 @@ class _StageModel(TritonModel):
 
     _stage: Stage
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response per request, in order."""
+    def _end_of_pipe(self, side: Callable[[Path], End], place: Place) -> End | None:
+        """A side of the pipe between the steps; None where none can be made."""
+        try:
+            end = side(place.board.folder)
+        except OSError as error:
+            pb_utils.Logger.log_warn(
+                f"{self._name}: only requests that wait for their rows are bounded, not those for hstu: {error}"
+            )
+            return None
+        self._opened.callback(end.close)
+        return end
+
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+        """One response per request, in order; None: they come later."""
+        return self._answer_each(requests)
+
+    def _answer_each(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
@@ -228,58 +260,50 @@ class _StageModel(TritonModel):
 
 
 class EmbeddingLookupModel(_StageModel):
-    """``embedding_lookup``; with an attention norm to hand on, it checks the whole request (``GuardedLookup``)."""
+    """``embedding_lookup``; with an attention norm to hand on, it checks the whole request (``GuardedLookup``).
+
+    The first step, so requests wait here, before any work. In the flavour ``tensorrt`` nothing tells when ``hstu``, a
+    plan, begins a request: there, only requests that wait for their rows are bounded.
+    """
 
     def _load(self, model: ModelFolder) -> None:
         norm = self._parameters.get(ATTENTION_NORM)
-        rows = LiveRows(self._place(model, self._update), self._opener(), dense_is_fixed=norm is not None)
+        place = self._place(model, self._update)
+        self._handover = None if norm is not None else self._end_of_pipe(Handover, place)
+        rows = LiveRows(place, self._opener(), dense_is_fixed=norm is not None)
         self._live = rows.live
         lookup = LiveLookup(rows.live, model, self._id_policy(), sends_dense=norm is None)
         self._tally = lookup.tally
         self._stage = lookup if norm is None else GuardedLookup(model, lookup, parse_fixed_norm(norm))
+        wait = self._handover.wait_for_room if self._handover is not None else lambda: None
+        self._entrance = self._open_door(self._answer_each, size_of_packed, wait)
         self._watch(rows.watcher)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+        """One response per request, in order, if nobody waits; else they come later."""
+        if self._entrance.is_idle and (self._handover is None or self._handover.has_room):
+            return self._entrance.answer_now(requests)
+        self._entrance.admit(requests)
+        return None
+
+    def _answer(self, request: Any) -> Any:
+        response = super()._answer(request)
+        if self._handover is not None and not response.has_error():
+            self._handover.sent()
+        return response
 
 
 class StepModel(_StageModel):
     """``hstu`` or ``mlp_head``, with the dense weights that each request names."""
 
     def _load(self, model: ModelFolder) -> None:
-        dense = LiveDense(self._place(model), self._open_step)
+        place = self._place(model)
+        self._turns = self._end_of_pipe(Turns, place) if self._name == ENGINE_STEPS[0] else None
+        dense = LiveDense(place, self._open_step)
         self._stage = dense.stages
         self._watch(dense.watcher)
 
-
-class FusedModel(TritonModel):
-    """``ranking_fused``: all waiting requests that Triton hands over, run as one batch."""
-
-    def _load(self, model: ModelFolder) -> None:
-        if ENGINES_PARAMETER in self._parameters and TIERS_PARAMETER not in self._parameters:
-            norm = parse_fixed_norm(self._parameter(ATTENTION_NORM))
-            engine = FusedStage(model, self._runner(model, self._name), norm, self._id_policy())
-            fixed = FixedFusedStage(engine, model)
-            self._stage: LiveFusedStage | FixedFusedStage = fixed
-            self._tally, self._metrics = fixed.tally, LiveMetrics(self._name)
-            self._metrics.in_use(fixed.serves())
-            return
-        fused = LiveFused(self._place(model, self._update), self._opener(), self._open_step)
-        self._live = fused.live
-        self._stage = LiveFusedStage(fused.live, model, self._id_policy())
-        self._tally = self._stage.tally
-        self._watch(fused.watcher)
-
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """One response per request, in order."""
-        try:
-            results = self._stage.answer_many([self._tensors(request) for request in requests])
-        except Exception as error:  # the server must live whatever a request holds
-            return [self._failure(error, request) for request in requests]
-        if self._live is None and self._metrics is not None and self._tally is not None:
-            self._metrics.update(self._tally, 0)  # nobody polls for tables that stay
-        return [self._response(*pair) for pair in zip(results, requests, strict=True)]
-
-    def _response(self, result: FusedAnswer | RequestError, request: Any) -> Any:
-        if isinstance(result, RequestError):
-            return self._refusal(result, request)
-        version = np.full((len(result.scores), 1), result.version.encode(), dtype=object)
-        outputs = {"preds": result.scores, TABLES_VERSION: version, ROW_STATUS: result.row_status}
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+        with nullcontext() if self._turns is None else self._turns.turn(len(requests)):
+            return super().execute(requests)

@@ -44,7 +44,7 @@ def scenarios(law, **plan):
 def test_offline_finds_the_throughput():
     runs, _ = scenarios(Law())
     outcome = runs.offline()
-    assert outcome.repeated.median("per_s") == pytest.approx(200, rel=0.02) and outcome.name == "offline 64 in flight"
+    assert outcome.repeated.median("per_s") == pytest.approx(200, rel=0.02) and outcome.name == "offline 8 in flight"
     assert len(outcome.repeated.runs) == 2
 
 

@@ -61,5 +61,5 @@ def test_an_engine_in_this_process(exported, tmp_path, capsys):
     argv = ["bench", "in-process", "--model", str(exported("fp32")), *SHORT, "--scenarios", "single,offline", "--json"]
     assert cli([*argv, "--out", str(out)]) == 0
     documents = json.loads(capsys.readouterr().out)
-    assert [row["variant"] for row in documents] == ["onnxruntime single", "onnxruntime offline 64 in flight"]
+    assert [row["variant"] for row in documents] == ["onnxruntime single", "onnxruntime offline 8 in flight"]
     assert documents[0]["checks"]["gates_failed"] == 0 and documents[0]["details"]["steps"] == {}

@@ -55,6 +55,8 @@ BREAKS = [
         lambda c: setattr(c.dynamic_batching.default_queue_policy, "max_queue_size", 5),
         "500 ms",
     ),
+    ("R17-unbounded-queue", "embedding_lookup", lambda c: c.parameters.pop("queue"), "'queue'"),
+    ("R17-unbounded-queue", "ranking_fused", lambda c: pbtxt.set_parameter(c, "queue", "0"), "give 1 or more"),
     (
         "R8-queue-delay",
         "ranking_fused",
