@@ -1,8 +1,8 @@
 """Opening the next version of tables beside the one that is served: side by side where two fit, else as an overlay.
 
 A version is a tables folder, or a delta that leads on from one (``contract/table_versions.py``). It is opened, each of
-its files hashed, and its first rows read while the old one serves; only then is it swapped in (``live.py``). Whatever is
-wrong with it raises, and the old one goes on.
+its files hashed, and its first rows read while the old one serves; only then is it swapped in (``live.py``). Whatever
+is wrong with it raises, and the old one goes on.
 
 What decides between the two forms, by ``RefreshOptions.mode``:
 
