@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -26,7 +26,8 @@ def load_tensors(file: Path | FilePart, what: str) -> Any:
                 file.seek(0)
             # Mapped, so that optimizer state beside the weights is never read.
             mapped = is_archive and isinstance(file, Path)
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+            stream = file if isinstance(file, Path) else cast(IO[bytes], file)
+            return torch.load(stream, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise ArtefactError(f"{what} cannot be read ({error.strerror or error})") from None
     except Exception as error:  # PyTorch's parsers raise whatever a wrong byte leads them to
