@@ -5,7 +5,7 @@ SHELL := bash
 .PHONY: help install demo serve test test-fast test-faults soak test-plugins lint typecheck accuracy diff plugins plugins-report tables-lib \
   guard-lib accuracy-gpu bench-kernels bench-tables bench-model bench-serve perf report side-by-side speed-page verify-tensorrt onnx \
   engines remote-lib remote-if-possible redis valkey nginx nginx-if-possible kustomize kustomize-if-possible fuzz fuzz-server sbom \
-  audit clean
+  audit clean look
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -169,11 +169,19 @@ kustomize-if-possible:
 
 # Damaged files and replies to all that reads them: SECONDS_EACH of Python, ROUNDS of each reader in C++ with sanitizers.
 SECONDS_EACH ?= 120
+# Targets of which coverage guides the damage, with _ for blanks.
+GUIDED := weights:_state.pt weights:_old.pt weights:_0/sparse/.metadata sources:_items.npy sources:_0/sparse/.metadata \
+  model_folder graph engines deployment lint:_models/ranking/config.pbtxt research_config workload settings
 ROUNDS ?= 20000
 FUZZED := $(addprefix plugins/csrc/trt/,json.cpp stored_table.cpp) $(addprefix tables/csrc/remote/,resp.cpp topology.cpp)
 FUZZ ?= build/fuzz_native
-fuzz: install tables-lib $(FUZZ)  ## damaged tables, deltas, settings and replies, to all that reads them: SECONDS_EACH= ROUNDS=
+fuzz: install tables-lib $(FUZZ)  ## damaged files and replies to all that reads them, at random and guided by coverage: SECONDS_EACH= ROUNDS=
 	$(BIN)/python tests/fuzz/fuzz_tables.py --seconds $(SECONDS_EACH)
+	$(BIN)/python tests/fuzz/fuzz_loaders.py --seconds $(SECONDS_EACH)
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then for target in $(GUIDED); do \
+	  echo "guided: $$target" && $(BIN)/python tests/fuzz/fuzz_guided.py --target "$${target//_/ }" --seconds $(SECONDS_EACH) >build/guided.log 2>&1 || \
+	  { tail -50 build/guided.log; exit 1; }; tail -1 build/guided.log; done; \
+	else echo "no atheris (pip install '.[fuzz]' with Python 3.11 or later): nothing is guided by coverage"; fi
 	@rm -rf build/fuzz && PYTHONPATH=tests/fuzz:$$PYTHONPATH $(BIN)/python -c \
 	  'import pathlib, fuzz_tables; fuzz_tables.make_tables(pathlib.Path("build/fuzz"), 0)'
 	$(FUZZ) build/fuzz $$(date +%s) $(ROUNDS)
@@ -278,7 +286,7 @@ diff: install $(sort $(REFERENCE:%=build/onnx/$(MODEL)/%/manifest.json) $(ONNX)/
 # Random weights rank nothing, so there is no accuracy to plan by: their fp8 model is the default plan's.
 onnx: install  ## export a checkpoint: MODEL= CONFIG= WEIGHTS= PRECISION=fp32|fp16|fp8; fp8 plans and calibrates first
 ifeq ($(PRECISION),fp8)
-	@$(if $(GIVEN),,test -f $(ONNX32)/manifest.json ||) $(MAKE) --no-print-directory onnx PRECISION=fp32
+	@$(MAKE) --no-print-directory $(if $(GIVEN),onnx PRECISION=fp32,$(ONNX32)/manifest.json)
 	$(if $(IS_RANDOM),,$(BIN)/hstu-trt bench plan-precision --model $(ONNX32) --out $(PLAN))
 	$(BIN)/hstu-trt export --weights $(ONNX32) --precision fp8 --out $(ONNX) \
 	  $(if $(IS_RANDOM),,--plan $(PLAN)/plan.json --calibration $(PLAN)/calibration.safetensors)
@@ -304,9 +312,21 @@ audit: install  ## known vulnerabilities of what is installed; fails where the a
 clean:  ## remove what was built; .venv/ stays
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# A model that is missing is exported where its weights are known.
-build/onnx/%/manifest.json: | install
-	@$(MAKE) --no-print-directory onnx MODEL=$(*D) PRECISION=$(*F)
+# A model that is missing, or that was exported under another contract, is exported where its weights are known. One that
+# is sound keeps its time, so nothing is made of it anew.
+define CHECK_MODEL
+import sys; from pathlib import Path
+from hstu_trt.contract.errors import HstuTrtError
+from hstu_trt.contract.model_folder import read_model_folder
+try: read_model_folder(Path(sys.argv[1]), verify=False)
+except HstuTrtError as error: sys.exit(f"{error}")
+endef
+export CHECK_MODEL
+
+build/onnx/%/manifest.json: look | install
+	@$(BIN)/python -c "$$CHECK_MODEL" $(@D) || $(MAKE) --no-print-directory onnx MODEL=$(*D) PRECISION=$(*F)
+
+look:
 
 build/deployments/%$(OF_FLAVOUR)/manifest.json: build/onnx/%/$(PRECISION)/manifest.json
 	$(BIN)/hstu-trt assemble --model $(<D) --flavour $(FLAVOUR) --out $(@D)

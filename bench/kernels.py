@@ -21,15 +21,18 @@ from hstu_trt.bench.kernel_cases import Dtype, KernelCase, select_cases
 from hstu_trt.bench.kernel_plot import plot
 from hstu_trt.bench.kernel_report import case_table, dry_run_table, page_table
 from hstu_trt.bench.kernel_variants import GEMM, GEMM_NAMES, REFERENCES, parse_variants
+from hstu_trt.bench.row_verbs import draw_rows, print_rows
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
-from hstu_trt.contract.manifest import write_text_atomically
+from hstu_trt.contract.text import names_in
 
 if TYPE_CHECKING:
     from hstu_trt.bench.kernel_runs import CaseResult, Entry
 
 _REFERENCES = (*REFERENCES, GEMM)
 GATE_EXIT_CODE = 1
+FILES = ("kernels_*.jsonl",)
+"""Files of rows in bench/results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +51,16 @@ class Plan:
     @classmethod
     def of(cls, args: argparse.Namespace) -> Plan:
         """The plan that the options describe. Raises ConfigError."""
-        references = _names(args.references)
+        references = names_in(args.references)
         for name in references:
             if name not in (*_REFERENCES, "none"):
                 raise ConfigError(f"unknown reference {name!r}; there are {', '.join(_REFERENCES)} and none")
-        variants = _names(args.variants) if args.variants else None
+        variants = names_in(args.variants) if args.variants else None
         parse_variants(variants or ())
         if args.rounds < 1:
             raise ConfigError(f"--rounds {args.rounds}: at least one round is needed")
         plan = cls(
-            cases=select_cases(_names(args.cases)),
+            cases=select_cases(names_in(args.cases)),
             variants=variants,
             reuse_plan=args.reuse_plan,
             references=references,
@@ -70,10 +73,6 @@ class Plan:
         few = [case for case in plan.cases if case.group == "table"] or plan.cases
         fast = tuple(name for name in references if name != "compile")
         return replace(plan, cases=few, references=fast, rounds=min(plan.rounds, 2), target_ms=15.0)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def main(argv: Sequence[str]) -> int:
@@ -159,30 +158,12 @@ def _measure(plan: Plan, case: KernelCase, gemms: dict[Dtype, Entry], provenance
 
 def table_main(argv: Sequence[str]) -> int:
     """Prints the table of docs/speed.md."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench table-kernels", description=table_main.__doc__)
-    _add_rows_option(parser)
-    print(page_table(_rows(parser.parse_args(argv))))
-    return 0
+    return print_rows(argv, "table-kernels", table_main.__doc__, FILES, page_table)
 
 
 def plot_main(argv: Sequence[str]) -> int:
     """Draws TFLOP/s over history length, and a roofline."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench plot-kernels", description=plot_main.__doc__)
-    _add_rows_option(parser)
-    parser.add_argument("--out", type=Path, required=True, help="the .svg file")
-    args = parser.parse_args(argv)
-    write_text_atomically(args.out, plot(_rows(args)))
-    print(f"wrote {args.out}")
-    return 0
-
-
-def _add_rows_option(parser: argparse.ArgumentParser) -> None:
-    text = "files of rows (default: bench/results/kernels_*.jsonl)"
-    parser.add_argument("--rows", type=Path, nargs="+", help=text)
-
-
-def _rows(args: argparse.Namespace) -> list[result_rows.ResultRow]:
-    return result_rows.read_rows(args.rows or sorted(result_rows.RESULTS.glob("kernels_*.jsonl")))
+    return draw_rows(argv, "plot-kernels", plot_main.__doc__, FILES, plot)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from hstu_trt.bench.model_work import request_flops
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.features import Tensors
+from hstu_trt.contract.text import names_in
 
 if TYPE_CHECKING:
     from hstu_trt.bench.model_setup import ModelCase
@@ -61,15 +62,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--commit", help="of the rows, where this tree is no git checkout")
     args = parser.parse_args(argv)
     plan = Plan(
-        cases=_names(args.cases), precisions=_names(args.precisions), tokens=tuple(map(int, _names(args.tokens))),
+        cases=names_in(args.cases), precisions=names_in(args.precisions), tokens=tuple(map(int, names_in(args.tokens))),
         requests=args.requests, seconds=args.seconds, profile=args.profile,
-        references=() if args.references == "none" else _names(args.references),
+        references=() if args.references == "none" else names_in(args.references),
     )  # fmt: skip
     return run(plan, args.out, args.commit)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def run(plan: Plan, out: Path | None, commit: str | None) -> int:

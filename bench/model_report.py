@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from hstu_trt.bench.result_rows import RESULTS, ResultRow, latest, read_rows, sources_text
+from hstu_trt.bench.result_rows import ResultRow, latest, sources_text
+from hstu_trt.bench.row_verbs import print_rows
 from hstu_trt.bench.table_report import ratio_text, us_text
 from hstu_trt.contract.errors import ArtefactError
 
 SUITE = "model"
-FILES = "model_*.jsonl"
+FILES = ("model_*.jsonl",)
 """Files of rows in bench/results."""
 BASELINES = ("torch eager", "torch.compile")
 SHARE = "kernels_over_products_and_attention"
@@ -50,8 +49,4 @@ def _cells(row: ResultRow) -> list[str]:
 
 def table_main(argv: Sequence[str]) -> int:
     """Prints the table of the whole model from its rows."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench table-model", description=table_main.__doc__)
-    parser.add_argument("--rows", type=Path, nargs="+", help=f"files of rows (default: {FILES} in bench/results)")
-    args = parser.parse_args(argv)
-    print(model_table(read_rows(args.rows or sorted(RESULTS.glob(FILES)))))
-    return 0
+    return print_rows(argv, "table-model", table_main.__doc__, FILES, model_table)

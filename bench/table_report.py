@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hstu_trt.bench.hit_rates import LAWS, ROWS, SHARES, lru_rate, static_rate
-from hstu_trt.bench.result_rows import RESULTS, ResultRow, latest, read_rows, sources_text
+from hstu_trt.bench.result_rows import ResultRow, latest, sources_text
+from hstu_trt.bench.row_verbs import draw_rows, print_rows
 from hstu_trt.contract.errors import ArtefactError
-from hstu_trt.contract.manifest import write_text_atomically
 
 FILES = ("tables_*.jsonl", "remote_*.jsonl", "refresh_*.jsonl")
 """Files of rows in bench/results."""
@@ -34,11 +32,6 @@ TIERS = (
     TierRows("tables cpu", "host", lambda variant: variant == "host tier"),
     TierRows("remote", "remote", lambda variant: variant == "hstu-trt"),
 )
-
-
-def read_all(folder: Path = RESULTS) -> list[ResultRow]:
-    """The rows of all suites of tables. Raises ArtefactError."""
-    return read_rows(sorted(path for pattern in FILES for path in folder.glob(pattern)))
 
 
 def shown_rows(rows: Iterable[ResultRow]) -> list[tuple[TierRows, ResultRow]]:
@@ -127,29 +120,11 @@ def ratio_text(ratio: float) -> str:
 
 def table_main(argv: Sequence[str]) -> int:
     """Prints the section of docs/speed.md on tables from rows of all tiers."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench table-lookups", description=table_main.__doc__)
-    _add_rows_option(parser)
-    print(page_section(_rows(parser.parse_args(argv))))
-    return 0
+    return print_rows(argv, "table-lookups", table_main.__doc__, FILES, page_section)
 
 
 def plot_main(argv: Sequence[str]) -> int:
     """Draws hit rates and the rates of all tiers."""
     from hstu_trt.bench.table_plot import plot
 
-    parser = argparse.ArgumentParser(prog="hstu-trt bench plot-lookups", description=plot_main.__doc__)
-    _add_rows_option(parser)
-    parser.add_argument("--out", type=Path, required=True, help="the .svg file")
-    args = parser.parse_args(argv)
-    write_text_atomically(args.out, plot(_rows(args)))
-    print(f"wrote {args.out}")
-    return 0
-
-
-def _add_rows_option(parser: argparse.ArgumentParser) -> None:
-    text = f"files of rows (default: {', '.join(FILES)} in bench/results)"
-    parser.add_argument("--rows", type=Path, nargs="+", help=text)
-
-
-def _rows(args: argparse.Namespace) -> list[ResultRow]:
-    return read_rows(args.rows) if args.rows else read_all()
+    return draw_rows(argv, "plot-lookups", plot_main.__doc__, FILES, plot)

@@ -98,14 +98,17 @@ class Workload:
                 )
             return concatenate([cls.load(part) for part in parts])
         try:
-            with np.load(path) as archive:
-                return cls(**{name: archive[name] for name in _DTYPES})
+            with zipfile.ZipFile(path) as archive:  # np.savez compresses nothing: what is packed may be without bounds
+                if packed := [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
+                    raise InputError(f"{packed[0]!r} is compressed")
+            with np.load(path) as arrays:
+                return cls(**{name: arrays[name] for name in _DTYPES})
         except FileNotFoundError:
             raise InputError(f"no workload at {path}; make one with: hstu-trt bench workload --out FOLDER") from None
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except (KeyError, ValueError, OSError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} is not a workload ({error})") from None
+        except Exception as error:  # numpy's and zipfile's readers raise whatever a wrong byte leads them to
+            raise InputError(f"{path} is not a workload ({error!r})") from None
 
     def take(self, rows: Sequence[int] | NDArray) -> Workload:
         """The requests ``rows``, in that order."""

@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
+from typing import Any, BinaryIO
 
 DENSE_FILE = "non_sparse.ckpt"
 DENSE_KEY = "dense_dict"
@@ -32,3 +35,41 @@ def checkpoint_root(path: Path) -> Path | None:
         return path
     batches = [p for p in path.iterdir() if p.name.isdigit() and (p / DENSE_FILE).is_file()]
     return max(batches, key=lambda p: int(p.name), default=None)
+
+
+class FilePart(io.RawIOBase):
+    """A part of an open file as a file of its own."""
+
+    def __init__(self, stream: BinaryIO, start: int, length: int) -> None:
+        self._stream, self._start, self._length, self._at = stream, start, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        with memoryview(buffer).cast("B") as view:
+            self._stream.seek(self._start + self._at)
+            count: int = self._stream.readinto(view[: max(0, self._length - self._at)])  # type: ignore[attr-defined]
+        self._at += count
+        return count
+
+
+def refuse_packed(archive: zipfile.ZipFile) -> None:
+    """That every member is stored as it is, as torch.save does. Raises ValueError.
+
+    What is packed may unpack to any size, and readers that map an archive take its packed bytes for the tensor's.
+    """
+    for info in archive.infolist():
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise ValueError(f"its member {info.filename[:80]!r} is compressed")

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.manifest import read_json
 from hstu_trt.contract.model import (
     TASK_KINDS,
     AnyConfig,
@@ -89,6 +89,8 @@ _OTHER_KEYS = frozenset(
 
 def config_from_json(document: Mapping[str, Any]) -> AnyConfig:
     """Reads a config of either family. Raises ConfigError on unknown, missing or contradictory keys."""
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"a config is a JSON object, not {type(document).__name__}")
     keys = {key: value for key, value in document.items() if not key.startswith("_")}
     if "num_blocks" in keys:
         return _research_from_json(keys)
@@ -101,10 +103,10 @@ def load_config(source: str | Path) -> AnyConfig:
         return PRESETS[str(source)]()
     path = Path(source)
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"config {source}: no such file, and not a preset ({', '.join(PRESETS)})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ConfigError(f"config {source}: not valid JSON ({error})") from None
     if not isinstance(document, dict):
         raise ConfigError(f"config {source}: expected a JSON object, got {type(document).__name__}")
@@ -144,7 +146,7 @@ def _dlrm_from_json(keys: dict[str, Any]) -> HstuConfig:
         )
     except KeyError as error:
         raise ConfigError(f"missing key {error.args[0]!r}") from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(f"malformed value: {error}") from None
 
 
@@ -192,6 +194,8 @@ def _research_from_json(keys: dict[str, Any]) -> ResearchHstuConfig:
         )
     except KeyError as error:
         raise ConfigError(f"missing key {error.args[0]!r}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"malformed value: {error}") from None
 
 
 def _refuse_unknown(keys: Iterable[str], known: set[str]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
-from hstu_trt.contract.manifest import write_text_atomically
+from hstu_trt.contract.manifest import read_json, write_text_atomically
 from hstu_trt.contract.model import HstuConfig
 
 LAYERS, ALL = "layers", "all"
@@ -91,10 +91,10 @@ def read_plan(path: Path, config: HstuConfig) -> Fp8Plan:
     """Reads a plan and checks that the model has its parts. Raises ArtefactError or ConfigError."""
     remedy = f"make it again with: hstu-trt bench plan-precision --model MODEL --out {path.parent}"
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path)
     except FileNotFoundError:
         raise ArtefactError(f"no precision plan at {path}; {remedy}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ArtefactError(f"{path} is not readable JSON ({error}); {remedy}") from None
     if not isinstance(document, dict) or (document.get("schema"), document.get("kind")) != (PLAN_SCHEMA, PLAN_KIND):
         raise ArtefactError(f"{path} is no precision plan of schema {PLAN_SCHEMA}; {remedy}")

@@ -19,6 +19,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
 
 
+def names_in(text: str) -> tuple[str, ...]:
+    """The names in a list with commas between, as options take them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def bytes_text(size: int) -> str:
     """A size for people, as in ``1.5 GiB``."""
     value, units = float(size), ["B", "KiB", "MiB", "GiB", "TiB"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError, HstuTrtError
+from hstu_trt.contract.text import names_in
 from hstu_trt.engines.build import BUILDERS, CACHE, BuildPlan, build, make_plan, stages_up_to_date
 from hstu_trt.engines.builders import COMPATIBILITIES, BuildOptions
 from hstu_trt.engines.report import report, report_plan, report_targets
@@ -59,10 +60,10 @@ def _not_here(plan: BuildPlan) -> str | None:
 
 def _build_options(options: argparse.Namespace) -> BuildOptions:
     return BuildOptions(
-        stages=tuple(options.stages),
+        stages=options.stages,
         profiles=tuple(options.profile),
         plugins=not options.no_plugins,
-        also=tuple(options.also),
+        also=options.also,
         hardware_compat=options.hardware_compat,
         version_compatible=options.version_compatible,
         refit=options.refit,
@@ -74,10 +75,6 @@ def _build_options(options: argparse.Namespace) -> BuildOptions:
     )
 
 
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hstu-trt engines", description=(__doc__ or "").replace("``", ""))
     parser.add_argument("--list", action="store_true", help="print the GPUs, their precisions and builders, and end")
@@ -86,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", metavar="P", help="fp32, fp16 or fp8, as the model was exported")
     parser.add_argument("--out", type=Path, help="the folder to make")
     parser.add_argument("--builder", choices=BUILDERS, help="default: the target's first")
-    parser.add_argument("--stages", type=_names, default=[], metavar="NAME,...", help="default: those of a request")
+    parser.add_argument("--stages", type=names_in, default=(), metavar="NAME,...", help="default: those of a request")
     parser.add_argument("--force", action="store_true", help="build again even when nothing changed")
     parser.add_argument("--dry-run", action="store_true", help="print plan and equivalent commands, write nothing")
     parser.add_argument("--memory", action="store_true", help="print what attention needs without and with the plugin")
@@ -108,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tuning.add_argument("--workspace-mib", type=_positive, help="most scratch memory of an engine")
     tuning.add_argument("--tf32", action="store_true", help="let fp32 products use TF32")
-    tuning.add_argument("--also", type=_names, default=[], metavar="GPU,...", help="tensorrt_rtx: in the same engines")
+    tuning.add_argument("--also", type=names_in, default=(), metavar="GPU,...", help="tensorrt_rtx: in one engine")
     tuning.add_argument(
         "--max-table-mib",
         type=int,

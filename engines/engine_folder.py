@@ -49,21 +49,25 @@ def read_engine_file(folder: Path, stage: str, model: ModelFolder) -> EngineFile
     build = _BUILD.format(model=model.path, precision=model.precision, folder=folder)
     document = read_manifest(folder, kind=ENGINES_KIND, regenerate=build)
     command = str(document.get("made_by", build))
-    if document.get("builder") not in FLAVOURS:
+    if str(document.get("builder")) not in FLAVOURS:
         raise ArtefactError(
             f"{folder} holds no TensorRT engines but those of {document.get('builder')}; build: {build}"
         )
-    if document.get("model", {}).get("digest") != model.digest:
-        raise ArtefactError(f"{folder} was built from another export than {model.path}; build it again with: {command}")
     try:
+        if document["model"]["digest"] != model.digest:
+            raise ArtefactError(
+                f"{folder} was built from another export than {model.path}; build it again with: {command}"
+            )
         entries = {entry["stage"]: entry for entry in document["stages"]}
         if stage not in entries:
             raise ArtefactError(
                 f"{folder} has no engine for stage {stage}, but for {', '.join(entries)}; add --stages to: {command}"
             )
-        details, options = entries[stage]["details"], document["options"]
+        details, options, file = entries[stage]["details"], document["options"], entries[stage]["file"]
+        if file not in document["files"]:  # nobody has hashed it, and a plan may run code
+            raise ArtefactError(f"{folder}: {file!r} is not among the manifest's files; build it again with: {command}")
         return EngineFile(
-            path=folder / entries[stage]["file"],
+            path=folder / file,
             stage=stage,
             builder=document["builder"],
             version=document["versions"][document["builder"]],
@@ -76,7 +80,7 @@ def read_engine_file(folder: Path, stage: str, model: ModelFolder) -> EngineFile
             profiles=tuple(_profile(facts) for facts in details["profiles"]),
             command=command,
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ArtefactError(
             f"{folder}: its manifest is malformed ({error!r}); build it again with: {command}"
         ) from None

@@ -54,9 +54,13 @@ def read_graph(model: ModelFolder, stage: str) -> onnx.ModelProto:
     if not path.is_file():
         raise ArtefactError(f"{path} is missing; {remedy}")
     try:
-        return onnx.load(str(path), load_external_data=False)
+        graph = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's exceptions share no other base
         raise ArtefactError(f"{path} is no ONNX file ({error}); {remedy}") from None
+    for node in graph.graph.node:
+        if node.op_type == EMBEDDING_LOOKUP.name and node.domain == OP_DOMAIN and len(node.input) <= _TABLE_INPUT:
+            raise ArtefactError(f"{path}: node {node.name!r} looks up in no table; {remedy}")
+    return graph
 
 
 def prepare(graph: onnx.ModelProto, path: Path, *, plugins: bool) -> StageGraph:

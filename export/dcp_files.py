@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.utils import _create_file_view
 
+from hstu_trt.contract.checkpoint_layout import FilePart
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.export.safe_load import load_tensors
 
@@ -151,9 +151,8 @@ def _read_chunk(chunk: _Chunk, key: str) -> torch.Tensor:
     what = f"{chunk.file}: shard of {key}"
     try:
         with chunk.file.open("rb") as stream:
-            # A view, since a shard may fill half the memory: its bytes are read into the tensor and nowhere else.
-            view = cast(IO[bytes], _create_file_view(stream, chunk.offset, chunk.length))
-            tensor = load_tensors(view, what)
+            # A part, since a shard may fill half the memory: its bytes are read into the tensor and nowhere else.
+            tensor = load_tensors(FilePart(stream, chunk.offset, chunk.length), what)
     except OSError as error:
         raise ArtefactError(f"{what} cannot be read ({error.strerror})") from None
     if not isinstance(tensor, torch.Tensor):

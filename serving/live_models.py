@@ -1,4 +1,13 @@
-"""What a process of the server holds while versions come and go: opens what is published and swaps it in."""
+"""What a process of the server holds while versions come and go: opens what is published and swaps it in.
+
+    LiveRows    ``embedding_lookup``: releases, tables and the dense model that requests are sent to
+    LiveDense   ``hstu``, ``mlp_head``: the dense models that those releases name
+    LiveFused   ``ranking_fused``: releases with both in one process
+
+Each opens what is in use as it starts, and raises ArtefactError, with the way back, where that cannot be served. From
+then on its ``watcher`` opens what is published beside what is served: whatever is wrong with it is logged, counted and
+announced on the board, and the old one goes on. How a request stays with one release: ``releases.py``.
+"""
 
 from __future__ import annotations
 

@@ -30,9 +30,11 @@ def read_repository(repository: Path) -> dict[str, ModelConfig]:
 def read_config(path: Path) -> ModelConfig:
     """Parses one config. Raises ArtefactError naming file, line and column."""
     try:
-        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
         raise ArtefactError(f"{path}:{error}; see triton_repo/README.md for the format") from None
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise ArtefactError(f"{path} is not readable as text ({error})") from None
 
 
 def config_text(config: ModelConfig) -> str:
@@ -114,4 +116,5 @@ def set_parameter(config: ModelConfig, key: str, value: str) -> None:
 
 def type_name(data_type: int) -> str:
     """The name of a ``DataType``, as in ``TYPE_INT32``."""
-    return str(model_config_pb2.DataType.Name(data_type))
+    known = model_config_pb2.DataType
+    return str(known.Name(data_type)) if data_type in known.values() else f"unknown type {data_type}"

@@ -21,9 +21,9 @@ of which an ensemble would take three, one after the other.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
@@ -49,12 +49,10 @@ class Release:
 
     tables: TableVersion
     dense: ModelFolder
-    close_dense: Callable[[], None] = field(default=lambda: None)
 
     def close(self) -> None:
-        """Lets go of the tables, and of the dense model where it is the release's own."""
+        """Lets go of the tables; dense models are let go of where they are held (``DenseStages``)."""
         self.tables.close()
-        self.close_dense()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Opening the next version of tables beside the one that is served: side by side where two fit, else as an overlay.
 
-A version is a tables folder, or a delta that leads on from one (``contract/table_versions.py``). It is opened, verified
-and warmed while the old one serves, and only then swapped in (``live.py``). Whatever is wrong with it raises, and the
-old one goes on.
+A version is a tables folder, or a delta that leads on from one (``contract/table_versions.py``). It is opened, each of
+its files hashed, and its first rows read while the old one serves; only then is it swapped in (``live.py``). Whatever
+is wrong with it raises, and the old one goes on.
 
 What decides between the two forms, by ``RefreshOptions.mode``:
 
@@ -19,7 +19,6 @@ the next one.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.contract.errors import ArtefactError, ConfigError
-from hstu_trt.contract.manifest import file_sha256
+from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.shards import map_vector
 from hstu_trt.contract.stored_table import TablesFolder
 from hstu_trt.contract.table_format import read_tables_folder
@@ -46,10 +44,10 @@ from hstu_trt.tables.version import SharedRows, TableVersion
 
 RefreshMode = Literal["auto", "swap", "overlay"]
 REFRESH_MODES: tuple[RefreshMode, ...] = get_args(RefreshMode)
-Verify = Literal["whole", "sampled"]
-_SAMPLED_FILES = 4
 _WARM_ROWS = 4096
 _SHARE_OF_FREE_MEMORY = 0.8
+OVERLAY_SHARE = 0.1
+"""Most bytes of an overlay, as a share of the tables' bytes: every lookup searches it first."""
 _HALF_FOLDED = ""
 """The digest of no version."""
 
@@ -60,7 +58,7 @@ class NoRoomError(ArtefactError):
 
 @dataclass(frozen=True, kw_only=True)
 class RefreshOptions:
-    """How versions are opened; see the module's text."""
+    """In which form versions are opened, and in how much memory."""
 
     mode: RefreshMode = "auto"
     memory_budget: int | None = None
@@ -68,15 +66,6 @@ class RefreshOptions:
     machine, or the container, has left."""
     processes: int = 1
     """Processes that take the same version at the same moment, each into memory of its own."""
-    verify: Verify = "whole"
-    """``whole`` hashes every file of the new version; ``sampled`` four of them, and checks the sizes of all."""
-    overlay_share: float = 0.1
-    """Most bytes of an overlay, as a share of the tables' bytes."""
-
-    def __post_init__(self) -> None:
-        for what, value, known in (("mode", self.mode, REFRESH_MODES), ("verify", self.verify, get_args(Verify))):
-            if value not in known:
-                raise ConfigError(f"unknown refresh {what} {value!r}: choose from {', '.join(known)}")
 
 
 def no_memory(folder: TablesFolder) -> int:
@@ -123,13 +112,8 @@ class VersionOpener:
         return self._overlay_of_whole(found, name, digest, held)
 
     def _read_whole(self, folder: Path) -> TablesFolder:
-        whole = self.options.verify == "whole"
         regenerate = REGENERATE.format(folder=folder)
-        found = read_tables_folder(folder, regenerate=regenerate, verify=whole, may_lack=self.may_lack)
-        files = [] if whole else [file for file in sorted(found.files) if (folder / file).exists()]
-        for file in random.sample(files, min(_SAMPLED_FILES, len(files))):
-            if file_sha256(folder / file) != found.files[file]["sha256"]:
-                raise ArtefactError(f"{folder / file} does not match the sha256 in its manifest")
+        found = read_tables_folder(folder, regenerate=regenerate, verify=True, may_lack=self.may_lack)
         self.check(found)
         return found
 
@@ -226,7 +210,7 @@ class VersionOpener:
         return self._laid_over(base, at, overlays, name, chain[-1].digest, min(left, self._most_bytes(at)))
 
     def _most_bytes(self, found: TablesFolder) -> int:
-        return int(self.options.overlay_share * _payload(found))
+        return int(OVERLAY_SHARE * _payload(found))
 
     def _laid_over(
         self, base: SharedRows, found: TablesFolder, overlays: dict[str, Overlay], name: str, digest: str, most: int

@@ -79,7 +79,7 @@ class RemoteCounts:
 
 
 class RemoteTables:
-    """Tables of a cluster, each pinned to a version. Threads may share it; a request sees one version of each table."""
+    """Tables of a cluster, each at one version for good; another version is opened anew. Threads may share it."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class RemoteTables:
         deadline_ms: float = 15.0,
         counts: RemoteCounts | None = None,
     ) -> None:
-        """Opens tables at ``versions``, those not named there at the version in use.
+        """Opens tables at ``versions``, those not named there at the version that is in use now.
 
         local: tables with the same rows, open or their folder, for rows that the cluster does not give.
         on_failure: what happens without it: ``fail`` raises RemoteError, ``default`` answers the default row under the
@@ -101,28 +101,13 @@ class RemoteTables:
         Raises RemoteError, or ArtefactError if the local copy holds other rows.
         """
         self.deadline_ms, self.on_failure = deadline_ms, on_failure
-        self._cluster, self._names, self._pinned = cluster, tuple(tables), dict(versions or {})
-        self._counts = counts or RemoteCounts()
-        self._versions = self._resolve(local)
+        self._cluster, self._counts = cluster, counts or RemoteCounts()
+        self._versions = self._resolve({name: (versions or {}).get(name) for name in tables}, local)
 
     @property
     def tables(self) -> Mapping[str, RemoteVersion]:
-        """The versions in use."""
+        """The version of each."""
         return self._versions.tables
-
-    def pin(self) -> RemoteVersions:
-        """The versions in use, for several lookups of one request."""
-        return self._versions
-
-    def refresh(self, local: Path | HostTables | None = None) -> bool:
-        """Moves to the versions now in use, with a local copy of them; true if they are others.
-
-        Requests in progress end with the versions they began with. If this raises, the old ones stay.
-        """
-        found = self._resolve(local)
-        changed = dict(found.tables) != dict(self._versions.tables)
-        self._versions = found
-        return changed
 
     def counters(self) -> dict[str, int]:
         """The cluster's counters, and rows_local, rows_default, bad_ids and requests_failed; for metrics."""
@@ -139,7 +124,7 @@ class RemoteTables:
         version = versions.tables[table]
         out, status = np.empty((len(ids), version.dim), options.dtype), np.empty(len(ids), np.uint8)
         column = make_column(versions.rows[table], version, ids, out, status, options)
-        self.fill([column], deadline_ms, versions)
+        self.fill([column], deadline_ms)
         return out, status
 
     def lookup_features(
@@ -148,14 +133,13 @@ class RemoteTables:
         ids: NDArray,
         options: LookupOptions | None = None,
         deadline_ms: float | None = None,
-        at: RemoteVersions | None = None,
     ) -> tuple[NDArray, NDArray]:
-        """Rows of several features side by side, by one round trip: of the versions in use, or of those in ``at``.
+        """Rows of several features side by side, by one round trip.
 
         ids ``[n, features]`` int32 or int64 -> rows ``[n, sum of the tables' dims]`` and status ``[n, features]`` uint8
         (RowStatus). Raises InputError for ids, RemoteError under ``on_failure="fail"``.
         """
-        options, versions = options or LookupOptions(), at or self._versions
+        options, versions = options or LookupOptions(), self._versions
         tables = [versions.table_of(feature) for feature in features]
         check_columns(features, ids, options.what)
         ends = np.cumsum([0, *(table.dim for table in tables)])
@@ -166,11 +150,11 @@ class RemoteTables:
         ]
         for number, (column, feature) in enumerate(zip(columns, features, strict=True)):
             column.feature, column.number = feature, number
-        self.fill(columns, deadline_ms, versions)
+        self.fill(columns, deadline_ms)
         return out, status.T
 
-    def _resolve(self, local: Path | HostTables | None) -> RemoteVersions:
-        tables = {name: self._version(name) for name in self._names}
+    def _resolve(self, wanted: Mapping[str, str | None], local: Path | HostTables | None) -> RemoteVersions:
+        tables = {table: self._version(table, name) for table, name in wanted.items()}
         rows = {name: RemoteRows(version) for name, version in tables.items()}
         held = None if local is None else open_local(local, tables)
         defaults = {
@@ -191,8 +175,7 @@ class RemoteTables:
             )
         return values
 
-    def _version(self, table: str) -> RemoteVersion:
-        name = self._pinned.get(table)
+    def _version(self, table: str, name: str | None) -> RemoteVersion:
         if name is None:
             replies = self._cluster.execute("HMGET", table_key(table), "current")
             name = text_of(replies[0]) if isinstance(replies, list) else ""
@@ -208,14 +191,8 @@ class RemoteTables:
         versions = self._versions
         return make_column(versions.rows[table], versions.tables[table], ids, out, status, options)
 
-    def fill(
-        self,
-        columns: Sequence[Column],
-        deadline_ms: float | None = None,
-        at: RemoteVersions | None = None,
-    ) -> None:
+    def fill(self, columns: Sequence[Column], deadline_ms: float | None = None) -> None:
         """Fills rows and status of columns by one round trip. Raises InputError, or RemoteError."""
-        versions = at or self._versions
         self._counts.add("bad_ids", sum(column.bad for column in columns))
         for column in columns:
             if column.rejected is not None:
@@ -224,11 +201,11 @@ class RemoteTables:
         for column in columns:
             if column.job.values is not column.out:
                 decode_values(column.version, column.job.values, column.out)
-            self._complete(versions, column, trouble)
+            self._complete(column, trouble)
 
-    def _complete(self, versions: RemoteVersions, column: Column, trouble: str) -> None:
+    def _complete(self, column: Column, trouble: str) -> None:
         """Fills in the rows that the cluster did not give, and turns the client's status into RowStatus."""
-        status, options = column.status, column.options
+        status, options, versions = column.status, column.options, self._versions
         if (status == FOUND).all() and (column.resolved == _HOST).all():
             return
         lacking = np.flatnonzero((status != FOUND) & (status != SKIPPED))

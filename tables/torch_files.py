@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hstu_trt.contract.checkpoint_layout import INDEX_FILE
+from hstu_trt.contract.checkpoint_layout import INDEX_FILE, FilePart, refuse_packed
 from hstu_trt.contract.errors import ArtefactError
 
 _STORAGES = {
@@ -139,34 +139,6 @@ def _chunks(folder: Path, key: str, entry: Any, infos: Mapping[tuple[str, tuple[
     return found
 
 
-class _Part(io.RawIOBase):
-    """A part of a file as a file of its own."""
-
-    def __init__(self, stream: BinaryIO, start: int, length: int) -> None:
-        self._stream, self._start, self._length, self._at = stream, start, length, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._length - self._at)
-        self._stream.seek(self._start + self._at)
-        content = self._stream.read(left if size < 0 else min(size, left))
-        self._at += len(content)
-        return content
-
-
 def read_archive(path: Path, start: int = 0, length: int | None = None) -> Any:
     """What ``torch.save`` wrote in a file, or in a part of it, with a TensorPlace for each tensor.
 
@@ -177,7 +149,7 @@ def read_archive(path: Path, start: int = 0, length: int | None = None) -> Any:
         length = size - start if length is None else length
         if start < 0 or length < 0 or start + length > size:
             raise ValueError(f"bytes {start} to {start + length} of {size}")
-        with path.open("rb") as stream, zipfile.ZipFile(_Part(stream, start, length)) as archive:
+        with path.open("rb") as stream, zipfile.ZipFile(FilePart(stream, start, length)) as archive:
             return _Archive(path, start, stream, archive).load()
     except OSError as error:
         raise ArtefactError(f"{path} cannot be read ({error.strerror})") from None
@@ -189,6 +161,7 @@ class _Archive:
     """The members of one archive."""
 
     def __init__(self, path: Path, start: int, stream: BinaryIO, archive: zipfile.ZipFile) -> None:
+        refuse_packed(archive)
         self._path, self._start, self._stream, self._archive = path, start, stream, archive
         self._root = archive.namelist()[0].partition("/")[0]
 
@@ -214,8 +187,8 @@ class _Archive:
     def _storage(self, kind: str, dtype: str, key: str, *_: object) -> TensorPlace:
         """The bytes of a storage: ``shape`` is its number of elements."""
         info = self._archive.getinfo(f"{self._root}/data/{key}")
-        if kind != "storage" or info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"storage {key!r} is compressed, or no storage")
+        if kind != "storage":
+            raise ValueError(f"{key!r} is no storage")
         self._stream.seek(self._start + info.header_offset)
         header = self._stream.read(_LOCAL_HEADER)
         name_length, extra_length = struct.unpack("<HH", header[26:30])

@@ -7,23 +7,13 @@ Every case is made from a number, which is printed with what went wrong: ``--tar
 
 from __future__ import annotations
 
-import argparse
-import random
-import resource
 import shutil
-import signal
 import sys
-import tempfile
-import time
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mutations import mutate
+from harness import Target, files_in, main
 
-from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.shards import QuantisedRows, write_vector
 from hstu_trt.contract.stored_table import IdRule
@@ -37,19 +27,8 @@ from hstu_trt.tables.tier_settings import read_tier_settings
 from hstu_trt.tables.tiers import Tiers
 
 ROWS, DIM = 7, 3
-_MOST_FILE_BYTES, _MOST_MEMORY = 64 << 20, 8 << 30
 SETTINGS = b"""{"default": {"tier": "resident"}, "tables": {"items": {"tier": "remote", "nodes": ["127.0.0.1:1"],
  "deadline_ms": 15, "local_copy": false, "on_failure": "default", "password_file": "p", "tls_ca": "c"}}}"""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A file to damage, and what reads it."""
-
-    name: str
-    folder: Path
-    file: str
-    read: Callable[[Path], None]
 
 
 def make_tables(folder: Path, seed: int) -> Path:
@@ -120,65 +99,13 @@ def targets(folder: Path) -> list[Target]:
     )
     (described / "fields").write_text("\n".join(f"{name}={text}" for name, text in version.fields().items()))
     return [
-        *(Target(f"tables: {file}", tables, file, read_tables) for file in _files(tables)),
-        *(Target(f"delta: {file}", folder / "delta", file, apply) for file in _files(folder / "delta")),
+        *(Target(f"tables: {file}", tables, file, read_tables) for file in files_in(tables)),
+        *(Target(f"delta: {file}", folder / "delta", file, apply) for file in files_in(folder / "delta")),
         Target("settings", settings, "tables.json", read_settings),
         Target("version in use", versions, "CURRENT", lambda path: read_tables(current_tables(path))),
         Target("version in a cluster", described, "fields", read_version),
     ]
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def run_case(target: Target, number: int) -> str | None:
-    """Damages the target's file by the number, reads it, and puts it back; returns what went wrong."""
-    path = target.folder / target.file
-    original = path.read_bytes()
-    path.write_bytes(mutate(original, random.Random(f"{target.name} {number}")))
-    try:
-        target.read(target.folder)
-    except HstuTrtError as error:
-        return None if str(error).strip() else "a refusal without a word"
-    except Exception:  # whatever else a reader lets through is a fault
-        return traceback.format_exc()
-    finally:
-        path.write_bytes(original)
-    return None
-
-
-def main() -> int:
-    """Runs cases for a while; exit code 1 if one went wrong."""
-    # What would fill a disk or the memory is a fault, and not to be found out the hard way.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_FILE_BYTES, _MOST_FILE_BYTES))
-    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument(
-        "--first", type=int, default=int(time.time()), help="number of the first case (default: a new one)"
-    )
-    parser.add_argument("--target", help="only the targets whose names hold this")
-    parser.add_argument("--only", type=int, help="only this number")
-    args = parser.parse_args()
-    faults = cases = 0
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = [target for target in targets(Path(folder)) if (args.target or "") in target.name]
-        for target in chosen:
-            target.read(target.folder)  # what is whole must be taken
-        numbers = [args.only] if args.only is not None else None
-        number, end = args.first, time.monotonic() + args.seconds
-        while numbers or (args.only is None and time.monotonic() < end):
-            number = numbers.pop() if numbers else number + 1
-            for target in chosen:
-                cases += 1
-                if fault := run_case(target, number):
-                    faults += 1
-                    print(f"--target {target.name!r} --only {number}\n{fault}", flush=True)
-    print(f"{cases} cases from {args.first} on, {faults} faults")
-    return 1 if faults else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, targets))

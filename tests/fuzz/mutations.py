@@ -1,9 +1,12 @@
-"""Seeded damage: to bytes anywhere, and to JSON by what a reader might trip over."""
+"""Seeded damage: to bytes anywhere, to JSON by what a reader might trip over, and to members of zip archives."""
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +19,12 @@ _HOSTILE = (
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """A damaged copy: of JSON, half of the time in its structure."""
+    """A damaged copy: of JSON, half of the time in its structure; of a zip archive, in a member."""
+    if content[:4] == b"PK\3\4" and rng.random() < 0.7:
+        try:
+            return mutate_zip(content, rng)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, zlib.error):
+            return mutate_bytes(content, rng)  # damaged before
     if rng.random() < 0.5:
         try:
             document = json.loads(content)
@@ -33,7 +41,7 @@ def mutate_bytes(content: bytes, rng: random.Random) -> bytes:
     damaged = bytearray(content)
     for _ in range(rng.randint(1, 3)):
         # Headers stand at the beginning, and are where it hurts.
-        end = len(damaged) if rng.random() < 0.5 else min(len(damaged), 200)
+        end = len(damaged) if rng.random() < 0.5 else min(len(damaged), rng.choice((40, 200, 2000)))
         at, length = rng.randint(0, end), rng.randint(1, 12)
         kind = rng.randrange(6)
         if kind == 0:
@@ -49,6 +57,29 @@ def mutate_bytes(content: bytes, rng: random.Random) -> bytes:
         elif at < len(damaged):
             damaged[at] ^= 1 << rng.randrange(8)
     return bytes(damaged)
+
+
+def mutate_zip(content: bytes, rng: random.Random) -> bytes:
+    """One member damaged, renamed, left out, or blown up and compressed."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
+        members = old.infolist()
+        # The pickle is where it hurts: half of the time it is the one.
+        pickles = [number for number, info in enumerate(members) if info.filename.endswith((".pkl", ".npy"))]
+        chosen = rng.choice(pickles) if pickles and rng.random() < 0.5 else rng.randrange(len(members))
+        kind = rng.randrange(8)
+        for number, info in enumerate(members):
+            data, name, how = old.read(info), info.filename, zipfile.ZIP_STORED
+            if number == chosen and kind == 0:
+                continue
+            if number == chosen and kind == 1:
+                name = rng.choice(("", "/data.pkl", "../x", "data.pkl", "archive/data/0", "x" * 300))
+            elif number == chosen and kind == 2:
+                data, how = data + bytes(8 << 20), zipfile.ZIP_DEFLATED
+            elif number == chosen:
+                data = mutate_bytes(data, rng)
+            new.writestr(zipfile.ZipInfo(name or "x"), data, compress_type=how)
+    return out.getvalue()
 
 
 def mutate_json(document: Any, rng: random.Random) -> Any:

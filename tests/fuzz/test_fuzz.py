@@ -19,8 +19,9 @@ def run_python(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_damaged_tables_are_refused_or_read():
-    done = run_python(str(HERE / "fuzz_tables.py"), "--seconds", "4", "--first", "1")
+@pytest.mark.parametrize(("fuzzer", "seconds"), [("fuzz_tables.py", 4), ("fuzz_loaders.py", 15)])
+def test_damaged_files_are_refused_or_read(fuzzer, seconds):
+    done = run_python(str(HERE / fuzzer), "--seconds", str(seconds), "--first", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     cases = re.search(r"(\d+) cases from 1 on, 0 faults", done.stdout)
     assert cases and int(cases[1]) > 100
@@ -30,6 +31,16 @@ def test_a_case_can_be_repeated():
     done = run_python(str(HERE / "fuzz_tables.py"), "--target", "settings", "--only", "17")
     assert done.returncode == 0, done.stderr
     assert "1 cases" in done.stdout
+
+
+def test_the_guided_fuzzer_runs(tmp_path):
+    pytest.importorskip("atheris", reason="no atheris: pip install 'hstu-trt[fuzz]', Python 3.11 or later")
+    guided = [str(HERE / "fuzz_guided.py"), "--target", "model folder", "--seconds", "3", "--crashes", str(tmp_path)]
+    done = run_python(*guided)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = re.search(r"Done (\d+) runs", done.stderr)
+    assert runs and int(runs[1]) > 100
+    assert not list(tmp_path.iterdir())
 
 
 def test_damaged_input_to_readers_in_cpp(tmp_path):

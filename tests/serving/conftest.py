@@ -1,28 +1,13 @@
 """Model folders without graphs: enough to assemble, to lint, and to run stages on stand-in runners."""
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from small_models import LIMITS, small_config
 
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder, write_model_folder
-from hstu_trt.contract.presets import debug
 from hstu_trt.contract.table_format import write_table, write_tables_manifest
-from hstu_trt.contract.tensors import Limits
-
-LIMITS = Limits(users=4, history=16, candidates=6, batch_history=24, batch_candidates=12)
-
-
-def small_config(*, contextual: bool = True, actions: bool = True):
-    config = debug()
-    return dataclasses.replace(
-        config,
-        embedding_dim=4,
-        contextual_features=config.contextual_features if contextual else (),
-        action_weights=config.action_weights if actions else None,
-        tables=tuple(dataclasses.replace(table, rows=9, dim=4) for table in config.tables),
-    )
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from small_models import LIMITS, small_config
 
 from hstu_trt.contract.errors import GateError
 from hstu_trt.serving import serve
 from hstu_trt.serving.client import Answer
-
-from .conftest import LIMITS, small_config
 
 # (scores, tables) of the ensemble and of the fused model in each turn -> the difference; GateError: refused
 CASES = {

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <system_error>
@@ -73,23 +72,6 @@ void copy_to_host(void* to, unsigned char const* from, size_t bytes) {
 }
 
 }  // namespace
-
-int64_t wanted_hot_rows(std::string const& name, int64_t rows) {
-  char const* const text = std::getenv(kHotRowsVariable);
-  for (char const* at = text ? text : ""; *at;) {
-    size_t const length = std::strcspn(at, ",");
-    std::string const entry(at, length);
-    at += length + (at[length] == ',');
-    size_t const equals = entry.find('=');
-    char* end = nullptr;
-    long long const number = equals == std::string::npos ? -1 : std::strtoll(entry.c_str() + equals + 1, &end, 10);
-    if (number < 0 || *end != '\0') {
-      throw std::runtime_error(std::string(kHotRowsVariable) + "=" + text + ": '" + entry + "' is not TABLE=ROWS");
-    }
-    if (entry.compare(0, equals, name) == 0) return std::min<int64_t>(number, rows);
-  }
-  return rows;
-}
 
 DeviceTable::DeviceTable(StoredTable const& stored, int64_t hot_rows) : version_(stored.version) {
   table_.rows = stored.rows;

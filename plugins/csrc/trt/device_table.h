@@ -7,13 +7,6 @@
 
 namespace hstu_trt::trt {
 
-// Which rows of which table are in GPU memory: "item_id=1000000,user_id=0". Tables that are not named are there whole.
-// A deployment decides that, not a plan: it depends on the GPU.
-constexpr char kHotRowsVariable[] = "HSTU_TRT_TABLES_HOT_ROWS";
-
-// Rows of the table that the variable leaves in GPU memory. Throws std::runtime_error for text that is no such list.
-int64_t wanted_hot_rows(std::string const& name, int64_t rows);
-
 class DeviceTable {
  public:
   // Loads the table to the current device and waits for it. Throws std::runtime_error.

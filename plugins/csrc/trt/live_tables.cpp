@@ -6,6 +6,7 @@
 
 #include "../kernels/embedding/embedding.h"
 #include "check.h"
+#include "hot_rows.h"
 #include "log.h"
 
 namespace hstu_trt::trt {

@@ -181,8 +181,8 @@ def test_a_local_copy_must_hold_the_same_rows(open_tables, tmp_path):
         open_tables(local=tmp_path / "other")
 
 
-def test_versions_are_pinned_until_refresh(open_tables, tmp_path, folder):
-    tables, pinned = open_tables(local=folder), open_tables(versions={"items": "v1", "users": "v1"})
+def test_tables_keep_the_version_that_they_were_opened_at(open_tables, tmp_path, folder):
+    tables, pinned = open_tables(local=folder), {"items": "v1", "users": "v1"}
     cluster = tables._cluster
     push(cluster, write_folder(tmp_path / "v2", seed=2), "v2")
     ids, options = np.arange(311), LookupOptions(dtype="float32")
@@ -190,13 +190,12 @@ def test_versions_are_pinned_until_refresh(open_tables, tmp_path, folder):
         assert [publish(cluster, name, "v2") for name in SHAPES] == ["v1", "v1"]
         np.testing.assert_array_equal(tables.lookup("users", ids, options)[0], table_values("users"))
         with pytest.raises(ArtefactError, match="holds other rows"):
-            tables.refresh(local=folder)
-        np.testing.assert_array_equal(tables.lookup("users", ids, options)[0], table_values("users"))
-        assert tables.refresh(local=tmp_path / "v2")
-        assert not tables.refresh()
-        np.testing.assert_array_equal(tables.lookup("users", ids, options)[0], table_values("users", seed=2))
-        assert not pinned.refresh()
-        np.testing.assert_array_equal(pinned.lookup("users", ids, options)[0], table_values("users"))
+            open_tables(local=folder)
+        found = open_tables(local=tmp_path / "v2")
+        assert {table.version for table in found.tables.values()} == {"v2"}
+        np.testing.assert_array_equal(found.lookup("users", ids, options)[0], table_values("users", seed=2))
+        for old in (tables, open_tables(versions=pinned)):
+            np.testing.assert_array_equal(old.lookup("users", ids, options)[0], table_values("users"))
         with pytest.raises(RemoteError, match="is in use"):
             retire(cluster, "users", "v2", 1)
     finally:

@@ -5,6 +5,7 @@ import pytest
 from remote_tables import push, write_folder
 
 from hstu_trt.contract.table_format import read_tables_folder
+from hstu_trt.tables import refresh
 from hstu_trt.tables.delta import make_delta
 from hstu_trt.tables.host import HostTables, LookupOptions
 from hstu_trt.tables.ids import RowStatus
@@ -58,7 +59,8 @@ def write_with(folder, changed):
     return folder
 
 
-def test_versions_of_tiered_tables(opener, pushed, folder, tmp_path):
+def test_versions_of_tiered_tables(opener, pushed, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(refresh, "OVERLAY_SHARE", 2.0)
     root = tmp_path / "versions"
     first = write_folder(root / "v1")
     held = opener.open(first, "v1")
@@ -78,7 +80,7 @@ def test_versions_of_tiered_tables(opener, pushed, folder, tmp_path):
     make_delta(*(read_tables_folder(path, regenerate="") for path in (first, third)), root / "d3", lambda *_: None)
     wide = VersionOpener(
         open_tables=opener.open_tables, memory_of=opener.memory_of, may_lack=opener.may_lack,
-        options=RefreshOptions(memory_budget=1 << 24, overlay_share=2.0),
+        options=RefreshOptions(memory_budget=1 << 24),
     )  # fmt: skip
     assert look_up(wide.open(root / "d3", "d3", held), third)
     # As a whole version, its rows must be in the cluster.
