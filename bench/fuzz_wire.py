@@ -54,11 +54,15 @@ def _call_and(tail: Callable[[random.Random], bytes]) -> Callable[[random.Random
     return lambda chance: _open(frame(HEADERS, 4, 1, _CALL) + tail(chance))
 
 
+def _always(data: bytes) -> Callable[[random.Random], bytes]:
+    return lambda chance: data
+
+
 ATTACKS: dict[str, Callable[[random.Random], bytes]] = {
     "noise": lambda chance: chance.randbytes(chance.choice((1, 24, 1000, 60_000))),
     "TLS hello": lambda chance: b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + chance.randbytes(400),
     "HTTP/1.1": lambda chance: b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n",
-    **{what: lambda chance, body=body: body for what, body in _KILLERS_OF_HTTP.items()},
+    **{what: _always(body) for what, body in _KILLERS_OF_HTTP.items()},
     "random frames": _random_frames,
     "half a preface": lambda chance: PREFACE[: chance.randrange(len(PREFACE))],
     "settings without end": lambda chance: PREFACE + frame(SETTINGS, 0, 0) * 3000,
