@@ -94,7 +94,9 @@ def parse(body: bytes) -> Any | None:
 def is_plain(request: Any) -> bool:
     """Whether nothing beside tensors and names asks for anything: parameters may be refused, or change an answer."""
     parts = [request, *request.inputs, *request.outputs]
-    is_wrapping = any(not 0 <= size < _MOST_DIM for tensor in request.inputs for size in tensor.shape)
+    is_wrapping = any(not 0 <= size < _MOST_DIM for tensor in request.inputs for size in tensor.shape) or (
+        request.model_name == FUSED and any(list(tensor.shape[:1]) == [0] for tensor in request.inputs)
+    )
     return not any(part.parameters for part in parts) and len(request.id) <= 128 and not is_wrapping
 
 

@@ -54,8 +54,8 @@ def _call_and(tail: Callable[[random.Random], bytes]) -> Callable[[random.Random
     return lambda chance: _open(frame(HEADERS, 4, 1, _CALL) + tail(chance))
 
 
-def _always(body: bytes) -> Callable[[random.Random], bytes]:
-    return lambda chance: body
+def _always(data: bytes) -> Callable[[random.Random], bytes]:
+    return lambda chance: data
 
 
 ATTACKS: dict[str, Callable[[random.Random], bytes]] = {

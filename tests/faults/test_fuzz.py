@@ -126,14 +126,14 @@ def test_what_ends_or_bloats_an_unguarded_server_is_refused(served, bases, model
 
 
 def listening(pids):
-    """Ports that any of the processes listens on."""
+    """Addresses and ports that any of the processes listens on; of IPv6 the part that holds an address of IPv4."""
     inodes = set()
     for pid in pids:
         for handle in Path(f"/proc/{pid}/fd").iterdir():
             inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(handle)))
     rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
     return {
-        (socket.inet_ntoa(struct.pack("<I", int(row[1][:8], 16))), int(row[1].partition(":")[2], 16))
+        (socket.inet_ntoa(struct.pack("<I", int(row[1].partition(":")[0][-8:], 16))), int(row[1].partition(":")[2], 16))
         for row in rows
         if row[3] == "0A" and row[9] in inodes
     }
