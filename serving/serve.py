@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,12 +24,10 @@ from hstu_trt.contract.errors import GateError, HstuTrtError
 from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint
-from hstu_trt.serving.canary import SERVED, Canary
 from hstu_trt.serving.client import CHANNEL_ARGS, Answer, RankingClient, ServerError
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.drain import wait_until_quiet
 from hstu_trt.serving.failure import cause_of_failure
-from hstu_trt.serving.held import Board
 from hstu_trt.serving.releases import ReleaseFolder, check_published
 from hstu_trt.serving.requests import sample
 from hstu_trt.serving.server import (
@@ -45,7 +42,7 @@ from hstu_trt.serving.server import (
     tensorrt_flags,
 )
 from hstu_trt.serving.signature import MODELS
-from hstu_trt.serving.supervisor import Event, Supervisor
+from hstu_trt.serving.supervisor import Event, Supervisor, supervisor_of
 from hstu_trt.serving.tier_report import PlacedTable, check_tiers, placed_tables, tables_json, tables_text
 
 READY_TIMEOUT_S = 120.0
@@ -234,7 +231,7 @@ def _serve(deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args:
             flush=True,
         )
         if args.restart:
-            supervisor = _supervisor(deployment, plan, process, args)
+            supervisor = _supervise(deployment, plan, process, args)
             supervisor.run()
         wait_for_end(process)
     except Stopped:
@@ -247,7 +244,7 @@ def _serve(deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args:
     return 0
 
 
-def _supervisor(
+def _supervise(
     deployment: Deployment, plan: LaunchPlan, process: ServerProcess, args: argparse.Namespace
 ) -> Supervisor:
     """A supervisor of a server that runs; it checks every file anew before each restart."""
@@ -257,22 +254,10 @@ def _supervisor(
         check(again)
         return start(again, plan, args.ready_timeout)[0]
 
-    def dense_in_use(model: str) -> str | None:
-        running = supervisor.process
-        return None if running is None else Board(deployment.run, running.pid).dense_in_use(model)
-
     def tell(event: Event) -> None:
         print(json.dumps(event.to_json()) if args.json else event, flush=True)
 
-    asked = {ENSEMBLE: "embedding_lookup", FUSED: FUSED}
-    supervisor = Supervisor(
-        launch=launch,
-        canaries=[Canary.of(deployment, plan.url, name, partial(dense_in_use, asked[name])) for name in SERVED],
-        tell=tell,
-        record=deployment.run / f"restarts-{plan.grpc_port}.json",
-        process=process,
-    )
-    return supervisor
+    return supervisor_of(deployment, process, launch, tell)
 
 
 def _print_plan(plan: LaunchPlan, placed: list[PlacedTable], *, as_json: bool) -> None:
