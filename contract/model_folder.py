@@ -149,7 +149,7 @@ def read_model_folder(folder: Path, *, verify: bool = True) -> ModelFolder:
             pair_id=document.get("pair_id"),
         )
         contract = document["contract"]
-    except (KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise ArtefactError(
             f"{folder}: its manifest is malformed ({error}); make it again with: {regenerate}"
         ) from None

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,13 +23,11 @@ from hstu_trt.contract.errors import GateError, HstuTrtError
 from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint
-from hstu_trt.serving.canary import SERVED, Canary
 from hstu_trt.serving.client import Answer, RankingClient, ServerError
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.drain import wait_until_quiet
 from hstu_trt.serving.failure import cause_of_failure
 from hstu_trt.serving.guard import guard_limits, guard_note
-from hstu_trt.serving.held import Board
 from hstu_trt.serving.operating import Reporter, add_options, exposure, hide_key, in_run_folder, trace_flags
 from hstu_trt.serving.releases import ReleaseFolder, check_published
 from hstu_trt.serving.requests import sample
@@ -46,7 +43,7 @@ from hstu_trt.serving.server import (
     tensorrt_flags,
 )
 from hstu_trt.serving.signature import MODELS
-from hstu_trt.serving.supervisor import Event, Supervisor
+from hstu_trt.serving.supervisor import Event, Supervisor, supervisor_of
 from hstu_trt.serving.tier_report import PlacedTable, check_tiers, placed_tables, tables_json, tables_text
 from hstu_trt.serving.tls import ClientTls, add_server_options, connect, server_tls
 from hstu_trt.serving.trusted_files import check_plugins
@@ -257,7 +254,7 @@ def _serve(
         reporter.event("ready", server=facts)
         reporter.text(json.dumps(facts) if args.json else _banner(deployment, plan, ready))
         if args.restart:
-            supervisor = _supervisor(deployment, plan, process, args, reporter)
+            supervisor = _supervise(deployment, plan, process, args, reporter)
             supervisor.run()
         wait_for_end(process)
     except Stopped:
@@ -272,7 +269,7 @@ def _serve(
     return 0
 
 
-def _supervisor(
+def _supervise(
     deployment: Deployment, plan: LaunchPlan, process: ServerProcess, args: argparse.Namespace, reporter: Reporter
 ) -> Supervisor:
     """A supervisor of a server that runs; it checks every file anew before each restart."""
@@ -282,28 +279,13 @@ def _supervisor(
         check(again)
         return start(again, plan, args.ready_timeout)[0]
 
-    def dense_in_use(model: str) -> str | None:
-        running = supervisor.process
-        return None if running is None else Board(deployment.run, running.pid).dense_in_use(model)
-
     def tell(event: Event) -> None:
         reporter.event(
             event.event, **{name: fact for name, fact in event.to_json().items() if name not in ("event", "at")}
         )
         reporter.text(json.dumps(event.to_json()) if args.json else str(event))
 
-    def canary(model: str) -> Canary:
-        asked = {ENSEMBLE: "embedding_lookup", FUSED: FUSED}[model]
-        return Canary.of(deployment, plan.url, model, partial(dense_in_use, asked), plan.tls)
-
-    supervisor = Supervisor(
-        launch=launch,
-        canaries=[canary(name) for name in SERVED],
-        tell=tell,
-        record=deployment.run / f"restarts-{plan.grpc_port}.json",
-        process=process,
-    )
-    return supervisor
+    return supervisor_of(deployment, process, launch, tell)
 
 
 def _print_plan(plan: LaunchPlan, placed: list[PlacedTable], *, as_json: bool) -> None:

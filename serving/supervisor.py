@@ -12,12 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.contract.manifest import write_text_atomically
-from hstu_trt.serving.canary import Canary
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED
+from hstu_trt.serving.canary import SERVED, Canary
+from hstu_trt.serving.deployment import Deployment
+from hstu_trt.serving.held import Board
 from hstu_trt.serving.server import ServerProcess
 from hstu_trt.serving.watch import LOOK_S, Patience, Watch
 
@@ -135,6 +139,28 @@ class Supervisor:
             write_text_atomically(self.record, json.dumps(document, indent=1) + "\n")
         with suppress(OSError):  # nor is a reader of our output that went away
             self.tell(noted)
+
+
+def supervisor_of(
+    deployment: Deployment, process: ServerProcess, launch: Callable[[], ServerProcess], tell: Callable[[Event], None]
+) -> Supervisor:
+    """A supervisor of a server of ``deployment`` that runs already."""
+
+    def dense_in_use(model: str) -> str | None:
+        running = supervisor.process
+        return None if running is None else Board(deployment.run, running.pid).dense_in_use(model)
+
+    plan, lookups = process.plan, {ENSEMBLE: "embedding_lookup", FUSED: FUSED}
+    supervisor = Supervisor(
+        launch=launch,
+        canaries=[
+            Canary.of(deployment, plan.url, name, partial(dense_in_use, lookups[name]), plan.tls) for name in SERVED
+        ],
+        tell=tell,
+        record=deployment.run / f"restarts-{plan.grpc_port}.json",
+        process=process,
+    )
+    return supervisor
 
 
 def delay_s(failures: int) -> float:

@@ -120,7 +120,7 @@ def test_a_gpu_without_free_memory_refuses_and_serves_on(
     exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     model = read_model_folder(exported("fp16"))
-    feed = fused_feed(load_case("caseA"))
+    feed = fused_feed(load_case("caseA").request)
     with CudaRunner(model, stage, CPU) as runner:
         if stage == "mlp_head":
             rows = {spec.name: spec for spec in runner.spec.inputs}

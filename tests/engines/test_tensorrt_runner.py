@@ -182,7 +182,6 @@ def test_a_failing_engine_is_an_error(open_stage, make_feed):
 def test_a_gpu_without_free_memory_refuses_and_serves_on(open_stage, make_feed, machine, monkeypatch, failing):
     """A request that was answered before is so again; the large one too, once there is memory."""
     driver, _ = machine
-    small, large = make_feed("ranking_fused", [2], [1]), make_feed("ranking_fused", [40], [30])
     allocate, is_output = driver.allocate, []
 
     def lacking(size):
@@ -190,7 +189,8 @@ def test_a_gpu_without_free_memory_refuses_and_serves_on(open_stage, make_feed, 
             raise DeviceMemoryError("CUDA driver: cuMemAlloc_v2 failed with error 2: out of memory")
         return allocate(size)
 
-    with open_stage("ranking_fused") as runner:
+    with open_stage("mlp_head") as runner:
+        small, large = make_feed(runner.spec, [2], [1]), make_feed(runner.spec, [2], [30])
         expected = runner.infer(small)["preds"]
         reallocate = type(runner._outputs).reallocate_output
 

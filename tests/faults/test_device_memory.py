@@ -1,5 +1,6 @@
 """A GPU without enough free memory: the client is told to come later, and the model lives."""
 
+import importlib
 import sys
 import types
 
@@ -31,9 +32,7 @@ def triton_models(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utilities)
     for module in ("live_metrics", "triton_models"):
         monkeypatch.delitem(sys.modules, f"hstu_trt.serving.{module}", raising=False)
-    from hstu_trt.serving import triton_models
-
-    yield triton_models
+    yield importlib.import_module("hstu_trt.serving.triton_models")
     for module in ("live_metrics", "triton_models"):
         sys.modules.pop(f"hstu_trt.serving.{module}", None)
 

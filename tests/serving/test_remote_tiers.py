@@ -24,7 +24,7 @@ from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_push import Push
 from hstu_trt.tables.remote_resp import RemoteError
 
-pytestmark = [pytest.mark.triton, pytest.mark.redis]
+pytestmark = [pytest.mark.triton, pytest.mark.redis, pytest.mark.faults]
 
 MODELS = ("ranking", "ranking_fused")
 

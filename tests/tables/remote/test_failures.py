@@ -13,7 +13,7 @@ from hstu_trt.tables.ids import RowStatus
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_resp import RemoteError
 
-pytestmark = pytest.mark.redis
+pytestmark = [pytest.mark.redis, pytest.mark.faults]
 
 ALL = np.arange(10_007)
 FP16 = LookupOptions(dtype="float16")
