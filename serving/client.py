@@ -50,7 +50,7 @@ CHANNEL_ARGS = [
 # Errors after which a request is sent again, and the seconds before it. A connection can be closed, by a gateway that
 # reloads say, in the moment in which a request sets out on it; gRPC names that in these words only.
 _TRANSPORT_LOST = ("GOAWAY", "Socket closed", "Stream removed", "onnection reset", "Broken pipe")
-_WORTH_REPEATING = {DRAINING: 0.5, REPLICA_LOST: 0.0, **dict.fromkeys(_TRANSPORT_LOST, 0.0)}
+_WORTH_REPEATING = {**dict.fromkeys(DRAINING, 0.5), **dict.fromkeys((REPLICA_LOST, *_TRANSPORT_LOST), 0.0)}
 
 
 class ServerError(HstuTrtError):
