@@ -49,8 +49,10 @@ from hstu_trt.tables.ids import RowStatus
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_URL = "127.0.0.1:8001"
-# Errors after which a request is sent again, and the seconds before it: a gateway may still send to one that stops.
-_WORTH_REPEATING = {REPLICA_LOST: 0.0, DRAINING: 0.5}
+# Errors after which a request is sent again, and the seconds before it. A connection can be closed, by a gateway that
+# reloads say, in the moment in which a request sets out on it; gRPC names that in these words only.
+_TRANSPORT_LOST = ("GOAWAY", "Socket closed", "Stream removed", "onnection reset", "Broken pipe")
+_WORTH_REPEATING = {**dict.fromkeys(DRAINING, 0.5), **dict.fromkeys((REPLICA_LOST, *_TRANSPORT_LOST), 0.0)}
 _SIDE_BY_SIDE = 8
 """Requests of one call to ``rank_many`` at a time: more would fill the server's queue, and be refused."""
 

@@ -35,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
     if argv and argv[0] in COMMANDS:
         return _command(argv)
     args = _parser().parse_args(argv)
+    if args.replicas is not None and args.replicas < 1:
+        raise ConfigError(f"--replicas {args.replicas}: at least one is needed")
     run = args.run.resolve()
     lock = take_run_folder(run)
     try:

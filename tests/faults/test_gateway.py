@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import threading
+from pathlib import Path
 
 import grpc
 import pytest
@@ -19,6 +21,8 @@ from hstu_trt.serving.signature import REPLICA_LOST
 
 pytestmark = [pytest.mark.nginx, pytest.mark.faults]
 
+OPERATE = Path(__file__).parents[2] / "docs/operate.md"
+RETRY = re.search(r"```json\n(.*?)```", OPERATE.read_text(), re.DOTALL)[1]
 USERS = 400
 MAX_BODY = 1 << 20
 
@@ -153,10 +157,13 @@ def test_a_reload_lets_running_requests_finish(gateway, servers):
 
 
 def test_reloads_under_load_fail_nothing(gateway, servers):
+    """To a client that repeats UNAVAILABLE as the page for operators says."""
     stop, answers, failures = threading.Event(), [], []
 
     def send(index):
-        with grpc.insecure_channel(gateway.url, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        with grpc.insecure_channel(
+            gateway.url, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.service_config", RETRY)]
+        ) as channel:
             while not stop.is_set():
                 try:
                     answers.append(call(gateway.url, user=index, channel=channel))
