@@ -21,6 +21,12 @@ class ArtefactError(HstuTrtError):
     """A file handed over between rooms is missing, damaged, stale or foreign. Names the command that makes it."""
 
 
+class DeviceMemoryError(HstuTrtError):
+    """The GPU has not enough free memory for what was asked just now; a smaller or later request may do."""
+
+    exit_code = 1
+
+
 class GateError(HstuTrtError):
     """A measured figure lies beyond its gate (accuracy, parity, regression)."""
 

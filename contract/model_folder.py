@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hstu_trt.contract.config_json import config_from_json, config_to_json
-from hstu_trt.contract.errors import ArtefactError
+from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.fp8_plan import layer_sites
 from hstu_trt.contract.manifest import MANIFEST_NAME, json_digest, read_document, read_manifest, write_manifest
 from hstu_trt.contract.model import AnyConfig, HstuConfig
@@ -149,7 +149,7 @@ def read_model_folder(folder: Path, *, verify: bool = True) -> ModelFolder:
             pair_id=document.get("pair_id"),
         )
         contract = document["contract"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise ArtefactError(
             f"{folder}: its manifest is malformed ({error}); make it again with: {regenerate}"
         ) from None

@@ -12,12 +12,14 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
-from hstu_trt.contract.errors import ConfigError, HstuTrtError
+from hstu_trt.contract.errors import ConfigError, DeviceMemoryError, HstuTrtError
 
 _LIBRARY, _NVML = "libcuda.so.1", "libnvidia-ml.so.1"
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR."""
 _NON_BLOCKING = 1
+_OUT_OF_MEMORY = 2
+"""CUDA_ERROR_OUT_OF_MEMORY."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,8 @@ class CudaDriver:
             text = c_char_p()
             self._cuda.cuGetErrorString(c_int(status), byref(text))
             said = text.value.decode() if text.value else "no description"
-            raise HstuTrtError(f"CUDA driver: {function} failed with error {status}: {said}")
+            kind = DeviceMemoryError if status == _OUT_OF_MEMORY else HstuTrtError
+            raise kind(f"CUDA driver: {function} failed with error {status}: {said}")
 
 
 def current_device() -> Device:

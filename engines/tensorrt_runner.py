@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError, InputError
+from hstu_trt.contract.errors import ArtefactError, ConfigError, DeviceMemoryError, HstuTrtError, InputError
 from hstu_trt.contract.features import Tensors, check_request
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.split_users import ATTENTION_STAGES, infer_per_user
@@ -103,7 +103,11 @@ class TensorRtRunner:
                 raise HstuTrtError(f"{self._file.path}: input {name} {list(array.shape)} was refused: {self._reason()}")
         for spec in self.spec.outputs:
             self._context.set_output_allocator(spec.name, self._outputs)
+        self._outputs.failure = None
         if not self._context.execute_async_v3(self._stream):
+            self._driver.synchronize(self._stream)  # what was enqueued before it failed still reads the buffers
+            if self._outputs.failure is not None:
+                raise self._outputs.failure
             raise HstuTrtError(f"{self._file.path}: the engine failed: {self._reason()}")
         staged = {
             spec.name: self._buffers.download(spec.name, self._outputs.shapes[spec.name], spec.dtype, self._stream)
@@ -136,14 +140,19 @@ class TensorRtRunner:
             def __init__(self) -> None:
                 super().__init__()
                 self.shapes: dict[str, Shape] = {}
+                self.failure: DeviceMemoryError | None = None
 
             def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
-                return buffers.device(tensor_name, size)
+                try:
+                    return buffers.device(tensor_name, size)
+                except DeviceMemoryError as error:  # TensorRT takes no exceptions; a null pointer makes it give up
+                    self.failure = error
+                    return 0
 
             def reallocate_output_async(
                 self, tensor_name: str, memory: int, size: int, alignment: int, stream: int
             ) -> int:
-                return buffers.device(tensor_name, size)
+                return self.reallocate_output(tensor_name, memory, size, alignment)
 
             def notify_shape(self, tensor_name: str, shape: Any) -> None:
                 self.shapes[tensor_name] = tuple(shape)

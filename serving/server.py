@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.plugin_files import autoload_library
 from hstu_trt.serving.deployment import RUN_VARIABLE
 from hstu_trt.serving.tls import ClientTls, ServerTls
+from hstu_trt.serving.undertaker import Undertaker
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 LOOPBACK = "127.0.0.1"
@@ -250,12 +252,13 @@ def _check_libraries(stub: Path, environment: dict[str, str]) -> None:
 class ServerProcess:
     """A running tritonserver, its output going to the plan's log. Stop it with ``drain``.
 
-    It also ends, drained, with the thread that started it: nobody is left to watch it then.
+    It also ends with the thread that started it, since nobody is left to watch it then: drained, or killed after
+    ``undertaker.GRACE_S``.
     """
 
     def __init__(self, plan: LaunchPlan) -> None:
         self.plan = plan
-        with plan.log.open("wb") as log:
+        with open_log(plan.log) as log:
             # A session of its own: Ctrl-C reaches us alone, and we drain the server.
             self._child = subprocess.Popen(
                 (sys.executable, "-IS", "-c", _TIED_TO_US, *plan.command),
@@ -265,6 +268,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._undertaker = Undertaker(self._child.pid)
 
     @property
     def pid(self) -> int:
@@ -297,3 +301,14 @@ class ServerProcess:
         """Ends stubs that outlived the server: one can hang when the server was killed."""
         with suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
+        self._undertaker.dismiss()
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """An empty log; the one before it is kept beside it. On a full disk the server goes on without a log."""
+    try:
+        with suppress(FileNotFoundError):
+            path.replace(path.with_suffix(".before.log"))
+        return path.open("wb")
+    except OSError:
+        return open(os.devnull, "wb")

@@ -19,7 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from hstu_trt.contract.attention_norm import parse_fixed_norm
-from hstu_trt.contract.errors import ConfigError, HstuTrtError, InputError
+from hstu_trt.contract.errors import ConfigError, DeviceMemoryError, HstuTrtError, InputError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.runner import Runner
@@ -197,6 +197,11 @@ class _TritonModel:
         )
 
     def _failure(self, error: Exception, request: Any) -> Any:
+        if isinstance(error, DeviceMemoryError):
+            pb_utils.Logger.log_error(f"{self._name}: {error}")
+            text = f"model {self._name!r} has not enough GPU memory for this request now; send a smaller one, or later"
+            self._events.request(request.request_id(), "UNAVAILABLE", text)
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.UNAVAILABLE))
         pb_utils.Logger.log_error(f"{self._name}: {''.join(traceback.format_exception(error))}")
         text = f"model {self._name!r} failed: {type(error).__name__}: {error}"
         self._events.request(request.request_id(), "INTERNAL", text)

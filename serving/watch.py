@@ -20,6 +20,8 @@ from hstu_trt.serving.tls import ClientTls, connect
 
 LOOK_S = 0.1
 _STATISTICS_TIMEOUT_S = 0.3
+# An answer is so late that it is worth asking what the steps are at.
+_SLOW_S = 0.2
 # Longer between two looks, and it was us who stood still: nothing follows from what seems to have stood still too.
 _MISSED_S = 1.0
 
@@ -44,7 +46,7 @@ class _Waiting:
     """Since when a canary of a model lacks an answer, and how far requests have come since."""
 
     counts: Counts | None
-    since: float = field(default_factory=time.monotonic)
+    since: float
     reached: list[float] = field(default_factory=list)
     """Since when each step, the first ones first, may have what it owes."""
 
@@ -86,9 +88,9 @@ class Pulse:
                 return fault
         if self._sent is None and now >= self._due:
             if self._waiting is None:
-                self._waiting = _Waiting(counts())
+                self._waiting = _Waiting(counts(), now)
             self._sent = self._canary.send(2 * self._patience.stuck_s)
-        if self._waiting is None or now - self._waiting.since < self._patience.idle_s:
+        if self._waiting is None or now - self._waiting.since < _SLOW_S:
             return None
         return self._judge_silence(self._waiting, counts(), now)
 
@@ -124,8 +126,9 @@ class Pulse:
             name, suspects, since = SERVER, self._server, waiting.since
         else:
             slowest = waiting.slowest(self._steps, counts, now)
-            if slowest is None:  # a queue moves on, and the canary waits its turn
-                self.start_over()
+            if slowest is None:
+                if now - waiting.since >= self._patience.idle_s:
+                    self.start_over()  # a queue moves on, and the canary waits its turn
                 return None
             name, suspects, since = self._steps[slowest], self._places[slowest], waiting.reached[slowest]
         silence = f"no answer to a request to {self._canary.model} for {now - waiting.since:.1f} s"

@@ -24,6 +24,7 @@ from hstu_trt.contract.split_users import one_user_feeds, user_count
 from hstu_trt.contract.tensors import FUSED, Limits, Precision, StageSpec, float_dtype
 from hstu_trt.engines.cuda.device_tables import DeviceTables, load_tables
 from hstu_trt.engines.cuda.fused_batch import FusedModel
+from hstu_trt.engines.cuda.memory import naming_lack_of_memory
 from hstu_trt.engines.cuda.network import Network, item_rows
 from hstu_trt.engines.cuda.packing import Bucket, Size, bucket_of, pack, rounded_rows
 from hstu_trt.engines.cuda.pipeline import Pipeline
@@ -104,9 +105,12 @@ class CudaRunner:
         """Nothing to release: memory goes with the runner."""
 
     def infer(self, feed: Mapping[str, NDArray]) -> Tensors:
-        """Runs the stage on numpy arrays: inputs by name -> outputs by name. Raises InputError for a wrong feed."""
+        """Runs the stage on numpy arrays: inputs by name -> outputs by name.
+
+        Raises InputError for a wrong feed, DeviceMemoryError where the GPU lacks the memory for it.
+        """
         check_request(feed, self.spec, self._limits)
-        with torch.inference_mode():
+        with torch.inference_mode(), naming_lack_of_memory():
             return self._stage.run(feed)
 
     def infer_many(self, feeds: Sequence[Mapping[str, NDArray]]) -> list[Tensors]:
@@ -115,7 +119,8 @@ class CudaRunner:
             check_request(feed, self.spec, self._limits)
         if not isinstance(self._stage, FusedRunner):
             return [self.infer(feed) for feed in feeds]
-        return self._stage.run_many(feeds)
+        with naming_lack_of_memory():
+            return self._stage.run_many(feeds)
 
 
 def _stage(model: CudaModel, stage: str, spec: StageSpec, limits: Limits) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hstu_trt.bench.chain import open_runner
-from hstu_trt.contract.errors import ConfigError, HstuTrtError
+from hstu_trt.contract.errors import ConfigError, DeviceMemoryError, HstuTrtError
 from hstu_trt.engines import cuda_driver
 from hstu_trt.engines.cuda_driver import CudaDriver
 from hstu_trt.engines.device_buffers import DeviceBuffers
@@ -53,10 +53,13 @@ def test_a_failing_call_is_named(function):
         CudaDriver(library(failing=function))
 
 
-def test_failing_memory_is_named():
-    driver = CudaDriver(library(failing="cuMemAlloc_v2"))
-    with pytest.raises(HstuTrtError, match="cuMemAlloc_v2 failed with error 2"):
-        driver.allocate(1 << 40)
+@pytest.mark.faults
+@pytest.mark.parametrize("function", ["cuMemAlloc_v2", "cuMemHostAlloc"])
+def test_failing_memory_is_named(function):
+    driver = CudaDriver(library(failing=function))
+    allocate = driver.allocate if function == "cuMemAlloc_v2" else driver.allocate_host
+    with pytest.raises(DeviceMemoryError, match=f"{function} failed with error 2"):
+        allocate(1 << 40)
 
 
 @pytest.mark.parametrize("kind", ["tensorrt", "tensorrt_rtx"])

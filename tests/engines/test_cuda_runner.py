@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 
 from hstu_trt.bench.chain import open_runner
 from hstu_trt.contract.cli import main
-from hstu_trt.contract.errors import ConfigError, InputError
+from hstu_trt.contract.errors import ConfigError, DeviceMemoryError, InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.contract.split_users import one_user_feeds
 from hstu_trt.contract.tensors import FUSED
 from hstu_trt.engines.cuda import device_tables
-from hstu_trt.engines.cuda.runner import CudaOptions
+from hstu_trt.engines.cuda.runner import CudaOptions, CudaRunner
 from hstu_trt.plugins.layer_library import MAX_ACTIONS
 
 CPU = CudaOptions(device="cpu")
@@ -114,6 +114,30 @@ def test_a_wrong_feed_is_refused(exported: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")
+@pytest.mark.faults
+@pytest.mark.parametrize("stage", ["ranking_fused", "mlp_head"])
+def test_a_gpu_without_free_memory_refuses_and_serves_on(
+    exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    model = read_model_folder(exported("fp16"))
+    feed = fused_feed(load_case("caseA").request)
+    with CudaRunner(model, stage, CPU) as runner:
+        if stage == "mlp_head":
+            rows = {spec.name: spec for spec in runner.spec.inputs}
+            width = {name: spec.dims[1] for name, spec in rows.items()}
+            feed = {name: np.ones((3, width[name]), rows[name].dtype) for name in rows}
+        expected = runner.infer(feed)["preds"]
+        run = "run_many" if stage == FUSED else "run"
+
+        def lacking(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
+
+        with monkeypatch.context() as patched, pytest.raises(DeviceMemoryError, match=r"Tried to allocate 2.00 GiB.$"):
+            patched.setattr(runner._stage, run, lacking)
+            runner.infer_many([feed])
+        assert np.array_equal(runner.infer(feed)["preds"], expected)
+
+
 def test_no_gpu_is_said_in_words(
     exported: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -15,7 +15,7 @@ from fake_tensorrt import H100, L40S, FakeDriver, fake_module
 
 import hstu_trt.plugins
 from hstu_trt.bench.chain import open_runner
-from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError, InputError
+from hstu_trt.contract.errors import ArtefactError, ConfigError, DeviceMemoryError, HstuTrtError, InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.ops import OPS
 from hstu_trt.contract.runner import Runner
@@ -177,6 +177,40 @@ def test_a_failing_engine_is_an_error(open_stage, make_feed):
             runner.infer(make_feed(runner.spec, [1], [1]))
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("failing", ["an input", "an output"])
+def test_a_gpu_without_free_memory_refuses_and_serves_on(open_stage, make_feed, machine, monkeypatch, failing):
+    """A request that was answered before is so again; the large one too, once there is memory."""
+    driver, _ = machine
+    allocate, is_output = driver.allocate, []
+
+    def lacking(size):
+        if (failing == "an output") == bool(is_output):
+            raise DeviceMemoryError("CUDA driver: cuMemAlloc_v2 failed with error 2: out of memory")
+        return allocate(size)
+
+    with open_stage("mlp_head") as runner:
+        small, large = make_feed(runner.spec, [2], [1]), make_feed(runner.spec, [2], [30])
+        expected = runner.infer(small)["preds"]
+        reallocate = type(runner._outputs).reallocate_output
+
+        def noted(*arguments):
+            is_output.append(True)
+            try:
+                return reallocate(*arguments)
+            finally:
+                is_output.clear()
+
+        monkeypatch.setattr(type(runner._outputs), "reallocate_output", noted)
+        monkeypatch.setattr(driver, "allocate", lacking)
+        runner._buffers.close() if failing == "an output" else None
+        with pytest.raises(DeviceMemoryError, match="out of memory"):
+            runner.infer(large)
+        monkeypatch.setattr(driver, "allocate", allocate)
+        assert np.array_equal(runner.infer(small)["preds"], expected)
+        assert runner.infer(large)["preds"].shape == (30, 1)
+
+
 def test_a_stripped_plan_gets_its_weights_back(model, machine, tmp_path, make_feed):
     out = build_engines(model, tmp_path / "stripped", strip_plan=True)
     driver, trt = machine
@@ -237,6 +271,7 @@ def test_an_engine_that_is_not_the_contracts_is_refused(write_model, graphs, mac
         TensorRtRunner(out, "mlp_head", model, driver=driver, trt=trt)
 
 
+@pytest.mark.faults
 def test_another_gpu_is_refused(engines, model, machine):
     _, trt = machine
     with pytest.raises(ArtefactError, match=r"is for compute capability 9.0; the GPU here is NVIDIA L40S \(8.9\)"):
@@ -255,6 +290,7 @@ def test_ampere_plus_runs_elsewhere(model, machine, tmp_path):
         TensorRtRunner(out, "mlp_head", model, driver=turing, trt=trt)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("version", "compatible", "accepted"),
     [
@@ -276,12 +312,14 @@ def test_versions(model, machine, tmp_path, version, compatible, accepted):
         TensorRtRunner(out, "mlp_head", model, driver=driver, trt=trt)
 
 
+@pytest.mark.faults
 def test_engines_of_another_export_are_refused(engines, write_model, graphs):
     other = write_model({"mlp_head": graphs["mlp_head"].replace("Add (a, b)", "Sub (a, b)")})
     with pytest.raises(ArtefactError, match=r"was built from another export than .*; build it again with: hstu-trt"):
         read_engine_file(engines, "mlp_head", other)
 
 
+@pytest.mark.faults
 def test_damaged_folders_are_refused(engines, model, tmp_path):
     with pytest.raises(ArtefactError, match=r"holds no engines .*hstu-trt engines --model"):
         read_engine_file(tmp_path / "nothing", "hstu", model)

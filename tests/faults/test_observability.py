@@ -238,7 +238,7 @@ def test_an_unknown_metric_or_label_is_found():
     metrics = {"a": {"model": {"x"}}}
     assert list(unknown('sum(rate(a{model="x", instance="y"}[5m])) / b > time()', metrics, set())) == ["b"]
     assert list(unknown('a{mode="x"}', metrics, {"b"})) == ["a{mode}"]
-    with pytest.raises(ValueError, match="parse"):
+    with pytest.raises(ValueError, match="parenthesis"):
         list(unknown("sum(a", metrics, set()))
 
 

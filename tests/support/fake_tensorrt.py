@@ -287,6 +287,8 @@ class _Context:
         for port, value in zip(self.engine.session.get_outputs(), self.engine.session.run(None, feed), strict=True):
             allocator = self.allocators[port.name]
             address = allocator.reallocate_output_async(port.name, 0, value.nbytes, 256, stream)
+            if not address:  # as TensorRT gives up where an allocator has nothing
+                return False
             allocator.notify_shape(port.name, value.shape)
             assert self.engine.driver.live[address].nbytes >= value.nbytes
             ctypes.memmove(address, np.ascontiguousarray(value).ctypes.data, value.nbytes)

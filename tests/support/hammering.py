@@ -1,0 +1,86 @@
+"""Clients that ask a server without a pause, and hold each answer against the right scores."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hstu_trt.contract.errors import HstuTrtError
+from hstu_trt.serving.client import RankingClient
+
+EXACT = 1e-6
+BOTH = ("ranking", "ranking_fused")
+
+
+@dataclass
+class Outcome:
+    """What clients saw, in the order of time."""
+
+    right: dict[str, list[float]] = field(default_factory=lambda: {model: [] for model in BOTH})
+    """When right answers came, by model."""
+    failed: list[tuple[float, float, str, str]] = field(default_factory=list)
+    """(when, after how long, model, message) of requests that got an error."""
+    wrong: list[str] = field(default_factory=list)
+
+
+class Hammer:
+    """One client for each model until the block ends; ``outcome`` grows meanwhile.
+
+    cases: model -> [(request, right scores)].
+    """
+
+    def __init__(self, url, cases, timeout_s=20.0):
+        self.outcome = Outcome()
+        self._url, self._cases, self._timeout_s = url, cases, timeout_s
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(model,)) for model in BOTH]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_answers(self, since, count=3, timeout_s=60.0):
+        """Waits until both models have answered so often since then, and returns when the slower one first did."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            times = [[at for at in list(self.outcome.right[model]) if at > since] for model in BOTH]
+            if all(len(found) >= count for found in times):
+                return max(min(found) for found in times)
+            time.sleep(0.01)
+        raise AssertionError(f"no answers within {timeout_s:g} s; the last error: {self.outcome.failed[-1:]}")
+
+    def wait_for_failures(self, since, timeout_s=20.0):
+        """Waits until a request has failed since then."""
+        deadline = time.monotonic() + timeout_s
+        while not any(at > since for at, *_ in list(self.outcome.failed)):
+            assert time.monotonic() < deadline, "no request failed"
+            time.sleep(0.005)
+
+    def _run(self, model):
+        with RankingClient(self._url, model, timeout_s=self._timeout_s) as client:
+            turn = 0
+            while not self._stop.is_set():
+                request, expected = self._cases[model][turn % len(self._cases[model])]
+                self._ask(client, model, request, expected)
+                turn += 1
+
+    def _ask(self, client, model, request, expected):
+        began = time.monotonic()
+        try:
+            scores = client.ask(request).scores
+        except HstuTrtError as error:
+            now = time.monotonic()
+            self.outcome.failed.append((now, now - began, model, str(error)))
+            time.sleep(0.02)  # refused at once: not so many that nothing else runs
+            return
+        if scores.shape == expected.shape and np.abs(scores - expected).max() <= EXACT:
+            self.outcome.right[model].append(time.monotonic())
+        else:
+            self.outcome.wrong.append(f"{model}: {scores.ravel()[:3]} instead of {expected.ravel()[:3]}")
