@@ -180,9 +180,7 @@ def _make_run_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ArtefactError(
-            f"cannot write to {folder} ({error.strerror}); the server's log goes there: name another folder with --run"
-        ) from None
+        raise ArtefactError(f"cannot write to {folder} ({error.strerror}): name another folder with --run") from None
 
 
 def choose_port(address: str, wanted: int | None) -> int:

@@ -175,8 +175,9 @@ def test_a_trace_has_every_step_below_the_client_s_span(told):
         assert {"key": "triton.request_id", "value": {"stringValue": "good-ranking"}} in spans[step]["attributes"]
         compute = [span for span in told.spans if span["parentSpanId"] == spans[step]["spanId"]]
         assert [span["name"] for span in compute] == ["compute"]
-    ends = [int(spans[step]["endTimeUnixNano"]) for step in STEPS]
-    assert ends == sorted(ends) and ends[-1] <= int(spans["ranking"]["endTimeUnixNano"])
+    # A step's span ends when Triton has put it away, which may be after the next one began.
+    begins = [int(spans[step]["startTimeUnixNano"]) for step in ("InferRequest", "ranking", *STEPS)]
+    assert begins == sorted(begins)
 
 
 @pytest.mark.triton
@@ -238,7 +239,7 @@ def test_an_unknown_metric_or_label_is_found():
     metrics = {"a": {"model": {"x"}}}
     assert list(unknown('sum(rate(a{model="x", instance="y"}[5m])) / b > time()', metrics, set())) == ["b"]
     assert list(unknown('a{mode="x"}', metrics, {"b"})) == ["a{mode}"]
-    with pytest.raises(ValueError, match="parse"):
+    with pytest.raises(ValueError, match="parenthesis"):
         list(unknown("sum(a", metrics, set()))
 
 
