@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
@@ -187,6 +188,7 @@ def _metrics_flags(listen: Listen) -> list[str]:
 
 def _prepare_backends(wheel: Path, backends: Path) -> Path:
     """Copies the Python backend and the stub of this Python's version beside each other, as tritonserver wants them."""
+    _check_numpy(metadata.version("numpy"))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = wheel / "python_backend_stubs" / version / _STUB
     if not stub.is_file():
@@ -198,6 +200,15 @@ def _prepare_backends(wheel: Path, backends: Path) -> Path:
         _copy_if_changed(source, target / source.name)
     (target / _STUB).chmod(0o755)
     return backends
+
+
+def _check_numpy(version: str) -> None:
+    """The wheel's stub reads an array's size where numpy 1 keeps it: under numpy 2 it sends answers without a byte."""
+    if int(version.partition(".")[0]) > 1:
+        raise ArtefactError(
+            f"the Python backend of the nvidia-pytriton wheel works with numpy 1, and here is numpy {version}: "
+            "pip install 'numpy<2', or run inside NVIDIA's Triton container"
+        )
 
 
 def _copy_if_changed(source: Path, target: Path) -> None:
