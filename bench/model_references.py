@@ -109,7 +109,8 @@ class _BlockedStack:
         for number, layer in enumerate(self._layers):
             begin = first if number + 1 == len(self._layers) else 0
             u, v, q, k = layer.project(x)
-            heads = self._attention(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), first, begin)
+            q, k, v = (part.transpose(0, 1) for part in (q, k, v))
+            heads = self._attention(q, k, v, first, begin)
             x = layer.output(x[begin:], u[begin:], heads.float().transpose(0, 1) / norm)
         return x
 

@@ -24,6 +24,7 @@ from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES
 from hstu_trt.contract.text import text_table
+from hstu_trt.serving.cuda_steps import CudaSettings
 
 _CALIBRATING = ("single", "closed", "offline")
 _CHECKED = ("open", "server")
@@ -53,6 +54,8 @@ def model_of(rows: Sequence[ResultRow], served: str, *, max_batch: int) -> Model
     calibrating = [row for row in mine if row.details["scenario"] in _CALIBRATING]
     if single is None:
         raise ConfigError(f"there is no row of scenario single of {served} to take the overhead from: bench serve")
+    if served == FUSED and single.details["deployment"].get("flavour") == "cuda":
+        return _micro_batched(single, calibrating)
     names = STAGES if served == ENSEMBLE else (served,)
     latency = single.details["run"]["latency_ms"]
     scatter = scatter_of(latency["p50"], latency["p90"])
@@ -66,6 +69,25 @@ def model_of(rows: Sequence[ResultRow], served: str, *, max_batch: int) -> Model
         step["ms"]["total"] - step["ms"]["queue"] for name, step in single.details["steps"].items() if name in names
     )
     return Model(curves=tuple(curves), overhead_s=max(0.0, latency["mean"] - own) / 1e3)
+
+
+def _micro_batched(single: ResultRow, calibrating: Sequence[ResultRow]) -> Model:
+    """The flavour ``cuda``, which packs requests behind Triton's back: Triton's service times end at the hand-over.
+
+    A micro-batch takes as long as its share of the highest throughput; what one request alone takes beyond that is
+    overhead, which overlaps with other requests' work.
+    """
+    most = max((row.per_s or 0.0 for row in calibrating if row.details["scenario"] == "offline"), default=0.0)
+    if not most:
+        raise ConfigError("there is no row of scenario offline to take the throughput from: bench serve")
+    latency = single.details["run"]["latency_ms"]
+    tokens = float(single.details["tokens_per_s"]) / float(single.per_s or 1.0)
+    curve = ServiceCurve(
+        seconds={1: 1 / most},
+        max_batch=max(1, round(CudaSettings().batch_tokens / max(tokens, 1.0))),
+        scatter=scatter_of(latency["p50"], latency["p90"]),
+    )
+    return Model(curves=(curve,), overhead_s=max(0.0, latency["mean"] / 1e3 - 1 / most))
 
 
 def checked_predictions(

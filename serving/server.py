@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import IO
 
@@ -216,6 +217,7 @@ def _prepare_backends(wheel: Path, backends: Path, guard: Path | None) -> Path:
 
     The guard takes the backend's name and loads it under another.
     """
+    _check_numpy(metadata.version("numpy"))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = wheel / "python_backend_stubs" / version / _STUB
     if not stub.is_file():
@@ -229,6 +231,15 @@ def _prepare_backends(wheel: Path, backends: Path, guard: Path | None) -> Path:
         _copy_if_changed(source, target / name)
     (target / _STUB).chmod(0o755)
     return backends
+
+
+def _check_numpy(version: str) -> None:
+    """The wheel's stub reads an array's size where numpy 1 keeps it: under numpy 2 it sends answers without a byte."""
+    if int(version.partition(".")[0]) > 1:
+        raise ArtefactError(
+            f"the Python backend of the nvidia-pytriton wheel works with numpy 1, and here is numpy {version}: "
+            "pip install 'numpy<2', or run inside NVIDIA's Triton container"
+        )
 
 
 def _copy_if_changed(source: Path, target: Path) -> None:

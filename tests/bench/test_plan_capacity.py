@@ -17,7 +17,7 @@ from hstu_trt.bench.load_client import OpenLoop, drive, poisson
 from hstu_trt.bench.load_scenarios import Bound
 from hstu_trt.bench.load_stats import summarise
 from hstu_trt.bench.queueing import ServiceCurve, fit_curve, predict_ms, rate_within, scatter_of, simulate
-from hstu_trt.bench.result_rows import append_rows
+from hstu_trt.bench.result_rows import RESULTS, append_rows, latest, read_rows
 from hstu_trt.contract.errors import ConfigError
 
 
@@ -173,3 +173,25 @@ def test_the_verb_takes_the_measured_rate_or_simulates_it(tmp_path, capsys):
 def test_rows_or_a_rate_but_not_both():
     with pytest.raises(ConfigError, match="either --rows"):
         plan.main(["--rate", "1"])
+
+
+def test_rows_of_the_flavour_cuda_are_not_read_by_tritons_service_times(tmp_path):
+    """Triton sees a request for the moment of its hand-over; offline throughput and the lone request tell more."""
+    rows = [json.loads(line) for line in (RESULTS / "serve_cpu.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["case"] == "debug fp32 cpu, profile ci, seed 1001"]
+    for row in rows:
+        row["details"]["deployment"]["flavour"] = "cuda"
+        for step in row["details"]["steps"].values():
+            step["batches"] = {size: (count, 1e-3) for size, (count, _) in step["batches"].items()}
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read_rows([tmp_path / "rows.jsonl"])
+    model = plan.model_of(list(latest(found).values()), "ranking_fused", max_batch=32)
+    offline = max(row.per_s for row in found if row.variant == "ranking_fused offline 64 in flight")
+    assert model.curves[0].at(10) == pytest.approx(10 / offline)
+    predicted = model.predict(0.95 * offline)
+    single = next(row for row in found if row.variant == "ranking_fused single").details["run"]["latency_ms"]
+    lightly = model.predict(1.0)["p50"]
+    assert lightly == pytest.approx(single["mean"], rel=0.25) and lightly < predicted["p50"]
+    without = [row for row in found if "offline" not in row.variant]
+    with pytest.raises(ConfigError, match="no row of scenario offline"):
+        plan.model_of(without, "ranking_fused", max_batch=32)

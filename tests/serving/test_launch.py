@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
+from hstu_trt.serving import server
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.serve import check
 from hstu_trt.serving.server import LOOPBACK, Listen, Tritonserver, choose_port, find_tritonserver, plan_launch
@@ -55,3 +56,10 @@ def test_damaged_tables_are_refused_before_the_launch(make_model, tmp_path):
     shard.write_bytes(whole[:-1])
     with pytest.raises(ArtefactError, match=r"00000.safetensors has \d+ bytes"):
         check(deployment)
+
+
+def test_numpy_2_is_refused_beside_the_wheel(monkeypatch, tmp_path):
+    """Its stub answers every request with tensors of no bytes there."""
+    monkeypatch.setattr(server.metadata, "version", lambda name: "2.5.5")
+    with pytest.raises(ArtefactError, match=r"numpy 2\.5\.5.*'numpy<2'"):
+        server._prepare_backends(tmp_path, tmp_path / "backends")
