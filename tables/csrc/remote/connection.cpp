@@ -11,9 +11,7 @@
 namespace hstu_trt::remote {
 namespace {
 
-// A node's part of a request, so that it is written without waiting for what was read of it.
-constexpr int kSocketBuffer = 4 << 20;
-constexpr size_t kReceive = 1 << 18;
+constexpr size_t kReceive = 1 << 17;
 
 std::string error_text(int error) { return strerrorname_np(error) ? strerrordesc_np(error) : "unknown error"; }
 
@@ -35,7 +33,6 @@ void Connection::open(int epoll, TlsContext const* tls) {
   if (socket_ < 0) return fail(error_text(errno));
   int const on = 1;
   setsockopt(socket_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &kSocketBuffer, sizeof kSocketBuffer);
   auto const* address = reinterpret_cast<sockaddr const*>(&node.address.storage);
   if (connect(socket_, address, node.address.length) != 0 && errno != EINPROGRESS) return fail(error_text(errno));
   epoll_event event{};
