@@ -16,6 +16,7 @@ from hstu_trt.serving.signature import OVERLOADED
 
 WINDOW_S = 0.25
 """Recovery is told by windows of so long."""
+_GOOD_WINDOWS = 4
 
 
 def burst_schedule(*, normal: float, burst: float, seconds: float, after_s: float, seed: int) -> OpenLoop:
@@ -63,23 +64,21 @@ def answers_per_s(records: Records, first_s: float, end_s: float) -> float:
 
 
 def recovery_s(records: Records, burst_s: float, normal_ms: float) -> float:
-    """Seconds from the end of the burst until nothing is refused any more and answers take what they normally do.
+    """Seconds from the end of the burst until nothing is refused and answers take what they normally do.
 
-    The end of the last window of requests among which one was refused, or whose median is above ``normal_ms``.
-    Infinite if that is the last window.
+    The begin of the first second in whose windows nothing was refused and no median is above ``normal_ms``: a later
+    hiccup of the machine is not the burst's. Infinite if there is no such second.
     """
-    since = records.due - records.due[0] - burst_s
+    windows = np.floor((records.due - records.due[0] - burst_s) / WINDOW_S).astype(int)
     latency = 1e3 * (records.done - records.due)
     latency[list(records.errors)] = np.inf
-    windows = np.floor(since / WINDOW_S).astype(int)
-    refused = np.zeros(len(records), bool)
-    refused[list(records.errors)] = True
-    last, recovered = int(windows.max()), 0.0
-    for window in range(last + 1):
-        inside = windows == window
-        if inside.any() and (refused[inside].any() or float(np.median(latency[inside])) > normal_ms):
-            recovered = float("inf") if window == last else (window + 1) * WINDOW_S
-    return recovered
+    good = 0
+    for window in range(int(windows.max()) + 1):
+        inside = latency[windows == window]
+        good = 0 if np.isinf(inside).any() or (len(inside) and np.median(inside) > normal_ms) else good + 1
+        if good == _GOOD_WINDOWS:
+            return (window + 1 - good) * WINDOW_S
+    return float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)

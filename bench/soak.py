@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,9 +149,9 @@ def served(deployment: Path) -> Iterator[dict[str, Any]]:
 
 def publish_again(root: Path, model: ModelFolder, number: int) -> None:
     """Publishes the model's tables once more under a name of its own, and removes all but the last few."""
-    (root / f"v{number}").symlink_to(model.tables.resolve(), target_is_directory=True)
+    shutil.copytree(model.tables, root / f"v{number}")
     publish_version(root / f"v{number}", regenerate=_AGAIN)
-    (root / f"v{number - 3}").unlink(missing_ok=True)
+    shutil.rmtree(root / f"v{number - 3}", ignore_errors=True)
 
 
 def soak(model: ModelFolder, folder: Path, seconds: float, rate: float) -> Soaked:

@@ -24,7 +24,7 @@ DEFAULT_PLACES = 8
 A queue with random arrivals and equal services at 80 % of a server's capacity holds fewer than 10 requests 99 % of
 the time: the tail falls as exp(-2 (1 - 0.8) / 0.8 n). Eight that wait, four that are ahead (``handover.py``) and one
 that is being served are 13. So at that rate next to nothing is refused, and in the worst overload an accepted request
-takes less than twice as long as the slowest hundredth does at that rate.
+waits for less than twice as many services as the slowest hundredth does at that rate.
 """
 BATCHED_PLACES = 32
 """On a GPU a batch takes little longer than a request, so a whole batch of ``ranking_fused`` may gather."""
