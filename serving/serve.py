@@ -206,8 +206,7 @@ def main(argv: Sequence[str]) -> int:
     server = find_tritonserver(args.tritonserver)
     listen = Listen(address=args.address, grpc_port=args.grpc_port, metrics_port=args.metrics_port)
     flags = tensorrt_flags(server, args.plugins) if deployment.flavour == "tensorrt" else ()
-    limits = guard_limits(deployment.model)
-    plan = plan_launch(server, deployment.repository, deployment.run, listen, flags, limits)
+    plan = plan_launch(server, deployment.repository, deployment.run, listen, flags, guard_limits(deployment.model))
     if args.dry_run:
         _print_plan(plan, placed_tables(deployment), as_json=args.json)
         return 0
