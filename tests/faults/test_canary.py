@@ -28,7 +28,7 @@ class Result:
 class Client:
     """Answers with what it is given: (scores, version), or an error."""
 
-    def __init__(self, url, channel_args):
+    def __init__(self, url, tls):
         self.answer = (SCORES, "v1@aa")
 
     def async_infer(self, model, inputs, callback, client_timeout):
@@ -43,7 +43,7 @@ class Client:
 
 @pytest.fixture
 def canary(monkeypatch, deployment):
-    monkeypatch.setattr(canaries.grpc_client, "InferenceServerClient", Client)
+    monkeypatch.setattr(canaries, "connect", Client)
     with Canary.of(deployment, "url", "ranking", lambda: canary.dense) as canary:
         canary.dense = "d1"
         yield canary
