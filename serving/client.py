@@ -196,7 +196,7 @@ class RankingClient:
         """Sends tensors as they are."""
         return answer_of(self._send(tensors, user_id, call).result())
 
-    def _send(self, tensors: Tensors, user_id: int | str | None, call: Call | None = None) -> Future[Any]:
+    def _send(self, tensors: Tensors, user_id: int | str | None = None, call: Call | None = None) -> Future[Any]:
         """The future of the result, or of the error as ours; gRPC sets one after the timeout.
 
         What a gateway lost with a replica, or sent to one that is stopping, is sent once more: scoring changes nothing.

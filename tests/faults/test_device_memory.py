@@ -10,6 +10,7 @@ import pytest
 from hstu_trt.contract.errors import DeviceMemoryError
 
 pytestmark = pytest.mark.faults
+KINDS = {"StepModel": "triton_models", "FusedModel": "fused_model"}
 OTHER = np.ones(1, np.float32)
 
 
@@ -30,11 +31,12 @@ def triton_models(monkeypatch):
     utilities.InferenceResponse = lambda tensors=(), error=None: types.SimpleNamespace(tensors=tensors, error=error)
     utilities.Tensor = lambda name, array: (name, array)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utilities)
-    for module in ("live_metrics", "triton_models"):
-        monkeypatch.delitem(sys.modules, f"hstu_trt.serving.{module}", raising=False)
-    yield importlib.import_module("hstu_trt.serving.triton_models")
-    for module in ("live_metrics", "triton_models"):
-        sys.modules.pop(f"hstu_trt.serving.{module}", None)
+    modules = [f"hstu_trt.serving.{name}" for name in ("live_metrics", "front_door", "triton_models", "fused_model")]
+    for module in modules:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    yield {kind: getattr(importlib.import_module(f"hstu_trt.serving.{home}"), kind) for kind, home in KINDS.items()}
+    for module in modules:
+        sys.modules.pop(module, None)
 
 
 class Stage:
@@ -53,16 +55,21 @@ class Stage:
         return [self.infer(request)["preds"] for request in requests]
 
 
-@pytest.mark.parametrize("kind", ["StepModel", "FusedModel"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_unavailable_and_the_next_request_is_answered(triton_models, kind):
-    model = object.__new__(getattr(triton_models, kind))
+    model = object.__new__(triton_models[kind])
     model._name, model._stage, model._live, model._metrics = "hstu", Stage(), None, None
+    model._events = types.SimpleNamespace(request=lambda *told: model.told.append(told))
+    model.told = []
     model._tensors = lambda request: {}
-    model._response = lambda scores: types.SimpleNamespace(tensors=[("preds", scores)], error=None)
-    answers = [model.execute([None])[0] for _ in range(3)]
+    model._response = lambda scores, request: types.SimpleNamespace(tensors=[("preds", scores)], error=None)
+    answer = model._answer_each if kind == "StepModel" else model._answer_all
+    request = types.SimpleNamespace(request_id=lambda: "a7")
+    answers = [answer([request])[0] for _ in range(3)]
     assert [answer.error is None for answer in answers] == [True, False, True]
     assert answers[1].error.code == "UNAVAILABLE"
     assert "not enough GPU memory for this request now; send a smaller one, or later" in answers[1].error.text
     assert "gpu17" not in answers[1].error.text, "what the machine is called is not the client's business"
+    assert [told[:2] for told in model.told] == [("a7", "UNAVAILABLE")]
     (logged,) = sys.modules["triton_python_backend_utils"].logged
     assert "Tried to allocate 2.00 GiB" in logged

@@ -189,5 +189,5 @@ def running_fleet(deployment, run, replicas, port, first_replica_port):
 
 
 def children(parent):
-    """The tritonserver of a ``serve``: its only child."""
-    return children_of(parent)
+    """The tritonserver of a ``serve``, whose other child only waits to clean up after it."""
+    return {pid for pid in children_of(parent) if Path(f"/proc/{pid}/comm").read_text().strip() == "tritonserver"}
