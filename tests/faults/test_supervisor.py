@@ -50,7 +50,7 @@ class World:
     def process(self):
         self.started += 1
         number = self.started
-        plan = SimpleNamespace(url="")
+        plan = SimpleNamespace(url="", tls=None)
         return SimpleNamespace(plan=plan, pid=number, exit_code=None, kill=lambda: self.killed.append(number))
 
     def launch(self):
