@@ -153,7 +153,7 @@ def accuracy_summary(folder: Path) -> str:
 def serve_and_send(deployment: Deployment, workload: Workload, demo: Demo) -> dict[str, Answers]:
     """Starts the server, sends every request to both models, and stops the server, whatever happens."""
     print(f"$ hstu-trt serve --deployment {demo.deployment} --grpc-port 0", flush=True)
-    plan = plan_launch(find_tritonserver(), deployment.repository, deployment.run, Listen(grpc_port=0))
+    plan = plan_launch(find_tritonserver(), deployment, Listen(grpc_port=0))
     process, ready = start(deployment, plan)
     try:
         print(f"tritonserver {ready.version} ready after {ready.seconds:.1f} s at {plan.url}", flush=True)

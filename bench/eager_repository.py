@@ -15,7 +15,7 @@ from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.contract.tensors import ENSEMBLE
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.server import Listen, ServerProcess, find_tritonserver, plan_launch
+from hstu_trt.serving.server import Listen, ServerProcess, find_tritonserver, plan_repository
 
 EAGER = {"pytorch_eager": None, "pytorch_eager_per_core": 1}
 """Served model -> threads of PyTorch. As it comes: one instance with PyTorch's threads; and tuned: an instance per core
@@ -59,7 +59,8 @@ def eager_server(deployment: Deployment, folder: Path) -> Iterator[str]:
     import tritonclient.grpc as grpc_client
 
     repository = write_eager_repository(deployment, folder / "models")
-    process = ServerProcess(plan_launch(find_tritonserver(), repository, folder / "run", Listen(grpc_port=0)))
+    plan = plan_repository(find_tritonserver(), repository, folder / "run", Listen(grpc_port=0), limits="")
+    process = ServerProcess(plan)
     try:
         with grpc_client.InferenceServerClient(process.plan.url) as client:
             end = time.monotonic() + _READY_S

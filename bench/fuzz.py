@@ -27,7 +27,6 @@ from hstu_trt.bench.fuzz_wire import WireAttack
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.serving.deployment import Deployment, read_deployment
-from hstu_trt.serving.guard import guard_limits
 from hstu_trt.serving.serve import check, start
 from hstu_trt.serving.server import Listen, ServerProcess, find_tritonserver, plan_launch
 
@@ -77,8 +76,7 @@ def started(deployment: Deployment, url: str | None) -> Iterator[tuple[str, Serv
         yield url, None
         return
     check(deployment)
-    server, limits = find_tritonserver(), guard_limits(deployment.model)
-    plan = plan_launch(server, deployment.repository, deployment.run, Listen(grpc_port=0), limits=limits)
+    plan = plan_launch(find_tritonserver(), deployment, Listen(grpc_port=0))
     process, _ = start(deployment, plan)
     try:
         yield plan.url, process

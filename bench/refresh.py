@@ -140,7 +140,7 @@ def refresh_run(model: ModelFolder, folder: Path, requests: list[Tensors], clien
     expected = {label: expected_scores(version, requests, norm) for label, version in served.items()}
     expected[first.label] = expected_scores(first, requests, norm)
     check_tellable(expected)
-    plan = plan_launch(find_tritonserver(), deployment.repository, deployment.run, Listen(grpc_port=0))
+    plan = plan_launch(find_tritonserver(), deployment, Listen(grpc_port=0))
     process, _ = start(deployment, plan)
     try:
         load = Load(plan.url, requests, expected, clients)

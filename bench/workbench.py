@@ -16,7 +16,6 @@ from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.guard import guard_limits
 from hstu_trt.serving.serve import check, start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch, tensorrt_flags
 
@@ -82,8 +81,7 @@ def running(deployment: Deployment, url: str | None = None) -> Iterator[tuple[st
     check(deployment)
     server = find_tritonserver()
     flags = tensorrt_flags(server) if deployment.flavour == "tensorrt" else ()
-    listen, limits = Listen(grpc_port=0), guard_limits(deployment.model)
-    plan = plan_launch(server, deployment.repository, deployment.run, listen, flags, limits)
+    plan = plan_launch(server, deployment, Listen(grpc_port=0), flags)
     process, ready = start(deployment, plan)
     try:
         yield process.plan.url, ready.version

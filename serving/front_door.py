@@ -69,7 +69,11 @@ class FrontDoor:
             _send(sender, pb_utils.InferenceResponse(error=error))
 
     def answer_now(self, requests: Sequence[Any]) -> list[Any]:
-        """The responses, counted."""
+        """The responses to requests that did not wait, counted."""
+        self._room.tally.waited(0.0, len(requests))
+        return self._answer_batch(requests)
+
+    def _answer_batch(self, requests: Sequence[Any]) -> list[Any]:
         began = time.perf_counter()
         responses = self._answer(requests)
         users, tokens = self._size(requests)
@@ -81,7 +85,7 @@ class FrontDoor:
         return self._room.tally.take(self._room.waiting)
 
     def _work(self, admitted: list[tuple[Any, Any]]) -> None:
-        responses = self.answer_now([request for request, _ in admitted])
+        responses = self._answer_batch([request for request, _ in admitted])
         for (_, sender), response in zip(admitted, responses, strict=True):
             _send(sender, response)
 

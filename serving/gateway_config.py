@@ -5,6 +5,7 @@
 - A request goes to a second replica only if none of it reached the first: connection refused, or no connection in time.
   nginx passes gRPC bodies on as they come, so it could not repeat one; a client can (``client.py``).
 - What is not listed in ``OPEN_METHODS`` is refused, model control, shared memory, trace and log settings included.
+- Compressed messages are refused: a few of their bytes may hold gigabytes, which Triton unpacks before it looks.
 - What nginx itself refuses is told as a gRPC status with a message, not as a page in HTML.
 """
 
@@ -25,7 +26,11 @@ OPEN_METHODS = (
     "ServerLive", "ServerReady", "ServerMetadata",
 )  # fmt: skip
 _CONNECTIONS = 8192
-_INVALID_ARGUMENT, _PERMISSION_DENIED, _UNAVAILABLE = 3, 7, 14
+MOST_HEADER_BYTES = 8192
+"""Names and values of a request's headers, in all; nginx ends a connection that brings more, before a replica sees it.
+
+A server of gRPC would do so beyond 16 KiB."""
+_INVALID_ARGUMENT, _PERMISSION_DENIED, _UNIMPLEMENTED, _UNAVAILABLE = 3, 7, 12, 14
 _ROOM_FOR_NAMES = 1 << 16
 
 
@@ -82,6 +87,11 @@ http {{
         "" $request_id;
         default $http_{USER_METADATA.replace("-", "_")};
     }}
+    map $http_grpc_encoding $compressed {{
+        "" 0;
+        identity 0;
+        default 1;
+    }}
     upstream replicas {{
         zone replicas 256k;
         hash $route consistent;
@@ -97,6 +107,7 @@ http {{
         client_header_timeout 10s;
         client_body_timeout 10s;
         client_max_body_size {settings.max_body};
+        large_client_header_buffers 1 {MOST_HEADER_BYTES};
         default_type application/grpc;
         grpc_connect_timeout 500ms;
         grpc_read_timeout {timeout}s;
@@ -104,13 +115,18 @@ http {{
         grpc_next_upstream error timeout;
         grpc_next_upstream_tries 2;
         grpc_buffer_size 64k;
+        # A second header of that name does not slip through: none is passed on.
+        grpc_set_header grpc-encoding "";
+        if ($compressed) {{ return 415; }}
         location ~ ^/inference\\.GRPCInferenceService/({"|".join(OPEN_METHODS)})$ {{ grpc_pass grpc://replicas; }}
         location = /grpc.health.v1.Health/Check {{ grpc_pass grpc://replicas; }}
 {_refusal("/", _PERMISSION_DENIED, "the gateway lets no such method through")}
 {_refusal("@too_large", _INVALID_ARGUMENT, f"the request is larger than the {settings.max_body} bytes that are served")}
 {_refusal("@unavailable", _UNAVAILABLE, REPLICA_LOST)}
+{_refusal("@compressed", _UNIMPLEMENTED, "the gateway takes messages without compression only")}
 {_refusal("@malformed", _INVALID_ARGUMENT, "not a gRPC request")}
         error_page 413 @too_large;
+        error_page 415 @compressed;
         error_page 502 503 504 @unavailable;
         error_page 400 405 408 411 414 494 @malformed;
     }}

@@ -24,6 +24,7 @@ _FAMILIES = {
     "remote_breakers_open": (_GAUGE, "Nodes of clusters that are passed over after failures"),
     "remote_without_cluster": (_GAUGE, "Groups of remote tables that a local copy serves until their cluster is there"),
     "shed_total": (_COUNTER, "Requests refused at once (UNAVAILABLE), since too many waited"),
+    "begun_total": (_COUNTER, "Requests that work was begun on"),
     "waiting_requests": (_GAUGE, "Requests that wait in front of the model"),
     "waited_seconds_total": (_COUNTER, "Seconds that requests waited before work on them began"),
     "batches_total": (_COUNTER, "Batches run, by number of users"),
@@ -87,6 +88,7 @@ class LiveMetrics:
         """Adds what the front door counted since the last call."""
         with self._lock:
             self._metric("shed_total").increment(counts.shed)
+            self._metric("begun_total").increment(counts.begun)
             self._metric("waited_seconds_total").increment(counts.waited_s)
             self._metric("batch_tokens_total").increment(counts.tokens)
             for users, batches in counts.batches.items():

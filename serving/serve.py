@@ -27,7 +27,7 @@ from hstu_trt.serving.client import Answer, RankingClient, ServerError
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.drain import wait_until_quiet
 from hstu_trt.serving.failure import cause_of_failure
-from hstu_trt.serving.guard import guard_limits, guard_note
+from hstu_trt.serving.guard import guard_note
 from hstu_trt.serving.operating import Reporter, add_options, exposure, hide_key, in_run_folder, trace_flags
 from hstu_trt.serving.releases import ReleaseFolder, check_published
 from hstu_trt.serving.requests import sample
@@ -224,7 +224,7 @@ def main(argv: Sequence[str]) -> int:
         flags = tensorrt_flags(server, args.plugins)
         check_plugins(deployment, args.plugins)
     flags += trace_flags(args.trace_otlp, args.trace_rate)
-    plan = plan_launch(server, deployment.repository, deployment.run, listen, flags, guard_limits(deployment.model))
+    plan = plan_launch(server, deployment, listen, flags)
     if args.dry_run:
         _print_plan(plan, placed_tables(deployment), as_json=args.json)
         return 0

@@ -21,8 +21,8 @@ from typing import IO
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.plugin_files import autoload_library
-from hstu_trt.serving.deployment import RUN_VARIABLE
-from hstu_trt.serving.guard import BACKEND, UNGUARDED, find_guard, guard_environment
+from hstu_trt.serving.deployment import RUN_VARIABLE, Deployment
+from hstu_trt.serving.guard import BACKEND, UNGUARDED, find_guard, guard_environment, guard_limits
 from hstu_trt.serving.tls import ClientTls, ServerTls
 from hstu_trt.serving.undertaker import Undertaker
 
@@ -113,12 +113,20 @@ class Listen:
 
 
 def plan_launch(
-    server: Tritonserver, repository: Path, run_folder: Path, listen: Listen, backend_flags: Sequence[str] = (),
-    limits: str = "",
+    server: Tritonserver, deployment: Deployment, listen: Listen, backend_flags: Sequence[str] = ()
+) -> LaunchPlan:
+    """How to serve a deployment, guarded by its model's limits. Raises ArtefactError or ConfigError."""
+    limits = guard_limits(deployment.model)
+    return plan_repository(server, deployment.repository, deployment.run, listen, limits, backend_flags)
+
+
+def plan_repository(
+    server: Tritonserver, repository: Path, run_folder: Path, listen: Listen, limits: str,
+    backend_flags: Sequence[str] = (),
 ) -> LaunchPlan:  # fmt: skip
     """Chooses the ports and prepares the backends folder in ``run_folder``. Raises ArtefactError or ConfigError.
 
-    limits: ``guard_limits`` of the model.
+    limits: ``guard_limits`` of what is served; empty where its requests are not ours.
     """
     port = choose_port(listen.address, listen.grpc_port)
     _make_run_folder(run_folder)

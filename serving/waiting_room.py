@@ -47,6 +47,8 @@ class LoadCounts:
 
     shed: int = 0
     """Refused since no place was free."""
+    begun: int = 0
+    """Requests that work was begun on, those that did not have to wait among them."""
     waited_s: float = 0.0
     """Sum over the requests that were begun."""
     batches: dict[int, int] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class LoadTally:
         self._clear()
 
     def _clear(self) -> None:
-        self._shed, self._waited_s, self._tokens = 0, 0.0, 0
+        self._shed, self._begun, self._waited_s, self._tokens = 0, 0, 0.0, 0
         self._batches: defaultdict[int, int] = defaultdict(int)
         self._batch_s: defaultdict[int, float] = defaultdict(float)
 
@@ -76,10 +78,11 @@ class LoadTally:
         with self._lock:
             self._shed += requests
 
-    def waited(self, seconds: float) -> None:
-        """Seconds that requests have waited before they were begun."""
+    def waited(self, seconds: float, requests: int = 1) -> None:
+        """Seconds that requests have waited, all together, before they were begun."""
         with self._lock:
             self._waited_s += seconds
+            self._begun += requests
 
     def batch(self, *, users: int, tokens: int, seconds: float) -> None:
         """A batch that was run."""
@@ -91,7 +94,9 @@ class LoadTally:
     def take(self, waiting: int) -> LoadCounts:
         """What was counted since the last call, with the number of requests that wait now."""
         with self._lock:
-            counts = LoadCounts(self._shed, self._waited_s, self._batches, self._batch_s, self._tokens, waiting)
+            counts = LoadCounts(
+                self._shed, self._begun, self._waited_s, self._batches, self._batch_s, self._tokens, waiting
+            )
             self._clear()
         return counts
 
@@ -160,7 +165,7 @@ class WaitingRoom(Generic[T]):
             with self._changed:
                 taken = [self._items.popleft() for _ in range(min(self._most_at_once, len(self._items)))]
             now = time.perf_counter()
-            self.tally.waited(sum(now - since for _, since in taken))
+            self.tally.waited(sum(now - since for _, since in taken), len(taken))
             self._work([item for item, _ in taken])
             del taken  # or the last requests would be held until the next come
 

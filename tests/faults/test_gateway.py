@@ -7,15 +7,16 @@ import re
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import grpc
 import pytest
-from echo_servers import EchoServer, call, settings_for
+from echo_servers import INFER, EchoServer, call, settings_for
 
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.serving.gateway import Gateway, GatewayError, find_nginx
-from hstu_trt.serving.gateway_config import Upstream, largest_request
+from hstu_trt.serving.gateway_config import MOST_HEADER_BYTES, Upstream, largest_request
 from hstu_trt.serving.requests import pack, sample
 from hstu_trt.serving.signature import REPLICA_LOST
 
@@ -71,6 +72,23 @@ def gateway(tmp_path, servers):
     running.do("start", upstreams(servers[:3]))
     yield running
     running.close()
+
+
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+
+
+def ask_with(url, metadata):
+    with grpc.insecure_channel(url, options=OWN_CONNECTION) as channel:
+        return channel.unary_unary(INFER)(b"", metadata=metadata, timeout=10)
+
+
+def who_got(servers, request):
+    """Who has begun to answer such a request."""
+    deadline = time.monotonic() + 20
+    while not (found := [server for server in servers if server.last == request]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found[0]
 
 
 def upstreams(servers, down=()):
@@ -211,6 +229,35 @@ def test_a_request_that_is_too_large_is_refused_in_words(gateway):
         call(gateway.url, b"x" * (MAX_BODY + 1))
     assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.value.details() == f"the request is larger than the {MAX_BODY} bytes that are served"
+
+
+@pytest.mark.parametrize("headers", [1, 50], ids=["one long", "many"])
+def test_headers_that_are_too_large_cost_their_own_connection_alone(gateway, servers, headers):
+    size = MOST_HEADER_BYTES // headers
+    with grpc.insecure_channel(gateway.url, options=OWN_CONNECTION) as other:
+        held = other.unary_unary(INFER).future(b"hold", metadata=[("x-user-id", "1")], timeout=20)
+        server = who_got(servers, b"hold")
+        before = [server.served for server in servers]
+        with pytest.raises(grpc.RpcError) as refusal:
+            ask_with(gateway.url, [(f"h{index}", "x" * size) for index in range(headers)])
+        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert [server.served for server in servers] == before
+        server.let_go.set()
+        assert held.result().decode() == server.name
+    assert ask_with(gateway.url, [(f"h{index}", "x" * (size // 2)) for index in range(headers)])
+
+
+@pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_messages_are_refused_in_words(gateway, servers, algorithm):
+    """1 GiB of zeros would be a megabyte on the wire."""
+    with grpc.insecure_channel(gateway.url) as channel:
+        infer = channel.unary_unary(INFER)
+        with pytest.raises(grpc.RpcError) as refusal:
+            infer(bytes(1 << 20), compression=algorithm, timeout=10)
+        assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert "without compression only" in refusal.value.details()
+        assert not any(server.served for server in servers)
+        assert infer(bytes(1000), compression=grpc.Compression.NoCompression, timeout=10)
 
 
 def test_no_replica_at_all(gateway, servers):

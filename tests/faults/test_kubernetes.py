@@ -176,14 +176,15 @@ def test_one_gpu_per_pod(manifests, container):
     assert gpus == ("1" if manifests["overlay"] == "gpu" else None)
 
 
-def test_the_autoscaler_s_metric_is_made_of_what_triton_exposes(manifests):
+def test_the_autoscaler_s_metric_is_made_of_what_the_dashboard_asks_for(manifests):
     (rule,) = yaml.safe_load((OPS / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
     (metric,) = manifests["HorizontalPodAutoscaler"]["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
     query = rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'pod="x"')
     asked = {name for text in (query, rule["seriesQuery"]) for name, _ in selectors(text)}
+    assert asked == {"hstu_trt_waited_seconds_total", "hstu_trt_begun_total"}
     # The dashboard's test holds the same names against a running server.
-    assert asked == {"nv_inference_queue_duration_us", "nv_inference_request_success"}
+    assert all(name in (ROOT / "ops/grafana/hstu-trt.json").read_text() for name in asked)
 
 
 def ask(url, *given):

@@ -28,7 +28,7 @@ from hstu_trt.contract.plugin_files import AUTOLOAD_LIBRARY, PLUGIN_LIBRARY
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.deployment import ENGINES_LINK
-from hstu_trt.serving.operating import exposure
+from hstu_trt.serving.operating import exposure, in_run_folder
 from hstu_trt.serving.processes import processes_of
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
 from hstu_trt.serving.tls import ServerTls
@@ -84,7 +84,7 @@ def test_only_inference_is_open(served, call):
 @pytest.mark.faults
 def test_the_key_would_open_them(deployment, tmp_path):
     """Else the test above would pass for another reason."""
-    plan = plan_launch(find_tritonserver(), deployment.repository, tmp_path, Listen(grpc_port=0))
+    plan = plan_launch(find_tritonserver(), in_run_folder(deployment, tmp_path), Listen(grpc_port=0))
     from hstu_trt.serving.serve import _wait_until_ready
     from hstu_trt.serving.server import ServerProcess
 

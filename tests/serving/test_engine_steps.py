@@ -166,7 +166,7 @@ def test_the_wiring_around_the_plans_serves(exported, tmp_path):
             (folder / "1" / "model.py").write_text(STAND_IN)
         config.parameters.pop("engines", None)
         (folder / pbtxt.CONFIG_FILE).write_text(pbtxt.config_text(config))
-    plan = plan_launch(find_tritonserver(), deployment.repository, deployment.run, Listen(grpc_port=0))
+    plan = plan_launch(find_tritonserver(), deployment, Listen(grpc_port=0))
     process, ready = start(deployment, plan)
     try:
         assert ready.canary_difference < 1e-5

@@ -7,8 +7,17 @@ import pytest
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.serving import server
 from hstu_trt.serving.assemble import Options, assemble
+from hstu_trt.serving.guard import LIMITS_VARIABLE, guard_limits
 from hstu_trt.serving.serve import check
-from hstu_trt.serving.server import LOOPBACK, Listen, Tritonserver, choose_port, find_tritonserver, plan_launch
+from hstu_trt.serving.server import (
+    LOOPBACK,
+    Listen,
+    Tritonserver,
+    choose_port,
+    find_tritonserver,
+    plan_launch,
+    plan_repository,
+)
 
 ADDRESSES = {"no such host": ("no.such.host.invalid", 0), "not ours": ("192.0.2.1", 0), "IPv6": ("::1", None)}
 PORTS = {"too large": (LOOPBACK, 70000), "negative": (LOOPBACK, -1)}
@@ -41,7 +50,7 @@ def test_tritonserver_must_be_a_program(tmp_path, content):
 def test_run_folder_must_be_writable(tmp_path):
     (tmp_path / "run").write_text("not a folder")
     with pytest.raises(ArtefactError, match=f"cannot write to {tmp_path / 'run'}"):
-        plan_launch(Tritonserver(binary=tmp_path), tmp_path, tmp_path / "run", Listen(grpc_port=0))
+        plan_repository(Tritonserver(binary=tmp_path), tmp_path, tmp_path / "run", Listen(grpc_port=0), limits="")
 
 
 def test_damaged_tables_are_refused_before_the_launch(make_model, tmp_path):
@@ -62,4 +71,13 @@ def test_numpy_2_is_refused_beside_the_wheel(monkeypatch, tmp_path):
     """Its stub answers every request with tensors of no bytes there."""
     monkeypatch.setattr(server.metadata, "version", lambda name: "2.5.5")
     with pytest.raises(ArtefactError, match=r"numpy 2\.5\.5.*'numpy<2'"):
-        server._prepare_backends(tmp_path, tmp_path / "backends")
+        server._prepare_backends(tmp_path, tmp_path / "backends", None)
+
+
+def test_a_deployment_is_guarded_by_its_model_s_limits(make_model, tmp_path, monkeypatch):
+    deployment = assemble(make_model(), tmp_path / "deployment", Options())
+    monkeypatch.setattr(server, "find_guard", lambda address, loopback: tmp_path)
+    for name in ("_prepare_backends", "_check_libraries"):
+        monkeypatch.setattr(server, name, lambda *args: tmp_path)
+    plan = plan_launch(Tritonserver(binary=tmp_path, wheel=tmp_path), deployment, Listen(grpc_port=0))
+    assert plan.environment[LIMITS_VARIABLE] == guard_limits(deployment.model)

@@ -62,9 +62,7 @@ def server(model, store, own):
     settings = RefreshSettings(tables=store.root, poll_s=POLL_S)
     deployment = assemble(model, store.root.parent / "deployment", Options(refresh=settings))
     port = choose_port("127.0.0.1", 0)
-    plan = plan_launch(
-        find_tritonserver(), deployment.repository, deployment.run, Listen(grpc_port=0, metrics_port=port)
-    )
+    plan = plan_launch(find_tritonserver(), deployment, Listen(grpc_port=0, metrics_port=port))
     process, _ = start(deployment, plan)
     yield deployment, plan.url, port, deployment.run / LIVE_FOLDER / str(process.pid)
     process.drain()
@@ -185,7 +183,7 @@ def test_a_server_starts_with_what_is_published(model, store, steps, requests, s
     assert cli(["tables", "publish", str(store.root / "d6")]) == 0
     settings = RefreshSettings(tables=store.root, poll_s=POLL_S)
     deployment = assemble(model, store.root.parent / "second", Options(refresh=settings))
-    plan = plan_launch(find_tritonserver(), deployment.repository, deployment.run, Listen(grpc_port=0))
+    plan = plan_launch(find_tritonserver(), deployment, Listen(grpc_port=0))
     process, _ = start(deployment, plan)
     try:
         norm = parse_fixed_norm(deployment.attention_norm)

@@ -80,7 +80,7 @@ def served(deployments):
         for deployment in deployments:
             port = choose_port("127.0.0.1", 0)
             listen = Listen(grpc_port=0, metrics_port=port)
-            plan = plan_launch(find_tritonserver(), deployment.repository, deployment.run, listen)
+            plan = plan_launch(find_tritonserver(), deployment, listen)
             processes.append(start(deployment, plan)[0])
         yield [*(process.plan.url for process in processes), port]
     finally:
@@ -174,7 +174,7 @@ def test_a_server_starts_without_the_cluster_where_it_has_all_rows(deployments, 
     with pytest.raises(RemoteError, match="refused"):
         check(covered, hash_tables=True)
     check(covered)
-    process, _ = start(covered, plan_launch(find_tritonserver(), covered.repository, covered.run, Listen(grpc_port=0)))
+    process, _ = start(covered, plan_launch(find_tritonserver(), covered, Listen(grpc_port=0)))
     try:
         config, limits = covered.model.ranking_config, covered.model.limits
         packed = pack(config, [sample(config, limits)])

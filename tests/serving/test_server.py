@@ -370,7 +370,7 @@ def test_failed_start_shows_the_cause(damaged):
     document["files"]["hstu.onnx"]["bytes"] = 5000
     manifest.unlink()
     manifest.write_text(json.dumps(document))
-    plan = plan_launch(find_tritonserver(), damaged.repository, damaged.run, Listen(grpc_port=0))
+    plan = plan_launch(find_tritonserver(), damaged, Listen(grpc_port=0))
     with pytest.raises(StartError) as caught:
         start(damaged, plan)
     lines = str(caught.value).splitlines()

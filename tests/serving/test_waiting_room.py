@@ -38,6 +38,7 @@ def test_what_finds_no_place_is_refused_at_once_and_the_rest_is_served_in_order(
     assert work.batches == [["first"], *([item] for item in waiting)]
     counts = room.tally.take(room.waiting)
     assert counts.shed == 3 and counts.waiting == 0 and counts.waited_s > 0
+    assert counts.begun == places + 1
     assert room.tally.take(0).shed == 0
 
 

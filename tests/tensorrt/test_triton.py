@@ -32,7 +32,7 @@ def served(built, model: ModelFolder, tmp_path_factory: pytest.TempPathFactory):
         pytest.skip(str(error))
     options = Options(flavour="tensorrt", engines=built(), attention_norm=f"fixed:{N:g}")
     deployment = assemble(model, tmp_path_factory.mktemp("deployment") / "tensorrt", options)
-    plan = plan_launch(triton, deployment.repository, deployment.run, Listen(grpc_port=0), flags)
+    plan = plan_launch(triton, deployment, Listen(grpc_port=0), flags)
     process, _ = start(deployment, plan)
     yield plan.url
     assert process.drain() == 0
