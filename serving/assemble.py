@@ -100,7 +100,7 @@ class Options:
 
     def places(self, name: str) -> int:
         """Requests that may wait in front of a model."""
-        batched = self.flavour == "tensorrt" and name == FUSED
+        batched = self.flavour != "cpu" and name == FUSED
         return self.queue or (BATCHED_PLACES if batched else DEFAULT_PLACES)
 
     def norm_text(self, model: ModelFolder) -> str:

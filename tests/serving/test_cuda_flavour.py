@@ -40,6 +40,14 @@ def test_steps_are_on_the_gpu(make_model, tmp_path):
         assert "dense_id" not in inputs and ("attention_norm" in inputs) == (name == "hstu")
     assert all(pbtxt.parameter(configs[name], "FORCE_CPU_ONLY_INPUT_TENSORS") == "no" for name in STEPS)
     assert not lint.lint(deployment.repository, deployment.model, "cuda")
+    assert [pbtxt.parameter(configs[name], "queue") for name in ("embedding_lookup", FUSED)] == ["8", "32"]
+
+
+def test_as_many_may_wait_as_asked_for(make_model, tmp_path):
+    deployment = assemble(make_model(), tmp_path / "out", Options(flavour="cuda", cuda=CPU, queue=5))
+    configs = pbtxt.read_repository(deployment.repository)
+    assert {pbtxt.parameter(configs[name], "queue") for name in ("embedding_lookup", FUSED)} == {"5"}
+    assert not lint.lint(deployment.repository, deployment.model, "cuda")
 
 
 @pytest.mark.parametrize(
@@ -198,13 +206,58 @@ def test_metrics_tell_of_micro_batches(deployment, server):
         list(pool.map(lambda _: client.infer(tensors), range(64)))
 
     def users():
-        with urllib.request.urlopen(f"http://127.0.0.1:{server[1]}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        found = [line for line in lines if line.startswith("hstu_trt_micro_batches_total{")]
-        return sum(int(line.split('users="')[1].split('"')[0]) * float(line.rsplit(" ", 1)[1]) for line in found)
+        found = series(server[1], "batches_total", FUSED)
+        return sum(int(labels.split('users="')[1].split('"')[0]) * value for labels, value in found.items())
 
+    assert comes_true(lambda: users() >= 64), "counted once a second"
+    for name in ("batch_seconds_total", "batch_tokens_total", "waited_seconds_total"):
+        assert sum(series(server[1], name, FUSED).values()) > 0
+    assert list(series(server[1], "waiting_requests", FUSED).values()) == [0]
+
+
+def series(port, name, model):
+    """Values of a metric of the model, by labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    wanted = [line for line in lines if line.startswith(f"hstu_trt_{name}{{") and f'model="{model}"' in line]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in wanted}
+
+
+def comes_true(is_so):
     waited = threading.Event()
-    assert any(users() >= 64 or waited.wait(0.5) for _ in range(40)), "counted once a second"
+    return any(is_so() or waited.wait(0.5) for _ in range(40))
+
+
+@pytest.fixture(scope="module")
+def narrow(exported, tmp_path_factory):
+    """(deployment in which two requests may wait, server, port of its metrics)"""
+    options = Options(flavour="cuda", cuda=CPU, queue=2)
+    deployment = assemble(read_model_folder(exported("fp32")), tmp_path_factory.mktemp("cuda") / "narrow", options)
+    port = choose_port(LOOPBACK, 0)
+    running = Serve(deployment, "--metrics-port", str(port))
+    yield deployment, running, port
+    running.stop(signal.SIGKILL)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(("model", "door"), [(FUSED, FUSED)])
+def test_more_than_may_wait_is_refused_at_once_and_counted(narrow, model, door):
+    deployment, running, port = narrow
+    tensors = pack(deployment.model.ranking_config, [request_of(deployment, 120, 300)])
+    tensors = one_user(tensors) if model == FUSED else tensors
+    with RankingClient(running.url, model) as client:
+        expected = client.infer(tensors)
+        results = [future.result(60) for future in [client._send(tensors) for _ in range(64)]]
+        refused = [error for _, error in results if error is not None]
+        assert 0 < len(refused) < 64
+        for error in refused:
+            assert error.status() == "StatusCode.UNAVAILABLE" and "overloaded: 2 requests wait already" in str(error)
+        for result, error in results:
+            if error is None:
+                np.testing.assert_allclose(result.as_numpy("preds"), expected, atol=1e-6, rtol=0)
+        assert comes_true(lambda: sum(series(port, "shed_total", door).values()) == len(refused))
+        assert sum(series(port, "waiting_requests", door).values()) == 0
+        np.testing.assert_allclose(client.infer(tensors), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.triton
