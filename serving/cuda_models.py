@@ -45,8 +45,11 @@ class _DeviceModel(TritonModel):
     def _norm(self) -> float:
         return parse_fixed_norm(self._parameter(ATTENTION_NORM))
 
-    def _start_metrics(self, tables: OwnTables, table_bytes: int, load: Callable[[], LoadCounts]) -> None:
-        """Brings the metrics up to date once a second, until the model is unloaded."""
+    def _start_metrics(self, tables: OwnTables, table_bytes: int, load: Callable[[], LoadCounts] | None = None) -> None:
+        """Brings the metrics up to date once a second, until the model is unloaded.
+
+        load: what requests were refused, waited and were run; None where Triton's own statistics tell.
+        """
         self._tally, metrics = tables.tally, LiveMetrics(self._name)
         metrics.in_use(tables.serves(table_bytes))
         ended = threading.Event()
@@ -54,7 +57,8 @@ class _DeviceModel(TritonModel):
         def update() -> None:
             while not ended.wait(_METRICS_EVERY_S):
                 metrics.update(tables.tally, 0)
-                metrics.load(load())
+                if load is not None:
+                    metrics.load(load())
 
         thread = threading.Thread(target=update, name="metrics", daemon=True)
         thread.start()
@@ -85,7 +89,12 @@ class _OneByOne(_DeviceModel):
 
 
 class DeviceLookupModel(_OneByOne):
-    """``embedding_lookup``."""
+    """``embedding_lookup``.
+
+    Its parameter ``queue`` has no effect yet: requests to ``ranking`` wait in Triton's queues, which have no bound. The
+    door of ``EmbeddingLookupModel`` would need ``handover.py`` between these steps, since they wait for ``hstu``, and
+    rows on the device through response senders, which nobody has tried.
+    """
 
     def _load(self, model: ModelFolder) -> None:
         tables = OwnTables(model, self._id_policy())
