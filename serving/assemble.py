@@ -68,7 +68,10 @@ class Options:
     """``fixed:N``; None means the model's ``max_seq_len``."""
     id_policy: str = "reject"
     queue: int | None = None
-    """Requests that may wait in front of ``ranking``, and of ``ranking_fused``; None: ``waiting_room.py`` decides."""
+    """Requests that may wait in front of ``ranking``, and of ``ranking_fused``; None: ``waiting_room.py`` decides.
+
+    Flavour ``cuda``: ``ranking`` has no bound (``cuda_models.py``).
+    """
     tiers: Path | None = None
     """Settings of the tables' tiers; None: all are mapped files."""
     refresh: RefreshSettings = field(default_factory=RefreshSettings)
@@ -100,7 +103,7 @@ class Options:
 
     def places(self, name: str) -> int:
         """Requests that may wait in front of a model."""
-        batched = self.flavour == "tensorrt" and name == FUSED
+        batched = self.flavour != "cpu" and name == FUSED
         return self.queue or (BATCHED_PLACES if batched else DEFAULT_PLACES)
 
     def norm_text(self, model: ModelFolder) -> str:

@@ -20,13 +20,14 @@ from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.engines.cuda.runner import CudaOptions
-from hstu_trt.serving.batch_metrics import BatchMetrics
 from hstu_trt.serving.cuda_stages import DeviceLookup, DeviceStep, FusedRequests, OwnTables, Taken, open_fused
 from hstu_trt.serving.cuda_steps import CudaSettings
+from hstu_trt.serving.front_door import refuse, send
 from hstu_trt.serving.live_metrics import LiveMetrics
-from hstu_trt.serving.micro_batches import BatchLimits, MicroBatches
-from hstu_trt.serving.signature import ATTENTION_NORM, ROW_STATUS, TABLES_VERSION
+from hstu_trt.serving.micro_batches import BatchLimits, FullError, MicroBatches
+from hstu_trt.serving.signature import ATTENTION_NORM, QUEUE_PARAMETER, ROW_STATUS, TABLES_VERSION
 from hstu_trt.serving.triton_models import TritonModel
+from hstu_trt.serving.waiting_room import LoadCounts, queue_places
 
 _METRICS_EVERY_S = 1.0
 
@@ -44,8 +45,11 @@ class _DeviceModel(TritonModel):
     def _norm(self) -> float:
         return parse_fixed_norm(self._parameter(ATTENTION_NORM))
 
-    def _start_metrics(self, tables: OwnTables, table_bytes: int, more: Callable[[], None] = lambda: None) -> None:
-        """Brings the metrics up to date once a second, until the model is unloaded."""
+    def _start_metrics(self, tables: OwnTables, table_bytes: int, load: Callable[[], LoadCounts] | None = None) -> None:
+        """Brings the metrics up to date once a second, until the model is unloaded.
+
+        load: what requests were refused, waited and were run; None where Triton's own statistics tell.
+        """
         self._tally, metrics = tables.tally, LiveMetrics(self._name)
         metrics.in_use(tables.serves(table_bytes))
         ended = threading.Event()
@@ -53,7 +57,8 @@ class _DeviceModel(TritonModel):
         def update() -> None:
             while not ended.wait(_METRICS_EVERY_S):
                 metrics.update(tables.tally, 0)
-                more()
+                if load is not None:
+                    metrics.load(load())
 
         thread = threading.Thread(target=update, name="metrics", daemon=True)
         thread.start()
@@ -84,7 +89,12 @@ class _OneByOne(_DeviceModel):
 
 
 class DeviceLookupModel(_OneByOne):
-    """``embedding_lookup``."""
+    """``embedding_lookup``.
+
+    Its parameter ``queue`` has no effect yet: requests to ``ranking`` wait in Triton's queues, which have no bound. The
+    door of ``EmbeddingLookupModel`` would need ``handover.py`` between these steps, since they wait for ``hstu``, and
+    rows on the device through response senders, which nobody has tried.
+    """
 
     def _load(self, model: ModelFolder) -> None:
         tables = OwnTables(model, self._id_policy())
@@ -124,41 +134,39 @@ class MicroBatchModel(_DeviceModel):
         self._version = np.asarray([tables.version.encode()], dtype=object)
         runner = open_fused(model, options, norm)
         limits = BatchLimits(
-            tokens=settings.batch_tokens, users=options.max_users, in_flight=settings.batches_in_flight
+            tokens=settings.batch_tokens,
+            users=options.max_users,
+            places=queue_places(self._parameter(QUEUE_PARAMETER)),
+            in_flight=settings.batches_in_flight,
         )
         self._batches = MicroBatches(runner, limits)
-        metrics = BatchMetrics(self._name)
-        self._start_metrics(tables, runner.table_bytes, lambda: metrics.add(self._batches.take_counts()))
+        self._start_metrics(tables, runner.table_bytes, self._batches.take_counts)
         self._opened.callback(self._batches.close)
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Returns once the requests wait for their micro-batches; answers come through their senders."""
+        """Returns once requests wait for their micro-batches or are refused; answers come through their senders."""
         for request in requests:
             sender = request.get_response_sender()
             try:
+                self._batches.require_place()
                 taken = self._requests.take(self._tensors(request))
                 self._batches.put(taken.users, self._answer_to(request, sender, taken))
+            except FullError as error:
+                refuse(sender, str(error))
             except InputError as error:
-                self._send(sender, self._refusal(error, request))
+                send(sender, self._refusal(error, request))
             except Exception as error:  # the server must live whatever a request holds
-                self._send(sender, self._failure(error, request))
+                send(sender, self._failure(error, request))
 
     def _answer_to(self, request: Any, sender: Any, taken: Taken) -> Callable[[list[NDArray] | Exception], None]:
         """Holds the request itself, too: the arrays lie in its shared memory."""
 
         def answer(scores: list[NDArray] | Exception, _request: Any = request) -> None:
             if isinstance(scores, Exception):
-                self._send(sender, self._failure(scores, request))
+                send(sender, self._failure(scores, request))
                 return
             versions = np.broadcast_to(self._version, (len(scores), 1))
             outputs = {"preds": np.stack(scores), TABLES_VERSION: versions, ROW_STATUS: taken.row_status}
-            self._send(sender, pb_utils.InferenceResponse([pb_utils.Tensor(*pair) for pair in outputs.items()]))
+            send(sender, pb_utils.InferenceResponse([pb_utils.Tensor(*pair) for pair in outputs.items()]))
 
         return answer
-
-    def _send(self, sender: Any, response: Any) -> None:
-        """Raises nothing: a client that is gone must not end the thread."""
-        try:
-            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        except Exception as error:
-            pb_utils.Logger.log_error(f"{self._name}: an answer could not be sent: {error}")

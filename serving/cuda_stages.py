@@ -16,6 +16,7 @@ from hstu_trt.contract.features import Tensors, check_request
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.split_users import one_user_feeds
 from hstu_trt.contract.tensors import ENSEMBLE
+from hstu_trt.engines.cuda.memory import naming_lack_of_memory
 from hstu_trt.engines.cuda.runner import CudaModel, CudaOptions, FusedRunner, step_of
 from hstu_trt.engines.cuda.staging import UserFeed
 from hstu_trt.serving.live_stages import Tally, smallest_feed, text_tensor
@@ -96,14 +97,15 @@ class DeviceLookup:
     def infer(self, request: Mapping[str, NDArray]) -> dict[str, Tensor | NDArray]:
         """Ids -> rows on the device, the attention norm, ``tables_version`` [1], ``row_status`` [7].
 
-        Raises InputError.
+        Raises InputError or DeviceMemoryError.
         """
         check_request(request, self._spec, self._limits)
         checked, status = self._tables.look_at(request, 1)
         feed = {name: torch.from_numpy(checked.get(name, request[name])) for name in self._tables.ids.columns}
         self._tables.tally.add_rows(status)
         facts = {TABLES_VERSION: text_tensor(self._tables.version), ROW_STATUS: status[0], ATTENTION_NORM: self._norm}
-        return {**self._step.run_tensors(feed), **facts}
+        with naming_lack_of_memory():
+            return {**self._step.run_tensors(feed), **facts}
 
 
 class DeviceStep:
@@ -118,11 +120,12 @@ class DeviceStep:
         self._spec, self._limits = model.specs[step], model.limits
 
     def infer(self, request: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Raises InputError."""
+        """Raises InputError or DeviceMemoryError."""
         check_request(
             {name: _shown(tensor) for name, tensor in request.items()}, self._spec, self._limits, finite=False
         )
-        return self._step.run_tensors(request)
+        with naming_lack_of_memory():
+            return self._step.run_tensors(request)
 
 
 def _shown(tensor: Tensor) -> NDArray:

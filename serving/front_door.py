@@ -64,9 +64,7 @@ class FrontDoor:
     def admit(self, requests: Sequence[Any]) -> None:
         """Takes requests in, to be answered later, and refuses those that find no place."""
         for _, sender in self._room.offer([(request, request.get_response_sender()) for request in requests]):
-            text = f"{OVERLOADED}{self._places} requests wait already"
-            error = pb_utils.TritonError(text, pb_utils.TritonError.UNAVAILABLE)
-            _send(sender, pb_utils.InferenceResponse(error=error))
+            refuse(sender, f"{self._places} requests wait already")
 
     def answer_now(self, requests: Sequence[Any]) -> list[Any]:
         """The responses to requests that did not wait, counted."""
@@ -87,10 +85,17 @@ class FrontDoor:
     def _work(self, admitted: list[tuple[Any, Any]]) -> None:
         responses = self._answer_batch([request for request, _ in admitted])
         for (_, sender), response in zip(admitted, responses, strict=True):
-            _send(sender, response)
+            send(sender, response)
 
 
-def _send(sender: Any, response: Any) -> None:
+def refuse(sender: Any, why: str) -> None:
+    """Answers a request that found no place."""
+    error = pb_utils.TritonError(OVERLOADED + why, pb_utils.TritonError.UNAVAILABLE)
+    send(sender, pb_utils.InferenceResponse(error=error))
+
+
+def send(sender: Any, response: Any) -> None:
+    """The one response to a request. Raises nothing: a client that is gone must not end a thread."""
     try:
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
     except Exception as error:  # the others must have their answers

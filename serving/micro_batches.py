@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.engines.cuda.staging import UserFeed
+from hstu_trt.serving.waiting_room import LoadCounts, LoadTally
 
 
 class Scorer(Protocol):
@@ -44,19 +45,22 @@ class ClosedError(HstuTrtError):
     exit_code = 1
 
 
+class FullError(HstuTrtError):
+    """As many requests wait as may."""
+
+    exit_code = 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchLimits:
-    """When a micro-batch is full, and how much waits here rather than in Triton's queue, which can refuse."""
+    """When a micro-batch is full, and how many requests may wait for one."""
 
     tokens: int
     users: int
+    places: int
+    """A request holds its place until the last of its users is in a micro-batch."""
     in_flight: int = 2
     """Micro-batches submitted at a time: one computes, the others are there when it ends."""
-
-    @property
-    def waiting_tokens(self) -> int:
-        """As much as the next two micro-batches take."""
-        return 2 * self.tokens
 
 
 @dataclass(eq=False)
@@ -66,7 +70,10 @@ class _Pending:
     answer: Answer
     scores: list[NDArray | None]
     missing: int
-    came: float = field(default_factory=time.monotonic)
+    """Users without scores."""
+    unbegun: int
+    """Users that are in no micro-batch yet."""
+    came: float = field(default_factory=time.perf_counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Its users may be in two micro-batches, one of which fails to start while the other ends."""
 
@@ -79,31 +86,21 @@ class _User:
     place: int
 
 
-@dataclass
-class Counts:
-    """What became of the micro-batches so far."""
-
-    users: Counter[int] = field(default_factory=Counter)
-    """Micro-batches by their number of users."""
-    tokens: int = 0
-    waited_s: float = 0.0
-    """Sum over users, from the request's arrival to its micro-batch's start."""
-    computed_s: float = 0.0
-    """Sum over micro-batches, from start to scores."""
-
-
 class MicroBatches:
-    """Packs users of waiting requests by tokens, in their order. Any thread may put requests in."""
+    """Packs users of waiting requests by tokens, in their order. Any thread may put requests in.
+
+    The counts' seconds of a micro-batch last from its start to its scores; several may be on their way.
+    """
 
     def __init__(self, scorer: Scorer, limits: BatchLimits) -> None:
         self._scorer, self._limits = scorer, limits
         self._most_in_flight = min(limits.in_flight, scorer.depth)
         self._waiting: deque[_User] = deque()
-        self._tokens = self._in_flight = 0
+        self._requests = self._in_flight = 0
         self._closing = False
         self._changed = threading.Condition()
         self._flying: queue.SimpleQueue[tuple[Any, list[_User], float] | None] = queue.SimpleQueue()
-        self._counts = Counts()
+        self._tally = LoadTally()
         self._threads = [
             threading.Thread(target=run, name=name, daemon=True)
             for name, run in (("submit", self._submit_all), ("collect", self._collect_all))
@@ -111,19 +108,25 @@ class MicroBatches:
         for thread in self._threads:
             thread.start()
 
-    def put(self, users: Sequence[UserFeed], answer: Answer) -> None:
-        """Adds a request's users; ``answer`` is called once, from another thread. Waits while enough is waiting.
+    def require_place(self) -> None:
+        """Raises FullError where a request would find no place: before the work of reading it. Counts the refusal."""
+        if self._requests >= self._limits.places:
+            self._tally.shed(1)
+            raise FullError(f"{self._limits.places} requests wait already")
 
-        Raises ClosedError.
+    def put(self, users: Sequence[UserFeed], answer: Answer) -> None:
+        """Adds a request's users; ``answer`` is called once, from another thread. Waits for nothing.
+
+        Raises ClosedError, and FullError where no place is free.
         """
-        request = _Pending(answer, [None] * len(users), len(users))
+        request = _Pending(answer, [None] * len(users), len(users), len(users))
         entries = [_User(user, self._scorer.size_of(user).tokens, request, n) for n, user in enumerate(users)]
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._tokens < self._limits.waiting_tokens)
             if self._closing:
                 raise ClosedError("the model is being unloaded")
+            self.require_place()
             self._waiting.extend(entries)
-            self._tokens += sum(entry.tokens for entry in entries)
+            self._requests += 1
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -134,20 +137,18 @@ class MicroBatches:
         for thread in self._threads:
             thread.join()
 
-    def take_counts(self) -> Counts:
+    def take_counts(self) -> LoadCounts:
         """What was counted since the last call."""
-        with self._changed:
-            counts, self._counts = self._counts, Counts()
-        return counts
+        return self._tally.take(self._requests)
 
     def _submit_all(self) -> None:
         while batch := self._next():
             users, alone = batch
-            began = time.monotonic()
+            began = time.perf_counter()
             try:
                 ticket = self._scorer.submit([user.feed for user in users], alone=alone)
             except Exception as error:  # the threads must live whatever a request holds
-                self._landed()
+                self._landed(users, began)
                 _fail(users, error)
                 continue
             self._flying.put((ticket, users, began))
@@ -167,17 +168,18 @@ class MicroBatches:
                 users.append(self._waiting.popleft())
                 tokens += users[-1].tokens
             alone = not self._in_flight and not self._waiting and len(users) == 1
-            self._tokens -= tokens
             self._in_flight += 1
-            self._count(users, tokens)
-            self._changed.notify_all()
+            self._begin(users)
         return users, alone
 
-    def _count(self, users: list[_User], tokens: int) -> None:
-        now = time.monotonic()
-        self._counts.users[len(users)] += 1
-        self._counts.tokens += tokens
-        self._counts.waited_s += sum(now - user.request.came for user in users)
+    def _begin(self, users: list[_User]) -> None:
+        """Frees the places of requests that have no other users."""
+        now = time.perf_counter()
+        for user in users:
+            user.request.unbegun -= 1
+            if not user.request.unbegun:
+                self._requests -= 1
+                self._tally.waited(now - user.request.came)
 
     def _collect_all(self) -> None:
         while flying := self._flying.get():
@@ -185,17 +187,18 @@ class MicroBatches:
             try:
                 scores = self._scorer.collect(ticket)
             except Exception as error:
-                self._landed()
+                self._landed(users, began)
                 _fail(users, error)
                 continue
-            self._landed(time.monotonic() - began)
+            self._landed(users, began)
             for user, part in zip(users, scores, strict=True):
                 _deliver(user, part)
 
-    def _landed(self, seconds: float = 0.0) -> None:
+    def _landed(self, users: list[_User], began: float) -> None:
+        seconds = time.perf_counter() - began
+        self._tally.batch(users=len(users), tokens=sum(user.tokens for user in users), seconds=seconds)
         with self._changed:
             self._in_flight -= 1
-            self._counts.computed_s += seconds
             self._changed.notify_all()
 
 

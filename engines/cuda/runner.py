@@ -220,18 +220,21 @@ class FusedRunner:
 
         alone: nothing is on its way and nothing will follow at once; the scores are there on return. Threads may submit
         and collect beside each other, one each; batches are collected in the order in which they were submitted.
+        Raises DeviceMemoryError where the GPU lacks the memory; there is nothing to collect then.
         """
         sizes = [self.size_of(user) for user in users]
-        if self._pipeline is None or alone:
-            return Submitted(sizes, None, self._alone(users, sizes))
-        return Submitted(sizes, self._pipeline.submit(users, self._bucket(sizes)), ())
+        with naming_lack_of_memory():
+            if self._pipeline is None or alone:
+                return Submitted(sizes, None, self._alone(users, sizes))
+            return Submitted(sizes, self._pipeline.submit(users, self._bucket(sizes)), ())
 
     def collect(self, batch: Submitted) -> list[NDArray]:
-        """Waits for a micro-batch: scores [candidates, tasks] of each user."""
+        """Waits for a micro-batch: scores [candidates, tasks] of each user. Raises DeviceMemoryError."""
         if batch.slot is None:
             return list(batch.scores)
         assert self._pipeline is not None
-        return _by_user(self._pipeline.collect(batch.slot, sum(s.candidates for s in batch.sizes)), batch.sizes)
+        with naming_lack_of_memory():
+            return _by_user(self._pipeline.collect(batch.slot, sum(s.candidates for s in batch.sizes)), batch.sizes)
 
     def _bucket(self, sizes: Sequence[Size]) -> Bucket:
         return bucket_of(sizes, self._options.bucket_steps)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from cuda_models import cuda_model, fused_feed, fused_runner
 from golden_cases import GOLDEN, GoldenCase, load_case
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from hstu_trt.bench.chain import open_runner
@@ -136,6 +137,42 @@ def test_a_gpu_without_free_memory_refuses_and_serves_on(
             patched.setattr(runner._stage, run, lacking)
             runner.infer_many([feed])
         assert np.array_equal(runner.infer(feed)["preds"], expected)
+
+
+class LackingPipeline:
+    """In place of a GPU's: no memory where the test says so."""
+
+    depth = 3
+
+    def __init__(self, lacks: str) -> None:
+        self.lacks = lacks
+
+    def _lack(self, where: str) -> None:
+        if where == self.lacks:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
+
+    def submit(self, users: object, bucket: object) -> str:
+        self._lack("submit")
+        return "slot"
+
+    def compute(self, users: object, bucket: object, candidates: int) -> NDArray:
+        self._lack("compute")
+        return np.zeros((candidates, 1), np.float32)
+
+    def collect(self, slot: str, candidates: int) -> NDArray:
+        self._lack("collect")
+        return np.zeros((candidates, 1), np.float32)
+
+
+@pytest.mark.parametrize(("lacks", "alone"), [("submit", False), ("compute", True), ("collect", False)])
+def test_a_micro_batch_names_the_lack_of_memory(monkeypatch: pytest.MonkeyPatch, lacks: str, alone: bool) -> None:
+    runner = fused_runner(load_case("caseA"), "fp32", CPU)
+    users = list(one_user_feeds(fused_feed(load_case("caseA").request)))
+    monkeypatch.setattr(runner, "_pipeline", LackingPipeline(lacks))
+    with pytest.raises(DeviceMemoryError, match=r"Tried to allocate 2.00 GiB.$"):
+        runner.collect(runner.submit(users, alone=alone))
+    monkeypatch.setattr(runner, "_pipeline", LackingPipeline("nothing"))
+    assert len(runner.collect(runner.submit(users, alone=alone))) == len(users)
 
 
 def test_no_gpu_is_said_in_words(

@@ -15,7 +15,7 @@ from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.contract.tensors import FUSED
 from hstu_trt.serving import lint, pbtxt
 from hstu_trt.serving.assemble import Options, assemble
-from hstu_trt.serving.client import RankingClient
+from hstu_trt.serving.client import OverloadedError, RankingClient
 from hstu_trt.serving.cuda_stages import FusedRequests, OwnTables
 from hstu_trt.serving.cuda_steps import CudaSettings
 from hstu_trt.serving.refresh_settings import RefreshSettings
@@ -39,6 +39,14 @@ def test_steps_are_on_the_gpu(make_model, tmp_path):
         inputs = {port.name for port in configs[name].input}
         assert "dense_id" not in inputs and ("attention_norm" in inputs) == (name == "hstu")
     assert all(pbtxt.parameter(configs[name], "FORCE_CPU_ONLY_INPUT_TENSORS") == "no" for name in STEPS)
+    assert not lint.lint(deployment.repository, deployment.model, "cuda")
+    assert [pbtxt.parameter(configs[name], "queue") for name in ("embedding_lookup", FUSED)] == ["8", "32"]
+
+
+def test_as_many_may_wait_as_asked_for(make_model, tmp_path):
+    deployment = assemble(make_model(), tmp_path / "out", Options(flavour="cuda", cuda=CPU, queue=5))
+    configs = pbtxt.read_repository(deployment.repository)
+    assert {pbtxt.parameter(configs[name], "queue") for name in ("embedding_lookup", FUSED)} == {"5"}
     assert not lint.lint(deployment.repository, deployment.model, "cuda")
 
 
@@ -198,13 +206,56 @@ def test_metrics_tell_of_micro_batches(deployment, server):
         list(pool.map(lambda _: client.infer(tensors), range(64)))
 
     def users():
-        with urllib.request.urlopen(f"http://127.0.0.1:{server[1]}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        found = [line for line in lines if line.startswith("hstu_trt_micro_batches_total{")]
-        return sum(int(line.split('users="')[1].split('"')[0]) * float(line.rsplit(" ", 1)[1]) for line in found)
+        found = series(server[1], "batches_total", FUSED)
+        return sum(int(labels.split('users="')[1].split('"')[0]) * value for labels, value in found.items())
 
+    assert comes_true(lambda: users() >= 64), "counted once a second"
+    for name in ("batch_seconds_total", "batch_tokens_total", "waited_seconds_total"):
+        assert sum(series(server[1], name, FUSED).values()) > 0
+    assert list(series(server[1], "waiting_requests", FUSED).values()) == [0]
+
+
+def series(port, name, model):
+    """Values of a metric of the model, by labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    wanted = [line for line in lines if line.startswith(f"hstu_trt_{name}{{") and f'model="{model}"' in line]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in wanted}
+
+
+def comes_true(is_so):
     waited = threading.Event()
-    assert any(users() >= 64 or waited.wait(0.5) for _ in range(40)), "counted once a second"
+    return any(is_so() or waited.wait(0.5) for _ in range(40))
+
+
+@pytest.fixture(scope="module")
+def narrow(exported, tmp_path_factory):
+    """(deployment in which two requests may wait, server, port of its metrics)"""
+    options = Options(flavour="cuda", cuda=CPU, queue=2)
+    deployment = assemble(read_model_folder(exported("fp32")), tmp_path_factory.mktemp("cuda") / "narrow", options)
+    port = choose_port(LOOPBACK, 0)
+    running = Serve(deployment, "--metrics-port", str(port))
+    yield deployment, running, port
+    running.stop(signal.SIGKILL)
+
+
+@pytest.mark.triton
+def test_more_than_may_wait_is_refused_at_once_and_counted(narrow):
+    deployment, running, port = narrow
+    tensors = one_user(pack(deployment.model.ranking_config, [request_of(deployment, 120, 300)]))
+    with RankingClient(running.url, FUSED) as client:
+        expected = client.infer(tensors)
+        futures = [client._send(tensors, None) for _ in range(64)]
+        refused = [future.exception(60) for future in futures if future.exception(60) is not None]
+        assert 0 < len(refused) < 64
+        for error in refused:
+            assert isinstance(error, OverloadedError) and "2 requests wait already" in str(error)
+        for future in futures:
+            if future.exception() is None:
+                np.testing.assert_allclose(future.result().as_numpy("preds"), expected, atol=1e-6, rtol=0)
+        assert comes_true(lambda: sum(series(port, "shed_total", FUSED).values()) == len(refused))
+        assert sum(series(port, "waiting_requests", FUSED).values()) == 0
+        np.testing.assert_allclose(client.infer(tensors), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.triton
@@ -215,12 +266,9 @@ def test_a_stop_answers_what_was_accepted(deployment):
     tensors = one_user(pack(config, [request_of(deployment, 120, 300)]))
     with RankingClient(running.url, FUSED) as client:
         expected = client.infer(tensors)
-        futures = [client._send(tensors) for _ in range(24)]
+        futures = [client._send(tensors, None) for _ in range(24)]
         futures[0].result(60)
         assert running.stop() == 0
-        answers = [future.result(60) for future in futures]
-    scores = [result.as_numpy("preds") for result, error in answers if error is None]
-    assert scores, "nothing was answered"
+        scores = [future.result(60).as_numpy("preds") for future in futures]
     for found in scores:
         np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
-    assert not [error for _, error in answers if error is not None]

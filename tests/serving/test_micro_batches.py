@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hstu_trt.engines.cuda.packing import Size
-from hstu_trt.serving.micro_batches import BatchLimits, ClosedError, MicroBatches
+from hstu_trt.serving.micro_batches import BatchLimits, ClosedError, FullError, MicroBatches
 
-LIMITS = BatchLimits(tokens=10, users=3, in_flight=2)
+LIMITS = BatchLimits(tokens=10, users=3, places=5, in_flight=2)
 WAIT_S = 30
 
 
@@ -97,7 +97,7 @@ def test_what_waits_becomes_the_next_batch(scorer, batches):
     ],
 )
 def test_full_batches(scorer, tokens, expected):
-    one_at_a_time = MicroBatches(scorer, BatchLimits(tokens=10, users=3, in_flight=1))
+    one_at_a_time = MicroBatches(scorer, BatchLimits(tokens=10, users=3, places=1, in_flight=1))
     answers = Answers()
     one_at_a_time.put([user("a")], answers.of("a"))
     assert scorer.started.acquire(timeout=WAIT_S)
@@ -123,21 +123,49 @@ def test_a_batch_that_fails_fails_its_own_requests_once(scorer, batches, culprit
     assert answers.found == {0: [0], 1: [1], "good": ["good"]}
 
 
-def test_put_waits_while_enough_is_waiting(scorer, batches):
-    answers = Answers()
-    for n in range(2):
-        batches.put([user(n)], answers.of(n))
+def fly(scorer, batches, answers, names):
+    """Puts requests in that start at once."""
+    for name in names:
+        batches.put([user(name)], answers.of(name))
         assert scorer.started.acquire(timeout=WAIT_S)
+
+
+def test_what_finds_no_place_is_refused_at_once(scorer, batches):
+    answers = Answers()
+    fly(scorer, batches, answers, range(2))
     for n in range(2, 7):
-        batches.put([user(n)], answers.of(n))  # 20 tokens wait now, as many as may
-    late = threading.Thread(target=batches.put, args=([user("late")], answers.of("late")))
-    late.start()
-    late.join(0.2)
-    assert late.is_alive(), "what Triton's queue can refuse piles up here"
+        batches.put([user(n, 100)], answers.of(n))  # five wait now, as many as may, whatever their tokens
+    with pytest.raises(FullError, match="5 requests wait already"):
+        batches.require_place()
+    with pytest.raises(FullError, match="5 requests wait already"):
+        batches.put([user("late")], answers.of("late"))
+    counts = batches.take_counts()
+    assert (counts.shed, counts.waiting) == (2, 5)
+    scorer.go.release(1)
+    assert scorer.started.acquire(timeout=WAIT_S)  # the oldest has given its place away
+    batches.put([user("later")], answers.of("later"))
     scorer.go.release(100)
-    late.join(WAIT_S)
     answers.wait(8)
-    assert answers.found["late"] == ["late"]
+    assert answers.found == {n: [n] for n in [*range(7), "later"]}
+    counts = batches.take_counts()
+    assert (counts.shed, counts.waiting) == (0, 0)
+
+
+def test_a_request_keeps_its_place_until_its_last_user_begins(scorer):
+    one_at_a_time, answers = MicroBatches(scorer, BatchLimits(tokens=10, users=2, places=1, in_flight=1)), Answers()
+    fly(scorer, one_at_a_time, answers, ["first"])
+    one_at_a_time.put([user(n) for n in range(3)], answers.of("three"))
+    scorer.go.release()
+    assert scorer.started.acquire(timeout=WAIT_S)  # two of the three
+    with pytest.raises(FullError):
+        one_at_a_time.put([user("early")], answers.of("early"))
+    scorer.go.release()
+    assert scorer.started.acquire(timeout=WAIT_S)
+    one_at_a_time.put([user("next")], answers.of("next"))
+    scorer.go.release(100)
+    one_at_a_time.close()
+    assert answers.found == {"first": ["first"], "three": [0, 1, 2], "next": ["next"]}
+    assert one_at_a_time.take_counts().shed == 1
 
 
 def test_closing_answers_what_waits_and_refuses_what_comes(scorer):
@@ -151,12 +179,17 @@ def test_closing_answers_what_waits_and_refuses_what_comes(scorer):
         made.put([user("late")], answers.of("late"))
 
 
-def test_counts_add_up(scorer, batches):
+@pytest.mark.parametrize("culprit", [0, "poison", "unsubmittable"])
+def test_counts_add_up(scorer, batches, culprit):
+    """Batches that fail are counted, too."""
     answers = Answers()
+    fly(scorer, batches, answers, ["a", "b"])
+    for name in (culprit, 1, 2, 3):
+        batches.put([user(name)], answers.of(name))
     scorer.go.release(100)
-    for n in range(6):
-        batches.put([user(n)], answers.of(n))
     answers.wait(6)
     counts = batches.take_counts()
-    assert sum(users * number for users, number in counts.users.items()) == 6 and counts.tokens == 24
-    assert counts.waited_s >= 0 and batches.take_counts().tokens == 0
+    assert sum(users * number for users, number in counts.batches.items()) == 6 and counts.tokens == 24
+    assert counts.batches.keys() == counts.batch_s.keys() and all(s > 0 for s in counts.batch_s.values())
+    assert counts.waited_s > 0 and counts.waiting == 0
+    assert batches.take_counts().tokens == 0
