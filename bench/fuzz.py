@@ -22,6 +22,7 @@ from hstu_trt.bench.fuzz_files import read_case, write_finding
 from hstu_trt.bench.fuzz_large import Large, send_large
 from hstu_trt.bench.fuzz_report import MOST_SHOWN, report_json, report_text
 from hstu_trt.bench.fuzz_send import BlockResult, Worker, open_worker, run_block
+from hstu_trt.bench.fuzz_verdict import SHED
 from hstu_trt.bench.fuzz_watch import Held, growth, held_by
 from hstu_trt.bench.fuzz_wire import WireAttack
 from hstu_trt.contract.cli import run_verb
@@ -146,7 +147,7 @@ def _canary(local: Worker, report: Report) -> None:
     result = local.run_cases(local.canaries)
     report.result.slowest_s = max(report.result.slowest_s, result.slowest_s)
     wrong = [f"canary: {found.what}" for found in result.findings]
-    wrong += [f"canary: {kind}: {code}" for kind, code in result.counts if code != "OK" and not wrong]
+    wrong += [f"canary: {kind}: {code}" for kind, code in result.counts if code not in ("OK", SHED) and not wrong]
     report.faults += wrong
 
 

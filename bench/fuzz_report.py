@@ -26,6 +26,8 @@ def report_text(report: Report) -> str:
     lines.append(
         f"slowest answer {report.result.slowest_s:.2f} s; {sum(report.wire.values())} connections that were no gRPC"
     )
+    if report.result.shed:
+        lines.append(f"{report.result.shed} shed, and not judged: a deployment with a longer --queue answers all")
     lines += [f"{large.kind}: {large.status} after {large.seconds:.1f} s" for large in report.large]
     lines += [f"{when}: {held.text}" for when, held in zip(("before", "after"), report.held, strict=False)]
     lines += [f"FINDING {fault}" for fault in report.faults]
@@ -54,6 +56,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "requests": counts.total(),
         "seconds": report.seconds,
         "slowest_s": report.result.slowest_s,
+        "shed": report.result.shed,
         "by_status": dict(_by_code(counts)),
         "by_kind": {
             kind: {c: n for (k, c), n in counts.items() if k == kind} for kind in sorted({k for k, _ in counts})

@@ -13,7 +13,7 @@ from typing import Any
 from hstu_trt.bench.fuzz_cases import Case, make_case
 from hstu_trt.bench.fuzz_oracle import Oracle
 from hstu_trt.bench.fuzz_requests import make_bases
-from hstu_trt.bench.fuzz_verdict import Finding, Outcome, verdict
+from hstu_trt.bench.fuzz_verdict import SHED, Finding, Outcome, verdict
 from hstu_trt.serving.deployment import read_deployment
 
 CONNECTIONS = 4
@@ -30,9 +30,14 @@ class BlockResult:
     """What a block of cases came to."""
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By kind of mutation and status."""
+    """By kind of mutation and status, or SHED."""
     findings: list[Finding] = field(default_factory=list)
     slowest_s: float = 0.0
+
+    @property
+    def shed(self) -> int:
+        """Requests that the server had no place for, so that nothing was judged."""
+        return sum(count for (_, status), count in self.counts.items() if status == SHED)
 
     def add(self, other: BlockResult) -> None:
         """Takes another block's result in."""
@@ -106,7 +111,7 @@ class Worker:
         """Any cases."""
         result = BlockResult()
         for case, outcome in zip(cases, self.sender.send(cases), strict=True):
-            result.counts[case.kind, outcome.code] += 1
+            result.counts[case.kind, outcome.status] += 1
             result.slowest_s = max(result.slowest_s, outcome.seconds)
             what = verdict(case, outcome, self.oracle)
             if what:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from hstu_trt.bench.fuzz_requests import INFER, is_plain, parse, read
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.tensors import ENSEMBLE
+from hstu_trt.serving.signature import LOOKUP_MODELS, OVERLOADED
 
 CLIENT_FAULTS = frozenset(
     {
@@ -27,6 +29,10 @@ UNPARSABLE = "Unable to parse request"
 """INTERNAL with these words is gRPC's own answer to bytes that are no message; no server can choose another."""
 RESTRICTED = "This protocol is restricted"
 """UNAVAILABLE with these words is Triton's answer to a call that is closed."""
+SHED = "shed"
+"""In place of a status: refused at once since too many wait. Nothing is known of what the answer would have been."""
+_SHED = re.compile(rf"(in ensemble '\w+', )?{OVERLOADED}")
+_SHEDDING = (ENSEMBLE, *LOOKUP_MODELS)
 _CLOSED = "Stream removed"
 """A connection on which headers were too large is closed under the other calls that are on it, all with headers."""
 _DEADLOCK = "unexpected deadlock"
@@ -42,6 +48,12 @@ class Outcome:
     details: str
     body: bytes
     seconds: float
+
+    @property
+    def status(self) -> str:
+        """The code, or SHED."""
+        is_shed = self.code == "UNAVAILABLE" and _SHED.match(self.details)
+        return SHED if is_shed else self.code
 
 
 @dataclass(frozen=True)
@@ -61,14 +73,12 @@ def verdict(case: Case, outcome: Outcome, oracle: Oracle) -> str | None:
     if request is None:
         is_refused = outcome.code in CLIENT_FAULTS or outcome.details == UNPARSABLE
         return None if is_refused else f"bytes that are no message: {_text(outcome)}"
+    if outcome.status == SHED and request.model_name in _SHEDDING:
+        return None
     tensors = read(request, oracle.signatures)
     if outcome.code == "OK":
         return _verdict_of_answer(request, outcome.body, tensors, oracle)
-    if not _is_clear(case, outcome):
-        return f"no clear fault of the client's: {_text(outcome)}"
-    if tensors is None or not is_plain(request) or case.metadata or _is_pruned(request, outcome):
-        return None
-    return _verdict_of_refusal(request, outcome, tensors, oracle)
+    return _verdict_of_refusal(case, request, outcome, tensors, oracle)
 
 
 def _is_clear(case: Case, outcome: Outcome) -> bool:
@@ -98,8 +108,14 @@ def _verdict_of_other(case: Case, outcome: Outcome) -> str | None:
     return None if is_fine else f"no clear fault of the client's: {_text(outcome)}"
 
 
-def _verdict_of_refusal(request: Any, outcome: Outcome, tensors: Tensors, oracle: Oracle) -> str | None:
+def _verdict_of_refusal(
+    case: Case, request: Any, outcome: Outcome, tensors: Tensors | None, oracle: Oracle
+) -> str | None:
     """A request of sound form may only be refused as the model itself refuses it, in the same words."""
+    if not _is_clear(case, outcome):
+        return f"no clear fault of the client's: {_text(outcome)}"
+    if tensors is None or not is_plain(request) or case.metadata or _is_pruned(request, outcome):
+        return None
     try:
         oracle.answer(request.model_name, tensors)
     except InputError as error:

@@ -75,8 +75,9 @@ def _children() -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for path in _PROC.glob("[0-9]*/stat"):
         with suppress(OSError):
-            parent = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
-            found.setdefault(parent, []).append(int(path.parent.name))
+            state, parent = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
+            if state != "Z":  # one that died, and that its parent has not asked about
+                found.setdefault(int(parent), []).append(int(path.parent.name))
     return found
 
 

@@ -22,7 +22,7 @@ from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.engines.cuda.runner import CudaOptions
 from hstu_trt.serving.cuda_stages import DeviceLookup, DeviceStep, FusedRequests, OwnTables, Taken, open_fused
 from hstu_trt.serving.cuda_steps import CudaSettings
-from hstu_trt.serving.front_door import refuse, send
+from hstu_trt.serving.front_door import refuse, response_to, send
 from hstu_trt.serving.live_metrics import LiveMetrics
 from hstu_trt.serving.micro_batches import BatchLimits, FullError, MicroBatches
 from hstu_trt.serving.signature import ATTENTION_NORM, QUEUE_PARAMETER, ROW_STATUS, TABLES_VERSION
@@ -167,6 +167,6 @@ class MicroBatchModel(_DeviceModel):
                 return
             versions = np.broadcast_to(self._version, (len(scores), 1))
             outputs = {"preds": np.stack(scores), TABLES_VERSION: versions, ROW_STATUS: taken.row_status}
-            send(sender, pb_utils.InferenceResponse([pb_utils.Tensor(*pair) for pair in outputs.items()]))
+            send(sender, response_to(request, outputs))
 
         return answer

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from hstu_trt.serving.signature import OVERLOADED
 from hstu_trt.serving.waiting_room import LoadCounts, WaitingRoom
@@ -86,6 +87,17 @@ class FrontDoor:
         responses = self._answer_batch([request for request, _ in admitted])
         for (_, sender), response in zip(admitted, responses, strict=True):
             send(sender, response)
+
+
+def response_to(request: Any, outputs: Mapping[str, NDArray]) -> Any:
+    """A response with those of the outputs that the request asks for.
+
+    Triton drops the others itself, but those of a response that comes later without Python's lock: the process ends.
+    """
+    wanted = set(request.requested_output_names())
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, array) for name, array in outputs.items() if name in wanted]
+    )
 
 
 def refuse(sender: Any, why: str) -> None:

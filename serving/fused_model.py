@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
 
 from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
-from hstu_trt.serving.front_door import TURN_S, size_of_ragged
+from hstu_trt.serving.front_door import TURN_S, response_to, size_of_ragged
 from hstu_trt.serving.live_metrics import LiveMetrics
 from hstu_trt.serving.live_models import LiveFused
 from hstu_trt.serving.live_stages import FixedFusedStage, FusedAnswer, LiveFusedStage
@@ -63,4 +62,4 @@ class FusedModel(TritonModel):
             return self._refusal(result, request)
         version = np.full((len(result.scores), 1), result.version.encode(), dtype=object)
         outputs = {"preds": result.scores, TABLES_VERSION: version, ROW_STATUS: result.row_status}
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+        return response_to(request, outputs)

@@ -26,7 +26,7 @@ from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.deployment import run_folder_of_model
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
 from hstu_trt.serving.events import Events
-from hstu_trt.serving.front_door import FrontDoor, SizeOf, size_of_packed
+from hstu_trt.serving.front_door import FrontDoor, SizeOf, response_to, size_of_packed
 from hstu_trt.serving.handover import Handover, Turns
 from hstu_trt.serving.live_metrics import LiveMetrics
 from hstu_trt.serving.live_models import LiveDense, LiveRows, Place, serves
@@ -251,8 +251,7 @@ class _StageModel(TritonModel):
 
     def _answer(self, request: Any) -> Any:
         try:
-            answer = self._stage.infer(self._tensors(request))
-            return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in answer.items()])
+            return response_to(request, self._stage.infer(self._tensors(request)))
         except (InputError, RemoteError, DenseLostError) as error:
             return self._refusal(error, request)
         except Exception as error:  # the server must live whatever a request holds

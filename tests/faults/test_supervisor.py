@@ -60,7 +60,7 @@ class World:
             raise error
         return self.process()
 
-    def watch(self, url, pid, canaries, patience):
+    def watch(self, url, pid, canaries, patience, tls):
         if not self.lives:
             raise DoneError
         cause, right = self.lives.pop(0)
