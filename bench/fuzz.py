@@ -118,7 +118,7 @@ def _run_blocks(deployment: Deployment, url: str, plan: Plan, report: Report, lo
     arguments = (deployment.path, url, plan.seed)
     with ProcessPoolExecutor(plan.workers, get_context("spawn"), open_worker, arguments) as pool:
         waiting: set[Future[BlockResult]] = {
-            pool.submit(run_block, block) for block, _ in zip(blocks, range(plan.workers), strict=False)
+            pool.submit(run_block, block) for _, block in zip(range(plan.workers), blocks, strict=False)
         }
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)

@@ -1,6 +1,9 @@
 """The fuzzer without a server: cases by their number, and what it calls a finding."""
 
+import os
 import random
+import subprocess
+import sys
 
 import grpc
 import pytest
@@ -12,8 +15,8 @@ from hstu_trt.bench.fuzz_files import read_case, write_finding
 from hstu_trt.bench.fuzz_oracle import Oracle
 from hstu_trt.bench.fuzz_requests import make_bases, parse, read
 from hstu_trt.bench.fuzz_tensors import set_shape
-from hstu_trt.bench.fuzz_verdict import Finding, Outcome, verdict
-from hstu_trt.bench.fuzz_watch import Held, growth
+from hstu_trt.bench.fuzz_verdict import SHED, Finding, Outcome, verdict
+from hstu_trt.bench.fuzz_watch import Held, growth, held_by
 from hstu_trt.bench.fuzz_wire import ATTACKS
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model_folder import read_model_folder
@@ -128,6 +131,25 @@ def test_a_wrong_request_is_refused_in_the_words_of_the_model(oracle, bases):
     assert judged(oracle, request, ok(oracle, bases["ranking"][3])), "answered"
 
 
+SHED_WORDS = {
+    "ranking": "in ensemble 'ranking', overloaded: 8 requests wait already",
+    "ranking_fused": "overloaded: 8 requests wait already",
+}
+
+
+@pytest.mark.parametrize(("model", "words"), SHED_WORDS.items())
+def test_a_request_may_be_shed(oracle, bases, model, words):
+    outcome = Outcome("UNAVAILABLE", words, b"", 0.1)
+    assert outcome.status == SHED
+    assert judged(oracle, bases[model][3], outcome) is None
+    assert judged(oracle, bad_id(bases), outcome) is None, "shed before anybody looked at it"
+    assert judged(oracle, bases["hstu"][3], outcome), "has no queue"
+    for code, said in (("UNAVAILABLE", "Socket closed"), ("UNAVAILABLE", f"x {words}"), ("INTERNAL", words)):
+        other = Outcome(code, said, b"", 0.1)
+        assert other.status == code
+        assert judged(oracle, bases[model][3], other)
+
+
 def test_bytes_that_are_no_message(oracle):
     case = Case(number=0, kind="test", body=b"\xff" * 9)
     assert parse(case.body) is None
@@ -171,6 +193,15 @@ def test_growth():
     assert growth(before, Held(**HELD | {"server_mib": 120.0})) == []
     for field, value in GROWN.items():
         assert len(growth(before, Held(**HELD | {field: value}))) == 1, field
+
+
+def test_a_process_that_died_is_not_held():
+    """Nor one whose parent has not asked about it yet, as tritonserver does not."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert child.pid in held_by(os.getpid()).processes
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert child.pid not in held_by(os.getpid()).processes
 
 
 def test_a_finding_comes_back_from_its_file(tmp_path):

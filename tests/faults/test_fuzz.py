@@ -2,24 +2,31 @@
 
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from served import Serve
+from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc import service_pb2 as protocol
 
 from hstu_trt.bench.fuzz import Plan, fuzz
+from hstu_trt.bench.fuzz_cases import Case
 from hstu_trt.bench.fuzz_oracle import Oracle
 from hstu_trt.bench.fuzz_report import report_text
 from hstu_trt.bench.fuzz_requests import INFER, make_bases
 from hstu_trt.bench.fuzz_tensors import set_shape
+from hstu_trt.bench.fuzz_verdict import Outcome, verdict
 from hstu_trt.bench.fuzz_watch import held_by
+from hstu_trt.serving.assemble import Options, assemble
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,18 +38,33 @@ def guard_library():
     subprocess.run(["make", "-s", "-C", str(ROOT), "guard-lib"], check=True, capture_output=True)
 
 
-def test_100_000_requests(deployment, tmp_path):
-    report = fuzz(deployment, Plan(seed=SEED, requests=100_000, out=tmp_path))
+@pytest.fixture(scope="module")
+def patient(deployment, tmp_path_factory):
+    """The deployment with room for all that the fuzzer has in flight, so that no answer is spared by shedding."""
+    return assemble(deployment.model, tmp_path_factory.mktemp("patient") / "ckptA", Options(queue=1000))
+
+
+def test_100_000_requests(patient, tmp_path):
+    report = fuzz(patient, Plan(seed=SEED, requests=100_000, out=tmp_path))
     print(report_text(report))
     assert report.is_clean, report_text(report)
     assert report.result.counts.total() == 100_000
+    assert report.result.shed == 0, "every answer is judged"
     assert {large.status for large in report.large} <= {"OK", "INVALID_ARGUMENT"} and len(report.large) == 3
     assert len(report.wire) > 15, "each attack on the wire has had its turn"
 
 
+def test_what_is_shed_is_counted_and_no_finding(deployment, tmp_path):
+    """With the queue as it is by default; what is answered is judged as ever."""
+    report = fuzz(deployment, Plan(seed=SEED, requests=4000, large_mib=0, out=tmp_path))
+    assert report.is_clean, report_text(report)
+    assert 0 < report.result.shed < 4000
+    assert f"{report.result.shed} shed, and not judged" in report_text(report)
+
+
 @pytest.fixture(scope="module")
-def served(deployment):
-    serve = Serve(deployment)
+def served(patient):
+    serve = Serve(patient)
     yield serve
     assert serve.stop() == 0
 
@@ -125,6 +147,73 @@ def test_what_ends_or_bloats_an_unguarded_server_is_refused(served, bases, model
     assert after.shared_mib <= before.shared_mib + 1, "shared memory never shrinks again"
 
 
+SOME_OUTPUTS = [["preds"], ["tables_version"], ["row_status", "preds"], ["row_status", "preds", "tables_version"]]
+
+
+@pytest.mark.parametrize("wanted", SOME_OUTPUTS, ids=", ".join)
+@pytest.mark.parametrize("model", ["ranking", "ranking_fused"])
+def test_some_outputs(served, bases, model, wanted):
+    """An output too many in an answer that comes later ends a model process of tritonserver 2.51."""
+    if model == "ranking" and "preds" not in wanted:
+        pytest.skip("Triton's ensemble cannot")
+    before = held_by(served.facts["pid"])
+    request = protocol.ModelInferRequest()
+    request.CopyFrom(bases[model][5])
+    for name in wanted:
+        request.outputs.add(name=name)
+    with grpc.insecure_channel(served.url) as channel:
+        body = channel.unary_unary(INFER)(request.SerializeToString(), timeout=20)
+    answer = protocol.ModelInferResponse.FromString(body)
+    assert sorted(output.name for output in answer.outputs) == sorted(wanted)
+    assert held_by(served.facts["pid"]).processes == before.processes
+
+
+def statistics(url, model):
+    with InferenceServerClient(url) as client:
+        return client.get_inference_statistics(model).model_stats[0]
+
+
+@pytest.mark.parametrize("model", ["ranking_fused", "embedding_lookup"])
+def test_bad_requests_in_a_batch_harm_nobody(served, bases, oracle, model):
+    """Good answers come later than the refusals of their batch; each is right, and counted as what it is."""
+    before, at_first = held_by(served.facts["pid"]), statistics(served.url, model)
+    good, bad, rounds = bases[model][5], protocol.ModelInferRequest(), 40
+    bad.CopyFrom(good)
+    wrapping(bad)
+    with grpc.insecure_channel(served.url) as channel:
+        call = channel.unary_unary(INFER)
+        calls = [call.future(each.SerializeToString(), timeout=20) for _ in range(rounds) for each in (good, bad)]
+        answers = [each.result() for each in calls[::2]]
+        codes = {each.code() for each in calls[1::2]}
+    assert codes == {grpc.StatusCode.INVALID_ARGUMENT}
+    case = Case(number=0, kind="good", body=good.SerializeToString())
+    assert not [what for body in answers if (what := verdict(case, Outcome("OK", "", body, 0.1), oracle))]
+    after = statistics(served.url, model)
+    counts = [(stats.inference_stats.success.count, stats.inference_stats.fail.count) for stats in (at_first, after)]
+    # Canaries of ``serve`` come between.
+    assert rounds <= counts[1][0] - counts[0][0] <= 2 * rounds
+    assert counts[1][1] - counts[0][1] == rounds
+    assert held_by(served.facts["pid"]).processes == before.processes
+
+
+def test_a_server_that_died_is_a_finding(patient, tmp_path):
+    """``serve`` starts another one within seconds; the calls that were on the way tell."""
+    serve = Serve(patient)
+    killer = threading.Thread(target=kill_under_load, args=(serve.url, serve.facts["pid"]))
+    killer.start()
+    report = fuzz(patient, Plan(seed=SEED, requests=20_000, large_mib=0, out=tmp_path), serve.url)
+    killer.join()
+    assert serve.stop() == 0
+    assert not report.is_clean
+
+
+def kill_under_load(url, pid):
+    """Ends a server once it has refused hundreds of requests."""
+    while statistics(url, "ranking_fused").inference_stats.fail.count < 300:
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+
+
 def listening(pids):
     """Addresses and ports that any of the processes listens on; of IPv6 the part that holds an address of IPv4."""
     inodes = set()
@@ -157,8 +246,6 @@ def test_a_finding_can_be_replayed(served, deployment, tmp_path):
 
     out = ["--out", str(tmp_path / "found"), "--large-mib", "0"]
     other = ["--deployment", str(tmp_path / "other")]
-    from hstu_trt.serving.assemble import Options, assemble
-
     assemble(deployment.model, tmp_path / "other", Options(attention_norm="fixed:7"))
     assert main([*other, "--url", served.url, "--seed", "1", "--requests", "200", *out]) == 1
     found = sorted((tmp_path / "found").glob("1_*.json"))
