@@ -140,7 +140,7 @@ def score_verdict(row: ResultRow) -> str:
 
 
 def steps_table(rows: Sequence[ResultRow]) -> str:
-    """Milliseconds per request of each step, by Triton's statistics."""
+    """Milliseconds per request of each step, by our metrics where requests wait, else by Triton's."""
     header = ("run", "model", "batch", "queue", "input", "compute", "output", "total ms")
     lines = []
     for row in rows:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hstu_trt.bench.load_metrics import MetricsPort
 from hstu_trt.bench.load_rows import Measured, load_table, steps_table
 from hstu_trt.bench.load_scenarios import Outcome, Plan, Scenarios, Sender, sweep_rates
 from hstu_trt.bench.machine_watch import MachineWatch
@@ -24,28 +26,39 @@ class Watched:
     url: str | None
     """Of the Triton server whose statistics are read; None: the target is in this process."""
     runs: Scenarios
+    metrics: MetricsPort | None = None
+    """Tells waits and batches where Triton's statistics do not; None: the rows hold Triton's."""
     own_server: bool = True
     """Whether this process started the server."""
     found: list[Measured] = field(default_factory=list)
     _before: Statistics = field(default_factory=dict)
 
     @classmethod
-    def of(cls, url: str | None, clients: Sender, plan: Plan, progress: Callable[[str], None]) -> Watched:
+    def of(
+        cls, url: str | None, clients: Sender, plan: Plan, progress: Callable[[str], None],
+        metrics: MetricsPort | None = None,
+    ) -> Watched:  # fmt: skip
         """Warmed up."""
-        watched = cls(url=url, runs=Scenarios(sender=clients, plan=plan, progress=progress))
+        watched = cls(url=url, runs=Scenarios(sender=clients, plan=plan, progress=progress), metrics=metrics)
         watched.runs = dataclasses.replace(watched.runs, before_repeats=watched.mark)
         watched.runs.warm_up()
         return watched
 
     def mark(self) -> None:
         """Counters from here on are those of the next outcome."""
-        self._before = read_statistics(self.url) if self.url else {}
+        self._before = self._counters()
+
+    def _counters(self) -> Statistics:
+        if self.metrics is not None:
+            time.sleep(self.metrics.settle_s)
+        by_triton = read_statistics(self.url) if self.url else {}
+        return by_triton | (self.metrics.read() if self.metrics is not None else {})
 
     def run(self, scenario: str, *setting: float) -> Outcome:
         """One scenario, noted."""
         with MachineWatch(own_server=self.own_server) as watch:
             outcome: Outcome = getattr(self.runs, scenario)(*setting)
-        steps = added(self._before, read_statistics(self.url)) if self.url else {}
+        steps = added(self._before, self._counters())
         self.found.append(Measured(outcome=outcome, steps=steps, machine=watch.facts()))
         return outcome
 

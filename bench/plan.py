@@ -1,7 +1,7 @@
 """``hstu-trt bench plan``: how many machines, how much memory and what cost for a rate, a table and a bound on latency.
 
 The rate of one accelerator comes from measured rows: the server scenario's where the bound is the same, else from a
-simulated queue over the service times that Triton's statistics gave (``queueing.py``), whose predictions are first held
+simulated queue over the service times that the rows hold (``queueing.py``), whose predictions are first held
 against the measured runs at fixed rates. Without rows, --per-gpu states it. Every assumption is printed.
 """
 
@@ -20,6 +20,7 @@ from hstu_trt.bench.load_rows import SUITE
 from hstu_trt.bench.load_scenarios import Bound
 from hstu_trt.bench.queueing import ServiceCurve, fit_curve, predict_ms, rate_within, scatter_of
 from hstu_trt.bench.result_rows import ResultRow, latest, read_rows
+from hstu_trt.bench.triton_statistics import TRITON
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES
@@ -57,6 +58,7 @@ def model_of(rows: Sequence[ResultRow], served: str, *, max_batch: int) -> Model
     if served == FUSED and single.details["deployment"].get("flavour") == "cuda":
         return _micro_batched(single, calibrating)
     names = STAGES if served == ENSEMBLE else (served,)
+    _require_real_batches(calibrating, names[0])
     latency = single.details["run"]["latency_ms"]
     scatter = scatter_of(latency["p50"], latency["p90"])
     curves = []
@@ -69,6 +71,15 @@ def model_of(rows: Sequence[ResultRow], served: str, *, max_batch: int) -> Model
         step["ms"]["total"] - step["ms"]["queue"] for name, step in single.details["steps"].items() if name in names
     )
     return Model(curves=tuple(curves), overhead_s=max(0.0, latency["mean"] - own) / 1e3)
+
+
+def _require_real_batches(rows: Sequence[ResultRow], door: str) -> None:
+    """Raises ConfigError for rows taken from outside: rows from before models took requests in name no source."""
+    if any(row.details["steps"].get(door, {}).get("source") == TRITON for row in rows):
+        raise ConfigError(
+            f"the rows hold Triton's statistics of {door}, which end where it takes requests in: "
+            "measure again with bench serve and without --url, which opens the server's metrics"
+        )
 
 
 def _micro_batched(single: ResultRow, calibrating: Sequence[ResultRow]) -> Model:

@@ -97,7 +97,7 @@ def _case_parts(case: Case, against: Sequence[ResultRow] | None) -> list[str]:
             f"open loop: latency counts from when a request was due. {f'server: {bound}' if bound else ''}",
         ),
         section("Accuracy of the same served models", *_accuracy(case), "against PyTorch fp32 on the same weights"),
-        _folded("Steps of every run, by Triton's statistics, per request", table(_STEP_HEADER, _steps(case))),
+        _folded("Steps of every run, per request", table(_STEP_HEADER, _steps(case))),
         *_baseline_part(case),
         *_perf_part(case),
         *_comparison_part(case, against),

@@ -75,7 +75,7 @@ def _linear_axis(picture: Picture, x: LinearScale, most: float) -> None:
 
 
 def breakdown(rows: Sequence[ResultRow]) -> str:
-    """Where a request spends its time, as shares: each step's queue (faint) and computing, by Triton's statistics."""
+    """Where a request spends its time, as shares: each step's queue (faint) and computing."""
     height = 96 + 34 * len(rows)
     picture = frame("Where the time goes", "share of the time in the server; faint: waiting", height=height)
     for number, row in enumerate(rows):

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hstu_trt.bench.load_metrics import metrics_port_for
 from hstu_trt.bench.load_processes import Clients
 from hstu_trt.bench.load_provenance import provenance_here, results_file
 from hstu_trt.bench.load_rows import row_of
@@ -71,7 +72,8 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     reference = read_model_folder(args.reference) if args.reference else deployment.model
     rows, failures = [], []
-    with running(deployment, args.url) as (url, version):
+    metrics = metrics_port_for(deployment) if args.url is None else None
+    with running(deployment, args.url, metrics.port if metrics else None) as (url, version):
         checked = min(args.check, len(requests))
         bench = open_workbench(
             deployment, requests, url, version, checked=checked, reference=reference, device=args.reference_device
@@ -82,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"{name} scores: {subject.checks.text}", file=sys.stderr, flush=True)
             address = TritonAddress(url=url, model=name, timeout_s=args.timeout)
             with Clients(address, bench.packed, processes=args.clients) as clients:
-                watched = Watched.of(url, clients, plan, progress_of(name))
+                watched = Watched.of(url, clients, plan, progress_of(name), metrics)
                 watched.own_server = args.url is None
                 watched.run_all(scenarios, args.in_flight, args.rates or (), args.guess or 0.0)
             found = watched.found

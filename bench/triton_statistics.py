@@ -9,6 +9,7 @@ from typing import Any
 
 _SETTLE_S = 0.1
 """Triton counts a request after it has answered it."""
+TRITON, OURS = "triton", "hstu_trt"
 PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -21,6 +22,9 @@ class ModelStatistics:
     failures: int
     ns: Mapping[str, int]
     """Part -> nanoseconds over all successful requests; ``total`` among them."""
+    source: str = TRITON
+    """Who counted. By Triton's statistics a model that takes requests out of its queue (``embedding_lookup``,
+    ``ranking_fused``) has neither waits nor batches: they end at the hand-over. By ours its failures are shed load."""
     batches: Mapping[int, tuple[int, int]]
     """Batch size -> executions, and the nanoseconds that they held the instance: all compute parts."""
 
@@ -36,12 +40,14 @@ class ModelStatistics:
             failures=self.failures - earlier.failures,
             ns={part: ns - earlier.ns[part] for part, ns in self.ns.items()},
             batches=batches,
+            source=self.source,
         )
 
     def facts(self) -> dict[str, Any]:
         """For JSON: milliseconds per request and part, mean batch, executions and milliseconds by batch size."""
         requests = max(1, self.inferences)
         return {
+            "source": self.source,
             "inferences": self.inferences,
             "executions": self.executions,
             "failures": self.failures,

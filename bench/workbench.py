@@ -70,7 +70,9 @@ class Workbench:
 
 
 @contextlib.contextmanager
-def running(deployment: Deployment, url: str | None = None) -> Iterator[tuple[str, str]]:
+def running(
+    deployment: Deployment, url: str | None = None, metrics_port: int | None = None
+) -> Iterator[tuple[str, str]]:
     """The deployment's server: a running one, or one that is started and drained; its url and version."""
     if url is not None:
         import tritonclient.grpc as grpc_client
@@ -81,7 +83,7 @@ def running(deployment: Deployment, url: str | None = None) -> Iterator[tuple[st
     check(deployment)
     server = find_tritonserver()
     flags = tensorrt_flags(server) if deployment.flavour == "tensorrt" else ()
-    plan = plan_launch(server, deployment, Listen(grpc_port=0), flags)
+    plan = plan_launch(server, deployment, Listen(grpc_port=0, metrics_port=metrics_port), flags)
     process, ready = start(deployment, plan)
     try:
         yield process.plan.url, ready.version

@@ -13,11 +13,13 @@ from load_rows_made import Dies, Echo, load_row
 
 from hstu_trt.bench import machine_watch, side_by_side
 from hstu_trt.bench.load_client import ClosedLoop
+from hstu_trt.bench.load_metrics import load_statistics
 from hstu_trt.bench.load_processes import Clients
 from hstu_trt.bench.load_rows import Measured, Subject, load_table, row_of, score_verdict, steps_table, workload_facts
 from hstu_trt.bench.load_scenarios import Outcome
 from hstu_trt.bench.load_stats import Repeated, summarise
 from hstu_trt.bench.load_target import CallableTarget, ask_all, infer_request, read_scores
+from hstu_trt.bench.queueing import fit_curve
 from hstu_trt.bench.requests_source import generate_requests
 from hstu_trt.bench.result_rows import Provenance, ResultRow
 from hstu_trt.bench.serve_accuracy import Checks, judge
@@ -84,7 +86,44 @@ def test_what_a_run_added():
     found = added(before, after)
     assert list(found) == ["a"]
     facts = found["a"].facts()
-    assert facts["ms"]["queue"] == 1.0 and facts["mean_batch"] == 4.0 and facts["batches"] == {"4": [5, 4.0]}
+    assert (
+        facts["source"] == "triton"
+        and facts["ms"]["queue"] == 1.0
+        and facts["mean_batch"] == 4.0
+        and facts["batches"] == {"4": [5, 4.0]}
+    )
+
+
+METRICS = """# HELP hstu_trt_begun_total Requests
+hstu_trt_begun_total{model="ranking_fused"} 30
+hstu_trt_waited_seconds_total{model="ranking_fused"} 0.6
+hstu_trt_shed_total{model="ranking_fused"} 4
+hstu_trt_batches_total{model="ranking_fused",users="1"} 10
+hstu_trt_batches_total{users="4",model="ranking_fused"} 5
+hstu_trt_batch_seconds_total{model="ranking_fused",users="1"} 0.1
+hstu_trt_batch_seconds_total{users="4",model="ranking_fused"} 0.1
+hstu_trt_tables_info{model="ranking_fused",form="x"} 1
+hstu_trt_begun_total{model="embedding_lookup"} 0
+hstu_trt_waited_seconds_total{model="embedding_lookup"} 0
+nv_cpu_utilization 0.5
+"""
+
+
+def test_waits_and_batches_by_our_metrics():
+    found = load_statistics(METRICS)
+    assert list(found) == ["ranking_fused"]
+    facts = found["ranking_fused"].facts()
+    assert facts["source"] == "hstu_trt"
+    assert (facts["inferences"], facts["executions"], facts["failures"]) == (
+        30,
+        15,
+        4,
+    )
+    assert facts["ms"]["queue"] == 20 and facts["mean_batch"] == 2
+    assert facts["ms"]["compute_infer"] == pytest.approx(1e3 * (0.1 + 4 * 0.1) / 30, abs=1e-3)
+    assert facts["batches"] == {"1": [10, 10.0], "4": [5, 20.0]}
+    curve = fit_curve([facts["batches"]], max_batch=4, scatter=0.0)
+    assert curve.at(1) == 0.01 and curve.at(4) == 0.02
 
 
 SMI = ["35, 71000, 512.30, 1755, 55", "41, 71010, 610.00, 1700, 58", "[N/A], 71010, [N/A], 1700, 58", ""]

@@ -195,3 +195,14 @@ def test_rows_of_the_flavour_cuda_are_not_read_by_tritons_service_times(tmp_path
     without = [row for row in found if "offline" not in row.variant]
     with pytest.raises(ConfigError, match="no row of scenario offline"):
         plan.model_of(without, "ranking_fused", max_batch=32)
+
+
+def test_rows_whose_batches_end_at_the_hand_over_are_refused():
+    rows = latest(read_rows([RESULTS / "serve_cpu.jsonl"])).values()
+    known = [row for row in rows if row.case == "debug fp32 cpu, profile ci, seed 1001"]
+    assert plan.model_of(known, "ranking_fused", max_batch=32).curves, "older rows can be read"
+    for row in known:
+        for step in row.details["steps"].values():
+            step["source"] = "triton"
+    with pytest.raises(ConfigError, match="end where it takes requests in"):
+        plan.model_of(known, "ranking_fused", max_batch=32)

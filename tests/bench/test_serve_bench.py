@@ -35,6 +35,7 @@ def test_a_served_model_under_load(deployment, tmp_path, capsys):
         assert row.checks["gates_failed"] == 0 and row.checks["requests"] == 32 and row.commit == "abc"
         assert row.details["run"]["errors"] == {} and row.details["machine"]["gpu"] is None
         step = row.details["steps"]["ranking_fused"]
+        assert step["source"] == "hstu_trt", "Triton's end where the model takes requests in"
         assert step["executions"] > 0 and step["failures"] == 0 and step["ms"]["compute_infer"] > 0
     sent = 2 * 30  # of both runs, without the warm-up
     assert rows[0].details["steps"]["ranking_fused"]["inferences"] == pytest.approx(sent, abs=1)
