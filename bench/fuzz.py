@@ -98,7 +98,7 @@ def fuzz(deployment: Deployment, plan: Plan, url: str | None = None) -> Report:
             _run_blocks(deployment, address, plan, report, local)
             if process and process.exit_code is None:
                 report.held.append(held_by(process.pid))
-                report.faults += growth(*report.held)
+                report.faults += growth(report.held[0], report.held[1])
             if plan.large_mib and not report.result.findings:
                 report.large = send_large(address, local, plan.large_mib << 20)
         report.wire = dict(wire.counts)
