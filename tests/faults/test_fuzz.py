@@ -208,8 +208,8 @@ def test_a_server_that_died_is_a_finding(patient, tmp_path):
 
 
 def kill_under_load(url, pid):
-    """Ends a server once it has refused hundreds of requests."""
-    while statistics(url, "ranking_fused").inference_stats.fail.count < 300:
+    """Ends a server once it has answered hundreds of requests."""
+    while statistics(url, "ranking_fused").inference_stats.success.count < 300:
         time.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
 
