@@ -62,7 +62,7 @@ class Report:
     """What is wrong with the server, beside findings of single cases."""
     files: list[Path] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
-    """At the beginning and at the end, where the server is ours."""
+    """At the beginning, before the large messages and at the end, where the server is ours."""
     seconds: float = 0.0
 
     @property
@@ -94,6 +94,9 @@ def fuzz(deployment: Deployment, plan: Plan, url: str | None = None) -> Report:
         report.held += [held_by(process.pid)] if process else []
         with WireAttack(address, plan.seed) as wire:
             _run_blocks(deployment, address, plan, report, local)
+            if process and process.exit_code is None:
+                report.held.append(held_by(process.pid))
+                report.faults += growth(report.held[0], report.held[1])
             if plan.large_mib and not report.result.findings:
                 report.large = send_large(address, local, plan.large_mib << 20)
         report.wire = dict(wire.counts)
@@ -104,7 +107,7 @@ def fuzz(deployment: Deployment, plan: Plan, url: str | None = None) -> Report:
             report.faults.append(f"the server died with code {process.exit_code}; see {process.plan.log}")
         elif process:
             report.held.append(held_by(process.pid))
-            report.faults += growth(*report.held)
+            report.faults += growth(report.held[0], report.held[-1], plan.large_mib if report.large else 0)
     report.seconds = time.monotonic() - began
     report.files = [write_finding(plan.out, plan.seed, found) for found in report.result.findings[:MOST_SHOWN]]
     return report

@@ -29,7 +29,10 @@ def report_text(report: Report) -> str:
     if report.result.shed:
         lines.append(f"{report.result.shed} shed, and not judged: a deployment with a longer --queue answers all")
     lines += [f"{large.kind}: {large.status} after {large.seconds:.1f} s" for large in report.large]
-    lines += [f"{when}: {held.text}" for when, held in zip(("before", "after"), report.held, strict=False)]
+    lines += [
+        f"{when}: {held.text}"
+        for when, held in zip(("before", "after requests", "after large ones"), report.held, strict=False)
+    ]
     lines += [f"FINDING {fault}" for fault in report.faults]
     lines += [
         f"FINDING seed {report.plan.seed} case {found.case.number} ({found.case.kind}): {found.what}"

@@ -193,6 +193,9 @@ def test_growth():
     assert growth(before, Held(**HELD | {"server_mib": 120.0})) == []
     for field, value in GROWN.items():
         assert len(growth(before, Held(**HELD | {field: value}))) == 1, field
+    after = Held(**HELD | {"server_mib": 350.0 + 256})
+    assert growth(before, after) and not growth(before, after, 300), "the allocator may keep one large message"
+    assert growth(before, Held(**HELD | {"server_mib": 50.0 + 600}), 300), "but not two"
 
 
 def test_a_process_that_died_is_not_held():
