@@ -64,7 +64,7 @@ def test_unavailable_and_the_next_request_is_answered(triton_models, kind):
     model._tensors = lambda request: {}
     model._response = lambda scores, request: types.SimpleNamespace(tensors=[("preds", scores)], error=None)
     answer = model._answer_each if kind == "StepModel" else model._answer_all
-    request = types.SimpleNamespace(request_id=lambda: "a7")
+    request = types.SimpleNamespace(request_id=lambda: "a7", requested_output_names=lambda: ["preds"])
     answers = [answer([request])[0] for _ in range(3)]
     assert [answer.error is None for answer in answers] == [True, False, True]
     assert answers[1].error.code == "UNAVAILABLE"

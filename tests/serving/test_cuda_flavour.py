@@ -212,7 +212,7 @@ def test_metrics_tell_of_micro_batches(deployment, server):
     assert comes_true(lambda: users() >= 64), "counted once a second"
     for name in ("batch_seconds_total", "batch_tokens_total", "waited_seconds_total"):
         assert sum(series(server[1], name, FUSED).values()) > 0
-    assert list(series(server[1], "waiting_requests", FUSED).values()) == [0]
+    assert comes_true(lambda: list(series(server[1], "waiting_requests", FUSED).values()) == [0])
 
 
 def series(port, name, model):
