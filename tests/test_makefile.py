@@ -54,15 +54,22 @@ def test_a_trained_model_in_fp8_is_planned(make):
     assert "--plan build/plans/demo/plan.json --calibration build/plans/demo/calibration.safetensors" in lines[-1]
 
 
-@pytest.mark.parametrize(("words", "exports"), [((), 1), (("CONFIG=c.json", "WEIGHTS=w"), 2)])
-def test_fp8_starts_from_the_checkpoint_that_is_given(make, tmp_path, words, exports):
-    """The fp32 model at hand serves only where no other checkpoint is named."""
+@pytest.mark.parametrize(
+    ("is_sound", "words", "exports"),
+    [(True, (), 1), (False, (), 2), (True, ("CONFIG=c.json", "WEIGHTS=w"), 2)],
+)
+def test_fp8_starts_from_the_checkpoint_that_is_given(make, tmp_path, is_sound, words, exports):
+    """The fp32 model at hand serves only where no other checkpoint is named, and where it can still be read."""
     there = tmp_path / "build/onnx/demo/fp32/manifest.json"
     there.parent.mkdir(parents=True)
     there.touch()
+    check = tmp_path / ".venv/bin/python"
+    check.parent.mkdir()
+    check.write_text(f"#!/bin/sh\nexit {0 if is_sound else 1}\n")
+    check.chmod(0o755)
     code, lines = make("onnx", "PRECISION=fp8", *words)
     assert code == 0 and sum(line.startswith("hstu-trt export") for line in lines) == exports
-    assert exports == 1 or lines[0] == FP32.format(config="c.json", weights="w", model="demo")
+    assert not words or lines[0] == FP32.format(config="c.json", weights="w", model="demo")
 
 
 @pytest.mark.parametrize("target", ["onnx", "engines", "serve"])
