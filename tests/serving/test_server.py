@@ -43,7 +43,8 @@ def deployment(exported, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served(deployment):
-    serve = Serve(deployment)
+    # Without the supervisor, whose canaries are counted by the server too.
+    serve = Serve(deployment, "--no-restart")
     yield serve
     assert serve.stop() == 0
 
