@@ -15,8 +15,8 @@ from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.deployment import Deployment
+from hstu_trt.serving.models.stages import RunnerStage, UserBatches
 from hstu_trt.serving.signature import DENSE_ID, signatures
-from hstu_trt.serving.stages import RunnerStage, UserBatches
 from hstu_trt.tables.ids import POLICIES, Policy
 from hstu_trt.tables.lookup_stage import HostLookup
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hstu_trt.bench.triton_statistics import OURS, ModelStatistics, Statistics
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.refresh_settings import DEFAULT_POLL_S
+from hstu_trt.serving.refresh.settings import DEFAULT_POLL_S
 from hstu_trt.serving.server import LOOPBACK, choose_port
 
 _LINE = re.compile(r"^hstu_trt_(\w+)\{(.*)\} (\S+)$", re.MULTILINE)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from hstu_trt.bench.load_client import ClosedLoop, Loop, OpenLoop, Records, poisson
 from hstu_trt.bench.load_stats import SATURATED, LoadResult, Repeated, summarise
 from hstu_trt.contract.errors import ConfigError
-from hstu_trt.serving.waiting_room import DEFAULT_PLACES
+from hstu_trt.serving.models.waiting_room import DEFAULT_PLACES
 
 SCENARIOS = ("single", "closed", "offline", "server", "open")
 _WIDEN = 1.5

@@ -45,7 +45,7 @@ from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.deployment import Deployment, read_deployment
-from hstu_trt.serving.waiting_room import DEFAULT_PLACES
+from hstu_trt.serving.models.waiting_room import DEFAULT_PLACES
 
 SUITE = "overload"
 GATE_EXIT_CODE = 1

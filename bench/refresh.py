@@ -32,8 +32,8 @@ from hstu_trt.contract.table_versions import CURRENT_NAME, publish_version, roll
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.held import LIVE_FOLDER
-from hstu_trt.serving.refresh_settings import RefreshSettings
+from hstu_trt.serving.models.held import LIVE_FOLDER
+from hstu_trt.serving.refresh.settings import RefreshSettings
 from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
 

@@ -19,8 +19,8 @@ from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.client import RankingClient
+from hstu_trt.serving.models.stages import RunnerStage
 from hstu_trt.serving.requests import one_user
-from hstu_trt.serving.stages import RunnerStage
 from hstu_trt.tables.host import HostTables
 from hstu_trt.tables.lookup_stage import RowsOfModel
 

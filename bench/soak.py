@@ -42,7 +42,7 @@ from hstu_trt.contract.table_versions import publish_version
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.assemble import Options, assemble
-from hstu_trt.serving.refresh_settings import RefreshSettings
+from hstu_trt.serving.refresh.settings import RefreshSettings
 
 SUITE = "soak"
 GATE_EXIT_CODE = 1

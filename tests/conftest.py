@@ -60,7 +60,7 @@ def missing_redis() -> str | None:
 def missing_nginx() -> str | None:
     """Why no gateway can be started here, or None."""
     from hstu_trt.contract.errors import ArtefactError
-    from hstu_trt.serving.gateway import find_nginx
+    from hstu_trt.serving.fleet.gateway import find_nginx
 
     try:
         find_nginx()

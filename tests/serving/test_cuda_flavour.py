@@ -16,9 +16,9 @@ from hstu_trt.contract.tensors import FUSED
 from hstu_trt.serving import lint, pbtxt
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import OverloadedError, RankingClient
-from hstu_trt.serving.cuda_stages import FusedRequests, OwnTables
 from hstu_trt.serving.cuda_steps import CudaSettings
-from hstu_trt.serving.refresh_settings import RefreshSettings
+from hstu_trt.serving.models.cuda_stages import FusedRequests, OwnTables
+from hstu_trt.serving.refresh.settings import RefreshSettings
 from hstu_trt.serving.requests import one_user, pack
 from hstu_trt.serving.server import LOOPBACK, choose_port
 from hstu_trt.tables.ids import RowStatus

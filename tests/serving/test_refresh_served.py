@@ -19,8 +19,8 @@ from hstu_trt.contract.errors import GateError, InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient
-from hstu_trt.serving.held import LIVE_FOLDER
-from hstu_trt.serving.refresh_settings import RefreshSettings
+from hstu_trt.serving.models.held import LIVE_FOLDER
+from hstu_trt.serving.refresh.settings import RefreshSettings
 from hstu_trt.serving.requests import one_user
 from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, choose_port, find_tritonserver, plan_launch

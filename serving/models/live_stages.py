@@ -17,10 +17,10 @@ from hstu_trt.contract.errors import ArtefactError, HstuTrtError, InputError
 from hstu_trt.contract.features import Tensors, check_request
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.tensors import Dim, StageSpec, TensorSpec
-from hstu_trt.serving.releases import Release, ReleaseFolder
+from hstu_trt.serving.models.stages import FusedStage, RequestError, Stage, UserBatches, each
+from hstu_trt.serving.models.table_ids import count_by_user
+from hstu_trt.serving.refresh.releases import Release, ReleaseFolder
 from hstu_trt.serving.signature import ATTENTION_NORM, DENSE_ID, OFFSETS, ROW_STATUS, TABLES_VERSION
-from hstu_trt.serving.stages import FusedStage, RequestError, Stage, UserBatches, each
-from hstu_trt.serving.table_ids import count_by_user
 from hstu_trt.tables.delta import tables_digest
 from hstu_trt.tables.ids import Policy, RowStatus
 from hstu_trt.tables.live import Live

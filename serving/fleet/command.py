@@ -16,13 +16,13 @@ from typing import Any
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.text import text_table
-from hstu_trt.serving import fleet_release
 from hstu_trt.serving.deployment import read_deployment
-from hstu_trt.serving.fleet import RECORD, Fleet, ReplicaSettings, Tell
-from hstu_trt.serving.fleet_control import ask, listen, take_run_folder
-from hstu_trt.serving.fleet_release import Golden
-from hstu_trt.serving.gateway import Gateway, find_nginx
-from hstu_trt.serving.gateway_config import GatewaySettings, largest_request
+from hstu_trt.serving.fleet import release as fleet_release
+from hstu_trt.serving.fleet.control import ask, listen, take_run_folder
+from hstu_trt.serving.fleet.fleet import RECORD, Fleet, ReplicaSettings, Tell
+from hstu_trt.serving.fleet.gateway import Gateway, find_nginx
+from hstu_trt.serving.fleet.gateway_config import GatewaySettings, largest_request
+from hstu_trt.serving.fleet.release import Golden
 from hstu_trt.serving.server import DEFAULT_GRPC_PORT, LOOPBACK, choose_port
 
 DEFAULT_RUN = Path("build/fleet")

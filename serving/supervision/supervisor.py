@@ -19,11 +19,11 @@ from typing import Any
 from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
-from hstu_trt.serving.canary import SERVED, Canary
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.held import Board
+from hstu_trt.serving.models.held import Board
 from hstu_trt.serving.server import ServerProcess
-from hstu_trt.serving.watch import LOOK_S, Patience, Watch
+from hstu_trt.serving.supervision.canary import SERVED, Canary
+from hstu_trt.serving.supervision.watch import LOOK_S, Patience, Watch
 
 STABLE_CANARIES = 6
 """A server that answered so many canaries of each model, over 3 s, is no longer one that has just been restarted."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hstu_trt.contract.errors import ConfigError, HstuTrtError
-from hstu_trt.serving.fleet import FleetError, Tell
+from hstu_trt.serving.fleet.fleet import FleetError, Tell
 
 SOCKET = "control.sock"
 LOCK = "lock"

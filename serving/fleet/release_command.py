@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hstu_trt.contract.cli import run_verb
-from hstu_trt.serving.fleet_command import DEFAULT_RUN
-from hstu_trt.serving.fleet_control import ask
+from hstu_trt.serving.fleet.command import DEFAULT_RUN
+from hstu_trt.serving.fleet.control import ask
 
 
 def main(argv: Sequence[str]) -> int:

@@ -25,14 +25,16 @@ from hstu_trt.contract.runner import Runner
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.deployment import run_folder_of_model
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
-from hstu_trt.serving.events import Events
-from hstu_trt.serving.front_door import FrontDoor, SizeOf, response_to, size_of_packed
-from hstu_trt.serving.handover import Handover, Turns
-from hstu_trt.serving.live_metrics import LiveMetrics
-from hstu_trt.serving.live_models import LiveDense, LiveRows, Place, serves
-from hstu_trt.serving.live_stages import DenseLostError, LiveLookup, Tally
-from hstu_trt.serving.refresh_settings import positive_seconds, refresh_mode
-from hstu_trt.serving.releases import Release, ReleaseFolder
+from hstu_trt.serving.models.front_door import FrontDoor, SizeOf, response_to, size_of_packed
+from hstu_trt.serving.models.handover import Handover, Turns
+from hstu_trt.serving.models.live_metrics import LiveMetrics
+from hstu_trt.serving.models.live_models import LiveDense, LiveRows, Place, serves
+from hstu_trt.serving.models.live_stages import DenseLostError, LiveLookup, Tally
+from hstu_trt.serving.models.stages import GuardedLookup, RequestError, RunnerStage, Stage
+from hstu_trt.serving.models.waiting_room import queue_places
+from hstu_trt.serving.refresh.releases import Release, ReleaseFolder
+from hstu_trt.serving.refresh.settings import positive_seconds, refresh_mode
+from hstu_trt.serving.refresh.watching import Refresh, Watcher
 from hstu_trt.serving.signature import (
     ATTENTION_NORM,
     ENGINE_STEPS,
@@ -41,9 +43,7 @@ from hstu_trt.serving.signature import (
     QUEUE_PARAMETER,
     TIERS_PARAMETER,
 )
-from hstu_trt.serving.stages import GuardedLookup, RequestError, RunnerStage, Stage
-from hstu_trt.serving.waiting_room import queue_places
-from hstu_trt.serving.watching import Refresh, Watcher
+from hstu_trt.serving.supervision.events import Events
 from hstu_trt.tables.ids import POLICIES, Policy
 from hstu_trt.tables.live import Live
 from hstu_trt.tables.refresh import RefreshOptions, VersionOpener

@@ -10,13 +10,13 @@ import numpy as np
 from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
-from hstu_trt.serving.front_door import TURN_S, response_to, size_of_ragged
-from hstu_trt.serving.live_metrics import LiveMetrics
-from hstu_trt.serving.live_models import LiveFused
-from hstu_trt.serving.live_stages import FixedFusedStage, FusedAnswer, LiveFusedStage
+from hstu_trt.serving.models.front_door import TURN_S, response_to, size_of_ragged
+from hstu_trt.serving.models.live_metrics import LiveMetrics
+from hstu_trt.serving.models.live_models import LiveFused
+from hstu_trt.serving.models.live_stages import FixedFusedStage, FusedAnswer, LiveFusedStage
+from hstu_trt.serving.models.stages import FusedStage, RequestError
+from hstu_trt.serving.models.triton_models import TritonModel
 from hstu_trt.serving.signature import ATTENTION_NORM, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
-from hstu_trt.serving.stages import FusedStage, RequestError
-from hstu_trt.serving.triton_models import TritonModel
 
 
 class FusedModel(TritonModel):

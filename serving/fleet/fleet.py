@@ -18,11 +18,11 @@ from typing import Any
 from hstu_trt.contract.errors import ConfigError, HstuTrtError
 from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.serving.deployment import Deployment, read_deployment
-from hstu_trt.serving.drain import wait_until_quiet
-from hstu_trt.serving.gateway import Gateway, GatewayError
-from hstu_trt.serving.gateway_config import Upstream
-from hstu_trt.serving.replica import Replica, ReplicaPlan, State, upstream_states, version_of
+from hstu_trt.serving.fleet.gateway import Gateway, GatewayError
+from hstu_trt.serving.fleet.gateway_config import Upstream
+from hstu_trt.serving.fleet.replica import Replica, ReplicaPlan, State, upstream_states, version_of
 from hstu_trt.serving.server import LOOPBACK, choose_port
+from hstu_trt.serving.supervision.drain import wait_until_quiet
 
 RECORD = "fleet.json"
 LOOK_EVERY_S = 0.5

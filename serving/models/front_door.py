@@ -10,8 +10,8 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+from hstu_trt.serving.models.waiting_room import LoadCounts, WaitingRoom
 from hstu_trt.serving.signature import OVERLOADED
-from hstu_trt.serving.waiting_room import LoadCounts, WaitingRoom
 
 TURN_S = 0.002
 """How long a model with a batcher keeps Triton waiting while it works.

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.manifest import write_text_atomically
-from hstu_trt.serving.gateway_config import GatewaySettings, Upstream, render
+from hstu_trt.serving.fleet.gateway_config import GatewaySettings, Upstream, render
 from hstu_trt.serving.server import tied_to_us
 
-UNPACKED = Path(__file__).resolve().parents[1] / "build/nginx/usr/sbin/nginx"
+UNPACKED = Path(__file__).resolve().parents[2] / "build/nginx/usr/sbin/nginx"
 _POLL_S = 0.02
 _RELOAD_S = 10.0
 

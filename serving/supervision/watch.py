@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from tritonclient.utils import InferenceServerException
 
 from hstu_trt.contract.tensors import FUSED, STAGES
-from hstu_trt.serving.canary import DEADLINE_S, Canary, Reading, Sent, Verdict
-from hstu_trt.serving.processes import SERVER, Watched, processes_of
+from hstu_trt.serving.supervision.canary import DEADLINE_S, Canary, Reading, Sent, Verdict
+from hstu_trt.serving.supervision.processes import SERVER, Watched, processes_of
 from hstu_trt.serving.tls import ClientTls, connect
 
 LOOK_S = 0.1

@@ -19,10 +19,10 @@ from hstu_trt.contract.tensors import ENSEMBLE
 from hstu_trt.engines.cuda.memory import naming_lack_of_memory
 from hstu_trt.engines.cuda.runner import CudaModel, CudaOptions, FusedRunner, step_of
 from hstu_trt.engines.cuda.staging import UserFeed
-from hstu_trt.serving.live_stages import Tally, smallest_feed, text_tensor
+from hstu_trt.serving.models.live_stages import Tally, smallest_feed, text_tensor
+from hstu_trt.serving.models.stages import UserBatches
+from hstu_trt.serving.models.table_ids import TableIds, count_by_user
 from hstu_trt.serving.signature import ATTENTION_NORM, ROW_STATUS, TABLES_VERSION
-from hstu_trt.serving.stages import UserBatches
-from hstu_trt.serving.table_ids import TableIds, count_by_user
 from hstu_trt.tables.delta import tables_digest
 from hstu_trt.tables.ids import Policy, RowStatus
 from hstu_trt.tables.version import version_label

@@ -13,7 +13,7 @@ from pathlib import Path
 from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError
 from hstu_trt.contract.manifest import MANIFEST_NAME
 from hstu_trt.contract.table_versions import CURRENT_NAME
-from hstu_trt.serving.releases import ReleaseFolder
+from hstu_trt.serving.refresh.releases import ReleaseFolder
 from hstu_trt.tables.refresh import NoRoomError
 
 _LONGEST_DELAY_S = 300.0

@@ -17,8 +17,8 @@ from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.contract.split_users import one_user_feeds
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving.client import RankingClient
-from hstu_trt.serving.fleet import Fleet, FleetError, Generation, Tell
-from hstu_trt.serving.replica import State
+from hstu_trt.serving.fleet.fleet import Fleet, FleetError, Generation, Tell
+from hstu_trt.serving.fleet.replica import State
 from hstu_trt.serving.requests import one_user
 
 

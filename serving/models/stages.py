@@ -14,8 +14,8 @@ from hstu_trt.contract.features import Tensors, check_request, offsets_of
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.runner import Runner
 from hstu_trt.contract.tensors import ENSEMBLE, StageSpec, feature_columns
+from hstu_trt.serving.models.table_ids import TableIds
 from hstu_trt.serving.signature import ATTENTION_NORM, OFFSETS
-from hstu_trt.serving.table_ids import TableIds
 from hstu_trt.tables.ids import Policy
 from hstu_trt.tables.remote_resp import RemoteError
 

@@ -20,14 +20,14 @@ from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.engines.cuda.runner import CudaOptions
-from hstu_trt.serving.cuda_stages import DeviceLookup, DeviceStep, FusedRequests, OwnTables, Taken, open_fused
 from hstu_trt.serving.cuda_steps import CudaSettings
-from hstu_trt.serving.front_door import refuse, response_to, send
-from hstu_trt.serving.live_metrics import LiveMetrics
-from hstu_trt.serving.micro_batches import BatchLimits, FullError, MicroBatches
+from hstu_trt.serving.models.cuda_stages import DeviceLookup, DeviceStep, FusedRequests, OwnTables, Taken, open_fused
+from hstu_trt.serving.models.front_door import refuse, response_to, send
+from hstu_trt.serving.models.live_metrics import LiveMetrics
+from hstu_trt.serving.models.micro_batches import BatchLimits, FullError, MicroBatches
+from hstu_trt.serving.models.triton_models import TritonModel
+from hstu_trt.serving.models.waiting_room import LoadCounts, queue_places
 from hstu_trt.serving.signature import ATTENTION_NORM, QUEUE_PARAMETER, ROW_STATUS, TABLES_VERSION
-from hstu_trt.serving.triton_models import TritonModel
-from hstu_trt.serving.waiting_room import LoadCounts, queue_places
 
 _METRICS_EVERY_S = 1.0
 

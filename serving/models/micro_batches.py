@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.engines.cuda.staging import UserFeed
-from hstu_trt.serving.waiting_room import LoadCounts, LoadTally
+from hstu_trt.serving.models.waiting_room import LoadCounts, LoadTally
 
 
 class Scorer(Protocol):

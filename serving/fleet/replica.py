@@ -17,10 +17,10 @@ from typing import Any
 
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.manifest import MANIFEST_NAME
-from hstu_trt.serving.canary import SERVED, Canary, Reading, Verdict
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.gateway import children_of
+from hstu_trt.serving.fleet.gateway import children_of
 from hstu_trt.serving.server import EXIT_TIMEOUT_S, LOOPBACK, tied_to_us
+from hstu_trt.serving.supervision.canary import SERVED, Canary, Reading, Verdict
 
 READY_TIMEOUT_S = 150.0
 _STOP_S = EXIT_TIMEOUT_S + 30.0

@@ -7,9 +7,9 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from hstu_trt.serving.live_stages import Tally
-from hstu_trt.serving.waiting_room import LoadCounts
-from hstu_trt.serving.watching import Refresh
+from hstu_trt.serving.models.live_stages import Tally
+from hstu_trt.serving.models.waiting_room import LoadCounts
+from hstu_trt.serving.refresh.watching import Refresh
 
 _PREFIX = "hstu_trt_"
 _COUNTER, _GAUGE = "COUNTER", "GAUGE"

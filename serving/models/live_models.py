@@ -21,12 +21,18 @@ from typing import Any
 
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.model_folder import ModelFolder
-from hstu_trt.serving.held import Board
-from hstu_trt.serving.live_stages import DenseStages, FusedRelease, warm
-from hstu_trt.serving.releases import Release, ReleaseFolder, naming_the_way_back, open_own_tables, open_tables_of
+from hstu_trt.serving.models.held import Board
+from hstu_trt.serving.models.live_stages import DenseStages, FusedRelease, warm
+from hstu_trt.serving.models.stages import Stage
+from hstu_trt.serving.refresh.releases import (
+    Release,
+    ReleaseFolder,
+    naming_the_way_back,
+    open_own_tables,
+    open_tables_of,
+)
+from hstu_trt.serving.refresh.watching import Refresh, Watcher
 from hstu_trt.serving.signature import ENGINE_STEPS
-from hstu_trt.serving.stages import Stage
-from hstu_trt.serving.watching import Refresh, Watcher
 from hstu_trt.tables.live import Live
 from hstu_trt.tables.refresh import VersionOpener
 from hstu_trt.tables.version import TableVersion
