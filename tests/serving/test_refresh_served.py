@@ -9,10 +9,10 @@ import urllib.request
 import numpy as np
 import pytest
 
-from hstu_trt.bench.refresh import PHASES, POLL_S, plan_steps, run_under_load
-from hstu_trt.bench.refresh_load import Load, check_tellable, expected_scores, wait_for
-from hstu_trt.bench.refresh_versions import Store, rows_that_matter
-from hstu_trt.bench.requests_source import generate_requests
+from hstu_trt.bench.tables.refresh import PHASES, POLL_S, plan_steps, run_under_load
+from hstu_trt.bench.tables.refresh_load import Load, check_tellable, expected_scores, wait_for
+from hstu_trt.bench.tables.refresh_versions import Store, rows_that_matter
+from hstu_trt.bench.workloads.requests_source import generate_requests
 from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.cli import main as cli
 from hstu_trt.contract.errors import GateError, InputError
