@@ -35,7 +35,7 @@ def test_steps_are_on_the_gpu(make_model, tmp_path):
         assert (group.kind, list(group.gpus), group.count) == (group.KIND_GPU, [0], 1)
         assert configs[name].backend == "python" and pbtxt.parameter(configs[name], "device") == "cuda"
         text = (deployment.repository / name / "1" / "model.py").read_text()
-        assert "serving.cuda_models" in text and "export" not in text
+        assert "serving.models.cuda_models" in text and "export" not in text
         inputs = {port.name for port in configs[name].input}
         assert "dense_id" not in inputs and ("attention_norm" in inputs) == (name == "hstu")
     assert all(pbtxt.parameter(configs[name], "FORCE_CPU_ONLY_INPUT_TENSORS") == "no" for name in STEPS)
