@@ -43,7 +43,7 @@ class CudaSettings:
     """Tokens of a micro-batch."""
     batches_in_flight: int = 2
     bucket_steps: int = 16
-    """``CudaOptions.bucket_steps``: every size that is met first costs a capture, while requests wait."""
+    """``CudaOptions.bucket_steps``: a batch of a size that is new goes without a graph."""
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:

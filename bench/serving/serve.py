@@ -86,7 +86,12 @@ def main(argv: Sequence[str]) -> int:
             with Clients(address, bench.packed, processes=args.clients) as clients:
                 watched = Watched.of(url, clients, plan, progress_of(name), metrics)
                 watched.own_server = args.url is None
-                watched.run_all(scenarios, args.in_flight, args.rates or (), args.guess or 0.0)
+                try:
+                    watched.run_all(scenarios, args.in_flight, args.rates or (), args.guess or 0.0)
+                except KeyboardInterrupt:
+                    if not watched.found:
+                        raise
+                    failures.append(f"{name}: interrupted; the rows hold what had ended")
             found = watched.found
             rows += [row_of(subject, measured) for measured in found]
             failures += [
@@ -94,6 +99,8 @@ def main(argv: Sequence[str]) -> int:
                 for m in found
                 if not m.outcome.found.get("kept", True)
             ]
+            if any("interrupted" in failure for failure in failures):
+                break
     return report(rows, failures, args.out or results_file(rows[0].device), as_json=args.json)
 
 

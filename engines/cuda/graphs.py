@@ -1,4 +1,9 @@
-"""The fused model as CUDA graphs: one per bucket, captured when a bucket is first met."""
+"""The fused model as CUDA graphs: one per bucket.
+
+A batch of a bucket that has no graph yet runs operator by operator: that costs the host a few milliseconds of
+launches, and a capture many more. So a capture never stands before an answer: whoever feeds the GPU makes it when it
+has the time (``Graphs.capture_next``).
+"""
 
 from __future__ import annotations
 
@@ -41,29 +46,35 @@ class Key(NamedTuple):
     """From and to the host memory too: one launch does all, for a batch that has nothing to wait beside."""
 
 
-class Captured:
-    """A forward of one bucket."""
+class Forward:
+    """The work on a batch of one bucket: from where it is staged to its scores. Enqueued on the current stream."""
 
-    def __init__(self, model: FusedModel, layout: StagingLayout, memory: GraphMemory, key: Key, pool: Any) -> None:
-        bound = layout.inputs(memory.inputs)
-        out = memory.scores[: key.bucket.candidates]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        # cuBLAS and the kernels load their code outside of the capture.
-        with torch.cuda.stream(side):
-            model(bound, out)
-        side.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, stream=side):
-            if key.copies:
-                memory.inputs[: layout.bytes].copy_(memory.host_inputs[: layout.bytes], non_blocking=True)
-            model(bound, out)
-            if key.copies:
-                memory.host_scores[: key.bucket.candidates].copy_(out, non_blocking=True)
+    def __init__(self, model: FusedModel, layout: StagingLayout, memory: GraphMemory, key: Key) -> None:
+        self._model, self._bytes, self._memory, self._key = model, layout.bytes, memory, key
+        self._inputs = layout.inputs(memory.inputs)
 
-    def replay(self) -> None:
-        """Enqueues the forward on the current stream."""
-        self._graph.replay()
+    def __call__(self) -> None:
+        """Operator by operator; or recorded, where the stream is being captured."""
+        memory, out = self._memory, self._memory.scores[: self._key.bucket.candidates]
+        if self._key.copies:
+            memory.inputs[: self._bytes].copy_(memory.host_inputs[: self._bytes], non_blocking=True)
+        self._model(self._inputs, out)
+        if self._key.copies:
+            memory.host_scores[: len(out)].copy_(out, non_blocking=True)
+
+    def captured(self, pool: Any) -> torch.cuda.CUDAGraph:
+        """Records the forward on the current stream, which may hold work that is not done. Nothing is executed.
+
+        It must have run once: cuBLAS and the kernels load their code, and cuBLAS takes its workspace, outside of a
+        capture. ``torch.cuda.graph`` would wait for the GPU, collect garbage and give the allocator's memory back.
+        """
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            self()
+        finally:
+            graph.capture_end()
+        return graph
 
 
 class Graphs:
@@ -71,36 +82,51 @@ class Graphs:
 
     def __init__(self, config: HstuConfig, model: FusedModel, memory: GraphMemory) -> None:
         self._config, self._model, self._memory = config, model, memory
-        self._graphs: OrderedDict[Key, Captured] = OrderedDict()
+        self._graphs: OrderedDict[Key, torch.cuda.CUDAGraph] = OrderedDict()
+        self._lacking: dict[Key, Forward] = {}
         self._pool = torch.cuda.graph_pool_handle()
         self._staged: Key | None = None
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self._graphs
+    @property
+    def lacking(self) -> int:
+        """Graphs that were asked for and are not there."""
+        return len(self._lacking)
 
     def stage(self, key: Key) -> None:
-        """Says whose batch stands where the graph ``key`` reads first; a new one in ``memory.inputs`` as well."""
+        """Says whose batch stands where the forward of ``key`` reads first."""
         self._staged = key
 
-    def replay(self, key: Key) -> None:
-        """Enqueues the forward of the batch that was staged; captures the graph first if it is not there.
+    def run(self, key: Key) -> None:
+        """Enqueues the forward of the batch that was staged: its graph, or its operators where there is none yet.
 
-        Raises ConfigError if another graph's batch is staged: offsets of another layout would lead a kernel anywhere.
+        Raises ConfigError if another bucket's batch is staged: offsets of another layout would lead a kernel anywhere.
         """
         if key != self._staged:
-            raise ConfigError(f"graph of {key}: what is staged is a batch of {self._staged}; stage one of this bucket")
-        self._of(key).replay()
+            raise ConfigError(
+                f"forward of {key}: what is staged is a batch of {self._staged}; stage one of this bucket"
+            )
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            self._graphs[key].replay()
+            return
+        if key not in self._lacking:
+            self._lacking[key] = Forward(self._model, StagingLayout(self._config, key.bucket), self._memory, key)
+        with torch.inference_mode():
+            self._lacking[key]()
 
-    def _of(self, key: Key) -> Captured:
-        if key not in self._graphs:
-            with torch.inference_mode():
-                torch.cuda.current_stream().synchronize()
-                layout = StagingLayout(self._config, key.bucket)
-                self._graphs[key] = Captured(self._model, layout, self._memory, key, self._pool)
-            if len(self._graphs) > MOST_GRAPHS:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(key)
-        return self._graphs[key]
+    def capture_next(self) -> None:
+        """Captures the graph that has been lacking for longest, if any, on the current stream.
+
+        Raises RuntimeError where there is no memory for it; its bucket is asked for anew when it is next met.
+        """
+        if not self._lacking:
+            return
+        key = next(iter(self._lacking))
+        forward = self._lacking.pop(key)
+        with torch.inference_mode():
+            self._graphs[key] = forward.captured(self._pool)
+        if len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)

@@ -82,7 +82,7 @@ class Pipeline:
                 slot.copied.wait()
                 inputs[:used].copy_(slot.device[:used])
                 self.graphs.stage(Key(bucket, copies=False))
-                self.graphs.replay(Key(bucket, copies=False))
+                self.graphs.run(Key(bucket, copies=False))
                 slot.scores[: bucket.candidates].copy_(scores[: bucket.candidates], non_blocking=True)
                 slot.done.record()
         return slot
@@ -95,15 +95,17 @@ class Pipeline:
     def compute(self, feeds: Sequence[UserFeed], bucket: Bucket, candidates: int) -> NDArray:
         """A batch with nothing beside it: its scores. All slots must have been collected."""
         slot = self._slots[0]
-        layout = self._lay_out(slot, feeds, bucket)
+        self._lay_out(slot, feeds, bucket)
         with torch.cuda.device(self._device), torch.cuda.stream(self._compute):
-            key = Key(bucket, copies=True)
-            if key not in self.graphs:
-                self._memory.inputs[: layout.bytes].copy_(slot.host[: layout.bytes])
-            self.graphs.stage(key)
-            self.graphs.replay(key)
+            self.graphs.stage(Key(bucket, copies=True))
+            self.graphs.run(Key(bucket, copies=True))
             self._compute.synchronize()
         return np.array(slot.scores[:candidates].numpy())
+
+    def capture_next(self) -> None:
+        """Captures one graph that a batch had to do without, if any: milliseconds in which no batch is submitted."""
+        with torch.cuda.device(self._device), torch.cuda.stream(self._compute):
+            self.graphs.capture_next()
 
     def _lay_out(self, slot: Slot, feeds: Sequence[UserFeed], bucket: Bucket) -> StagingLayout:
         """Writes a batch to a slot's host memory.

@@ -202,6 +202,7 @@ class FusedRunner:
             if len(waiting) == self.depth:
                 scores += self.collect(waiting.popleft())
             waiting.append(self.submit(users[run.start : run.stop], alone=len(runs) == 1))
+            self.capture_next()
         while waiting:
             scores += self.collect(waiting.popleft())
         return scores
@@ -235,6 +236,15 @@ class FusedRunner:
         assert self._pipeline is not None
         with naming_lack_of_memory():
             return _by_user(self._pipeline.collect(batch.slot, sum(s.candidates for s in batch.sizes)), batch.sizes)
+
+    def capture_next(self) -> None:
+        """Makes the graph of one kind of batch that ran without, if there is any; not while another thread submits.
+
+        It takes milliseconds. Raises DeviceMemoryError; such batches then go on without a graph.
+        """
+        if self._pipeline is not None:
+            with naming_lack_of_memory():
+                self._pipeline.capture_next()
 
     def _bucket(self, sizes: Sequence[Size]) -> Bucket:
         return bucket_of(sizes, self._options.bucket_steps)

@@ -7,6 +7,7 @@ the load by itself: one request alone goes off at once, and under pressure batch
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -34,6 +35,10 @@ class Scorer(Protocol):
 
     def collect(self, batch: Any) -> list[NDArray]: ...
 
+    def capture_next(self) -> None: ...
+
+
+_CAPTURE_EVERY_S = 0.25
 
 Answer = Callable[["list[NDArray] | Exception"], None]
 """Gets the scores [candidates, tasks] of each user of a request, or why there are none."""
@@ -100,6 +105,7 @@ class MicroBatches:
         self._closing = False
         self._changed = threading.Condition()
         self._flying: queue.SimpleQueue[tuple[Any, list[_User], float] | None] = queue.SimpleQueue()
+        self._captured_at = 0.0
         self._tally = LoadTally()
         self._threads = [
             threading.Thread(target=run, name=name, daemon=True)
@@ -152,7 +158,21 @@ class MicroBatches:
                 _fail(users, error)
                 continue
             self._flying.put((ticket, users, began))
+            self._capture()
         self._flying.put(None)
+
+    def _capture(self) -> None:
+        """Makes the graph of one kind of batch that was new, while the batch itself is on its way.
+
+        While nobody waits; under load, where that never is, so seldom that no request waits for two of them.
+        """
+        now = time.perf_counter()
+        if self._waiting and now - self._captured_at < _CAPTURE_EVERY_S:
+            return
+        # Without it, such a batch goes on as it went now; and the thread must live.
+        with contextlib.suppress(Exception):
+            self._scorer.capture_next()
+        self._captured_at = now
 
     def _next(self) -> tuple[list[_User], bool] | None:
         """The next micro-batch, and whether it has nothing beside it; None once all is done."""

@@ -96,6 +96,24 @@ def test_bits_do_not_change_in_a_bucket(wide: tuple[CudaModel, ModelCase, str]) 
         np.testing.assert_array_equal(a["preds"], b["preds"])
 
 
+def test_a_batch_without_a_graph_has_the_bits_of_one_with(wide: tuple[CudaModel, ModelCase, str]) -> None:
+    """Alone and in the pipeline: what comes before its graph is there gets the same scores."""
+    model, case, _ = wide
+    feeds = requests(case, 6)
+    for alone, users in ((False, feeds), (True, feeds[:1])):
+        runner = FusedRunner(model, case.limits)
+        assert runner.pipeline is not None
+        graphs = runner.pipeline.graphs
+        found = []
+        for turn in range(3):
+            found.append(runner.collect(runner.submit(users, alone=alone)))
+            assert (len(graphs), graphs.lacking) == ((0, 1) if turn == 0 else (1, 0))
+            runner.capture_next()
+        for scores in found[1:]:
+            for a, b in zip(found[0], scores, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
 def test_company_changes_little(wide: tuple[CudaModel, ModelCase, str]) -> None:
     """Another bucket may take another algorithm of cuBLAS: fp16 sums in another order."""
     model, case, precision = wide

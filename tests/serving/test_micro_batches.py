@@ -19,6 +19,7 @@ class GatedScorer:
 
     def __init__(self, *, gated=True):
         self.go, self.started, self.batches = threading.Semaphore(0 if gated else 10**6), threading.Semaphore(0), []
+        self.captures, self.captured = 0, threading.Semaphore(0)
 
     def size_of(self, user):
         return Size(user["tokens"] - 1, 1)
@@ -29,6 +30,11 @@ class GatedScorer:
         if any(user["id"] == "unsubmittable" for user in users):
             raise RuntimeError("no room")
         return users
+
+    def capture_next(self):
+        self.captures += 1
+        self.captured.release()
+        raise RuntimeError("no memory for a graph")  # which must harm nobody
 
     def collect(self, users):
         assert self.go.acquire(timeout=WAIT_S)
@@ -193,3 +199,35 @@ def test_counts_add_up(scorer, batches, culprit):
     assert counts.batches.keys() == counts.batch_s.keys() and all(s > 0 for s in counts.batch_s.values())
     assert counts.waited_s > 0 and counts.waiting == 0
     assert batches.take_counts().tokens == 0
+
+
+def test_graphs_are_captured_while_nobody_waits(scorer, batches):
+    answers = Answers()
+    for n in range(2):
+        batches.put([user(n)], answers.of(n))
+        assert scorer.captured.acquire(timeout=WAIT_S)
+    scorer.go.release(2)
+    answers.wait(2)
+    assert scorer.captures == 2
+
+
+def test_under_load_captures_are_rare(scorer, monkeypatch):
+    """Many short batches one behind the other, with others waiting all the time: a capture for the first of them."""
+    monkeypatch.setattr("hstu_trt.serving.models.micro_batches._CAPTURE_EVERY_S", 1e6)
+    scorer.go.release(1000)
+    limits = BatchLimits(tokens=4, users=1, places=50, in_flight=1)
+    submit, together = scorer.submit, threading.Event()
+
+    def held(users, *, alone=False):
+        assert together.wait(WAIT_S)
+        return submit(users, alone=alone)
+
+    scorer.submit = held
+    made, answers = MicroBatches(scorer, limits), Answers()
+    for n in range(40):
+        made.put([user(n)], answers.of(n))
+    together.set()
+    answers.wait(40)
+    made.close()
+    assert len(scorer.batches) == 40
+    assert 1 <= scorer.captures <= 2  # once at first, once when the last had nobody behind it
