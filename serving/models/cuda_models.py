@@ -20,11 +20,12 @@ from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.engines.cuda.runner import CudaOptions
+from hstu_trt.engines.cuda.staging import UserFeed
 from hstu_trt.serving.cuda_steps import CudaSettings
 from hstu_trt.serving.models.cuda_stages import DeviceLookup, DeviceStep, FusedRequests, OwnTables, Taken, open_fused
 from hstu_trt.serving.models.front_door import refuse, response_to, send
 from hstu_trt.serving.models.live_metrics import LiveMetrics
-from hstu_trt.serving.models.micro_batches import BatchLimits, FullError, MicroBatches
+from hstu_trt.serving.models.micro_batches import BatchLimits, ClosedError, FullError, MicroBatches
 from hstu_trt.serving.models.triton_models import TritonModel
 from hstu_trt.serving.models.waiting_room import LoadCounts, queue_places
 from hstu_trt.serving.signature import ATTENTION_NORM, QUEUE_PARAMETER, ROW_STATUS, TABLES_VERSION
@@ -146,27 +147,48 @@ class MicroBatchModel(_DeviceModel):
     def execute(self, requests: Sequence[Any]) -> None:
         """Returns once requests wait for their micro-batches or are refused; answers come through their senders."""
         for request in requests:
-            sender = request.get_response_sender()
+            call = _Call(self, request)
             try:
-                self._batches.require_place()
-                taken = self._requests.take(self._tensors(request))
-                self._batches.put(taken.users, self._answer_to(request, sender, taken))
+                self._batches.put(call.read, call.answer)
             except FullError as error:
-                refuse(sender, str(error))
-            except InputError as error:
-                send(sender, self._refusal(error, request))
-            except Exception as error:  # the server must live whatever a request holds
-                send(sender, self._failure(error, request))
+                refuse(call.sender, str(error))
+            except ClosedError as error:
+                call.answer(error)
 
-    def _answer_to(self, request: Any, sender: Any, taken: Taken) -> Callable[[list[NDArray] | Exception], None]:
-        """Holds the request itself, too: the arrays lie in its shared memory."""
+    def take(self, request: Any) -> Taken:
+        """Raises InputError for a wrong request."""
+        return self._requests.take(self._tensors(request))
 
-        def answer(scores: list[NDArray] | Exception, _request: Any = request) -> None:
+    def response(self, request: Any, scores: list[NDArray], row_status: NDArray) -> Any:
+        """``scores``: [candidates, tasks] of each user."""
+        versions = np.broadcast_to(self._version, (len(scores), 1))
+        return response_to(request, {"preds": np.stack(scores), TABLES_VERSION: versions, ROW_STATUS: row_status})
+
+    def error_response(self, request: Any, error: Exception) -> Any:
+        """What a client gets in place of scores."""
+        return self._refusal(error, request) if isinstance(error, InputError) else self._failure(error, request)
+
+
+class _Call:
+    """A request on its way through the micro-batches. Holds it: the arrays lie in its shared memory."""
+
+    def __init__(self, model: MicroBatchModel, request: Any) -> None:
+        self._model, self._request = model, request
+        self.sender = request.get_response_sender()
+        self._row_status: NDArray = np.empty(0)
+
+    def read(self) -> list[UserFeed]:
+        """Its users. Raises InputError."""
+        taken = self._model.take(self._request)
+        self._row_status = taken.row_status
+        return taken.users
+
+    def answer(self, scores: list[NDArray] | Exception) -> None:
+        """Sends the one response."""
+        try:
             if isinstance(scores, Exception):
-                send(sender, self._failure(scores, request))
-                return
-            versions = np.broadcast_to(self._version, (len(scores), 1))
-            outputs = {"preds": np.stack(scores), TABLES_VERSION: versions, ROW_STATUS: taken.row_status}
-            send(sender, response_to(request, outputs))
-
-        return answer
+                raise scores
+            response = self._model.response(self._request, scores, self._row_status)
+        except Exception as error:  # the server must live whatever a request holds
+            response = self._model.error_response(self._request, error)
+        send(self.sender, response)

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from hstu_trt.contract.errors import InputError
 from hstu_trt.engines.cuda.packing import Size
 from hstu_trt.serving.models.micro_batches import BatchLimits, ClosedError, FullError, MicroBatches
 
@@ -13,7 +14,10 @@ WAIT_S = 30
 
 
 class GatedScorer:
-    """Scores are the users' own numbers; a batch ends when ``go`` is released, ``started`` tells of each."""
+    """Scores are the users' own numbers; a batch ends when ``go`` is released, ``started`` tells of each.
+
+    The scores of a batch that is alone are there at once.
+    """
 
     depth = 3
 
@@ -29,15 +33,16 @@ class GatedScorer:
         self.started.release()
         if any(user["id"] == "unsubmittable" for user in users):
             raise RuntimeError("no room")
-        return users
+        return users, alone
 
     def capture_next(self):
         self.captures += 1
         self.captured.release()
         raise RuntimeError("no memory for a graph")  # which must harm nobody
 
-    def collect(self, users):
-        assert self.go.acquire(timeout=WAIT_S)
+    def collect(self, ticket):
+        users, alone = ticket
+        assert alone or self.go.acquire(timeout=WAIT_S)
         if any(user["id"] == "poison" for user in users):
             raise RuntimeError("poisoned")
         return [np.asarray([user["id"]]) for user in users]
@@ -66,6 +71,10 @@ def user(identity, tokens=4):
     return {"id": identity, "tokens": tokens}
 
 
+def put(batches, users, answer):
+    batches.put(lambda: users, answer)
+
+
 @pytest.fixture
 def scorer():
     return GatedScorer()
@@ -81,17 +90,25 @@ def batches(scorer):
 
 def test_what_waits_becomes_the_next_batch(scorer, batches):
     answers = Answers()
-    for n in range(2):  # both are on their way before anything else comes
-        batches.put([user(n)], answers.of(n))
-        assert scorer.started.acquire(timeout=WAIT_S)
+    fly(scorer, batches, answers, range(2))
     for n in range(2, 7):
-        batches.put([user(n)], answers.of(n))
-    assert [ids for ids, _ in scorer.batches] == [[0], [1]], "a third batch is on its way beside two"
+        put(batches, [user(n)], answers.of(n))
+    assert [ids for ids, _ in scorer.batches] == [[0, 0], [1, 1]], "a third batch is on its way beside two"
     scorer.go.release(100)
     answers.wait(7)
-    assert answers.found == {n: [n] for n in range(7)}
-    assert [ids for ids, _ in scorer.batches] == [[0], [1], [2, 3], [4, 5], [6]]
-    assert scorer.batches[0][1] and not scorer.batches[1][1], "only what has nothing beside it is alone"
+    assert answers.found == {0: [0, 0], 1: [1, 1], **{n: [n] for n in range(2, 7)}}
+    assert [ids for ids, _ in scorer.batches] == [[0, 0], [1, 1], [2, 3], [4, 5], [6]]
+
+
+def test_only_what_has_nothing_beside_it_is_alone(scorer, batches):
+    answers = Answers()
+    put(batches, [user("alone")], answers.of("alone"))
+    answers.wait(1)
+    fly(scorer, batches, answers, ["pair"])
+    put(batches, [user("beside")], answers.of("beside"))
+    scorer.go.release(100)
+    answers.wait(2)
+    assert [alone for _, alone in scorer.batches] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -105,9 +122,8 @@ def test_what_waits_becomes_the_next_batch(scorer, batches):
 def test_full_batches(scorer, tokens, expected):
     one_at_a_time = MicroBatches(scorer, BatchLimits(tokens=10, users=3, places=1, in_flight=1))
     answers = Answers()
-    one_at_a_time.put([user("a")], answers.of("a"))
-    assert scorer.started.acquire(timeout=WAIT_S)
-    one_at_a_time.put([user(name, count) for name, count in zip("bcde", tokens, strict=True)], answers.of("rest"))
+    fly(scorer, one_at_a_time, answers, "a")
+    put(one_at_a_time, [user(name, count) for name, count in zip("bcde", tokens, strict=True)], answers.of("rest"))
     scorer.go.release(100)
     answers.wait(2)
     assert [ids for ids, _ in scorer.batches[1:]] == expected
@@ -118,21 +134,35 @@ def test_full_batches(scorer, tokens, expected):
 @pytest.mark.parametrize("culprit", ["poison", "unsubmittable"])
 def test_a_batch_that_fails_fails_its_own_requests_once(scorer, batches, culprit):
     answers = Answers()
-    for n in range(2):
-        batches.put([user(n)], answers.of(n))
-        assert scorer.started.acquire(timeout=WAIT_S)
-    batches.put([user(culprit), user("mate"), user("in the next batch")], answers.of("bad"))
-    batches.put([user("good")], answers.of("good"))
+    fly(scorer, batches, answers, range(2))
+    put(batches, [user(culprit), user("mate"), user("in the next batch")], answers.of("bad"))
+    put(batches, [user("good")], answers.of("good"))
     scorer.go.release(100)
     answers.wait(4)
     assert isinstance(answers.found.pop("bad"), RuntimeError)
-    assert answers.found == {0: [0], 1: [1], "good": ["good"]}
+    assert answers.found == {0: [0, 0], 1: [1, 1], "good": ["good"]}
+
+
+def test_a_request_that_cannot_be_read_fails_alone(scorer, batches):
+    answers = Answers()
+    fly(scorer, batches, answers, range(2))
+
+    def unreadable():
+        raise InputError("an id outside its table")
+
+    batches.put(unreadable, answers.of("bad"))
+    put(batches, [user("good")], answers.of("good"))
+    scorer.go.release(100)
+    answers.wait(4)
+    assert isinstance(answers.found.pop("bad"), InputError)
+    assert answers.found == {0: [0, 0], 1: [1, 1], "good": ["good"]}
+    assert batches.take_counts().waiting == 0
 
 
 def fly(scorer, batches, answers, names):
-    """Puts requests in that start at once."""
+    """Puts requests of two users in, whose batches start at once."""
     for name in names:
-        batches.put([user(name)], answers.of(name))
+        put(batches, [user(name), user(name)], answers.of(name))
         assert scorer.started.acquire(timeout=WAIT_S)
 
 
@@ -140,19 +170,17 @@ def test_what_finds_no_place_is_refused_at_once(scorer, batches):
     answers = Answers()
     fly(scorer, batches, answers, range(2))
     for n in range(2, 7):
-        batches.put([user(n, 100)], answers.of(n))  # five wait now, as many as may, whatever their tokens
+        put(batches, [user(n, 100)], answers.of(n))  # five wait now, as many as may, whatever their tokens
     with pytest.raises(FullError, match="5 requests wait already"):
-        batches.require_place()
-    with pytest.raises(FullError, match="5 requests wait already"):
-        batches.put([user("late")], answers.of("late"))
+        put(batches, [user("late")], answers.of("late"))
     counts = batches.take_counts()
-    assert (counts.shed, counts.waiting) == (2, 5)
+    assert (counts.shed, counts.waiting) == (1, 5)
     scorer.go.release(1)
     assert scorer.started.acquire(timeout=WAIT_S)  # the oldest has given its place away
-    batches.put([user("later")], answers.of("later"))
+    put(batches, [user("later")], answers.of("later"))
     scorer.go.release(100)
     answers.wait(8)
-    assert answers.found == {n: [n] for n in [*range(7), "later"]}
+    assert answers.found == {0: [0, 0], 1: [1, 1], **{n: [n] for n in [*range(2, 7), "later"]}}
     counts = batches.take_counts()
     assert (counts.shed, counts.waiting) == (0, 0)
 
@@ -160,29 +188,29 @@ def test_what_finds_no_place_is_refused_at_once(scorer, batches):
 def test_a_request_keeps_its_place_until_its_last_user_begins(scorer):
     one_at_a_time, answers = MicroBatches(scorer, BatchLimits(tokens=10, users=2, places=1, in_flight=1)), Answers()
     fly(scorer, one_at_a_time, answers, ["first"])
-    one_at_a_time.put([user(n) for n in range(3)], answers.of("three"))
+    put(one_at_a_time, [user(n) for n in range(3)], answers.of("three"))
     scorer.go.release()
     assert scorer.started.acquire(timeout=WAIT_S)  # two of the three
     with pytest.raises(FullError):
-        one_at_a_time.put([user("early")], answers.of("early"))
+        put(one_at_a_time, [user("early")], answers.of("early"))
     scorer.go.release()
     assert scorer.started.acquire(timeout=WAIT_S)
-    one_at_a_time.put([user("next")], answers.of("next"))
+    put(one_at_a_time, [user("next")], answers.of("next"))
     scorer.go.release(100)
     one_at_a_time.close()
-    assert answers.found == {"first": ["first"], "three": [0, 1, 2], "next": ["next"]}
+    assert answers.found == {"first": ["first", "first"], "three": [0, 1, 2], "next": ["next"]}
     assert one_at_a_time.take_counts().shed == 1
 
 
 def test_closing_answers_what_waits_and_refuses_what_comes(scorer):
     made, answers = MicroBatches(scorer, LIMITS), Answers()
     for n in range(5):
-        made.put([user(n)], answers.of(n))
+        put(made, [user(n)], answers.of(n))
     scorer.go.release(100)
     made.close()
     assert sorted(answers.found) == list(range(5))
     with pytest.raises(ClosedError):
-        made.put([user("late")], answers.of("late"))
+        put(made, [user("late")], answers.of("late"))
 
 
 @pytest.mark.parametrize("culprit", [0, "poison", "unsubmittable"])
@@ -191,11 +219,11 @@ def test_counts_add_up(scorer, batches, culprit):
     answers = Answers()
     fly(scorer, batches, answers, ["a", "b"])
     for name in (culprit, 1, 2, 3):
-        batches.put([user(name)], answers.of(name))
+        put(batches, [user(name)], answers.of(name))
     scorer.go.release(100)
     answers.wait(6)
     counts = batches.take_counts()
-    assert sum(users * number for users, number in counts.batches.items()) == 6 and counts.tokens == 24
+    assert sum(users * number for users, number in counts.batches.items()) == 8 and counts.tokens == 32
     assert counts.batches.keys() == counts.batch_s.keys() and all(s > 0 for s in counts.batch_s.values())
     assert counts.waited_s > 0 and counts.waiting == 0
     assert batches.take_counts().tokens == 0
@@ -204,7 +232,7 @@ def test_counts_add_up(scorer, batches, culprit):
 def test_graphs_are_captured_while_nobody_waits(scorer, batches):
     answers = Answers()
     for n in range(2):
-        batches.put([user(n)], answers.of(n))
+        put(batches, [user(n)] * (n + 1), answers.of(n))
         assert scorer.captured.acquire(timeout=WAIT_S)
     scorer.go.release(2)
     answers.wait(2)
@@ -225,7 +253,7 @@ def test_under_load_captures_are_rare(scorer, monkeypatch):
     scorer.submit = held
     made, answers = MicroBatches(scorer, limits), Answers()
     for n in range(40):
-        made.put([user(n)], answers.of(n))
+        put(made, [user(n)], answers.of(n))
     together.set()
     answers.wait(40)
     made.close()
