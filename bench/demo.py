@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.bench.accuracy import Variant
+from hstu_trt.bench.accuracy.verb import Variant
 from hstu_trt.bench.chain import NORM, norm_tensor
-from hstu_trt.bench.requests_source import user_batches
-from hstu_trt.bench.traffic import Answers, send
-from hstu_trt.bench.workload import Workload
+from hstu_trt.bench.load.traffic import Answers, send
+from hstu_trt.bench.workloads.requests_source import user_batches
+from hstu_trt.bench.workloads.workload import Workload
 from hstu_trt.contract import cli
 from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.errors import HstuTrtError

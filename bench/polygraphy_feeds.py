@@ -14,9 +14,9 @@ from pathlib import Path
 from numpy.typing import NDArray
 
 from hstu_trt.bench.chain import NORM, norm_tensor
-from hstu_trt.bench.generate import DEFAULT_SEED
-from hstu_trt.bench.profiles import PROFILES
-from hstu_trt.bench.requests_source import Requests, generate_requests, user_batches
+from hstu_trt.bench.workloads.generate import DEFAULT_SEED
+from hstu_trt.bench.workloads.profiles import PROFILES
+from hstu_trt.bench.workloads.requests_source import Requests, generate_requests, user_batches
 from hstu_trt.contract.attention_norm import parse_attention_norm
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.manifest import write_text_atomically

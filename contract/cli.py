@@ -20,11 +20,11 @@ VERBS = {
     "plugins": ("hstu_trt.plugins.__main__", "build the CUDA kernels, check and report what they take"),
     "tables": ("hstu_trt.tables.__main__", "make, check, quantise, plan and refresh embedding tables"),
     "score": ("hstu_trt.bench.score", "score an input file with one runner"),
-    "diff": ("hstu_trt.bench.diff", "compare two score files, tensor by tensor"),
+    "diff": ("hstu_trt.bench.diff.verb", "compare two score files, tensor by tensor"),
     "assemble": ("hstu_trt.serving.assemble", "ONNX files + tables -> a Triton deployment"),
     "serve": ("hstu_trt.serving.serve", "launch Triton on a deployment"),
-    "fleet": ("hstu_trt.serving.fleet_command", "several replicas behind a gateway, and commands to them"),
-    "release": ("hstu_trt.serving.release_command", "a new deployment for a running fleet, and the way back"),
+    "fleet": ("hstu_trt.serving.fleet.command", "several replicas behind a gateway, and commands to them"),
+    "release": ("hstu_trt.serving.fleet.release_command", "a new deployment for a running fleet, and the way back"),
     "bench": ("hstu_trt.bench.__main__", "workloads, accuracy and benchmarks"),
 }
 

@@ -36,7 +36,8 @@ from hstu_trt.serving.deployment import (
     read_deployment,
 )
 from hstu_trt.serving.engine_steps import place_plans, read_engines, use_engines
-from hstu_trt.serving.refresh_settings import DEFAULT_POLL_S, RefreshSettings
+from hstu_trt.serving.models.waiting_room import BATCHED_PLACES, DEFAULT_PLACES, queue_places
+from hstu_trt.serving.refresh.settings import DEFAULT_POLL_S, RefreshSettings
 from hstu_trt.serving.signature import (
     ATTENTION_NORM,
     FLAVOURS,
@@ -46,7 +47,6 @@ from hstu_trt.serving.signature import (
     TIERS_PARAMETER,
     signatures,
 )
-from hstu_trt.serving.waiting_room import BATCHED_PLACES, DEFAULT_PLACES, queue_places
 from hstu_trt.tables.ids import POLICIES
 from hstu_trt.tables.refresh import REFRESH_MODES
 from hstu_trt.tables.tier_settings import FILE as TIERS_FILE

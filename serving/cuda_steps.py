@@ -25,7 +25,7 @@ MODEL_CLASSES = {
 }  # fmt: skip
 _MODEL_FILE = '''"""Made by hstu-trt assemble: {name} on {device}."""
 
-{imports}from hstu_trt.serving.cuda_models import {cls} as TritonPythonModel
+{imports}from hstu_trt.serving.models.cuda_models import {cls} as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''

@@ -15,8 +15,8 @@ from hstu_trt.contract.errors import ConfigError, GateError
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.engine_steps import PLAN_FILE
+from hstu_trt.serving.models.waiting_room import queue_places
 from hstu_trt.serving.signature import LOOKUP_MODELS, QUEUE_PARAMETER, TIERS_PARAMETER, Port, Signature, signatures
-from hstu_trt.serving.waiting_room import queue_places
 from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
 
 

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.events import EventFollower, Events
 from hstu_trt.serving.server import LaunchPlan, Listen
+from hstu_trt.serving.supervision.events import EventFollower, Events
 
 DEFAULT_TRACE_RATE = 100
 _KEY = re.compile(r"admin-key=(\w+)$")

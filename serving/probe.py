@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from hstu_trt.contract.cli import run_verb
-from hstu_trt.serving.canary import SERVED, Canary, Reading
 from hstu_trt.serving.client import DEFAULT_URL, RankingClient, ServerError
+from hstu_trt.serving.supervision.canary import SERVED, Canary, Reading
 from hstu_trt.serving.tls import ClientTls, add_server_options, server_tls
 
 DEFAULT_DEADLINE_S = 5.0

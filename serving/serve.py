@@ -25,11 +25,9 @@ from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint
 from hstu_trt.serving.client import Answer, RankingClient, ServerError
 from hstu_trt.serving.deployment import Deployment, read_deployment
-from hstu_trt.serving.drain import wait_until_quiet
-from hstu_trt.serving.failure import cause_of_failure
 from hstu_trt.serving.guard import guard_note
 from hstu_trt.serving.operating import Reporter, add_options, exposure, hide_key, in_run_folder, trace_flags
-from hstu_trt.serving.releases import ReleaseFolder, check_published
+from hstu_trt.serving.refresh.releases import ReleaseFolder, check_published
 from hstu_trt.serving.requests import sample
 from hstu_trt.serving.server import (
     LOOPBACK,
@@ -43,7 +41,9 @@ from hstu_trt.serving.server import (
     tensorrt_flags,
 )
 from hstu_trt.serving.signature import MODELS
-from hstu_trt.serving.supervisor import Event, Supervisor, supervisor_of
+from hstu_trt.serving.supervision.drain import wait_until_quiet
+from hstu_trt.serving.supervision.failure import cause_of_failure
+from hstu_trt.serving.supervision.supervisor import Event, Supervisor, supervisor_of
 from hstu_trt.serving.tier_report import PlacedTable, check_tiers, placed_tables, tables_json, tables_text
 from hstu_trt.serving.tls import ClientTls, add_server_options, connect, server_tls
 from hstu_trt.serving.trusted_files import check_plugins

@@ -23,8 +23,8 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.plugin_files import autoload_library
 from hstu_trt.serving.deployment import RUN_VARIABLE, Deployment
 from hstu_trt.serving.guard import BACKEND, UNGUARDED, find_guard, guard_environment, guard_limits
+from hstu_trt.serving.supervision.undertaker import Undertaker
 from hstu_trt.serving.tls import ClientTls, ServerTls
-from hstu_trt.serving.undertaker import Undertaker
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 LOOPBACK = "127.0.0.1"

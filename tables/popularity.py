@@ -16,7 +16,7 @@ UNIFORM = "uniform"
 def zipf_share(hot: int, rows: int, exponent: float) -> float:
     """Share of lookups that the ``hot`` most popular of ``rows`` rows answer, P(rank r) ~ r ** -exponent.
 
-    The power law is integrated from 1 to ``rows + 1``, as ``bench/popularity.py`` draws from it.
+    The power law is integrated from 1 to ``rows + 1``, as ``bench/workloads/popularity.py`` draws from it.
     """
     hot = min(max(hot, 0), rows)
     if not hot:

@@ -48,7 +48,7 @@ def missing_tensorrt() -> str | None:
 @functools.cache
 def missing_redis() -> str | None:
     """Why the remote tier cannot be tested here, or None."""
-    from hstu_trt.bench.local_cluster import find_server
+    from hstu_trt.bench.tables.local_cluster import find_server
     from hstu_trt.tables.remote_library import LIBRARY
 
     if not LIBRARY.is_file():
@@ -60,7 +60,7 @@ def missing_redis() -> str | None:
 def missing_nginx() -> str | None:
     """Why no gateway can be started here, or None."""
     from hstu_trt.contract.errors import ArtefactError
-    from hstu_trt.serving.gateway import find_nginx
+    from hstu_trt.serving.fleet.gateway import find_nginx
 
     try:
         find_nginx()

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # room -> the rooms it may import
@@ -107,6 +112,29 @@ def test_a_room_imports_only_the_rooms_before_it(room):
 def test_every_package_is_a_room():
     packages = {path.parent.relative_to(ROOT).parts[0] for path in ROOT.glob("*/__init__.py")}
     assert packages - {"tests"} <= set(ALLOWED)
+
+
+def folders_of_modules(room: Path) -> set[str]:
+    """Folders with Python files from a room on downwards, as ``serving/fleet``."""
+    return {path.parent.relative_to(room.parent).as_posix() for path in room.rglob("*.py")}
+
+
+@pytest.mark.parametrize("room", sorted(set(ALLOWED) - {"triton_repo"}))
+def test_every_folder_of_modules_is_installed(room):
+    """setuptools takes the packages that are listed, so a wheel would lack one that is not."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = folders_of_modules(ROOT / room)
+    assert {folder for folder in folders if not (ROOT / folder / "__init__.py").is_file()} == set()
+    names = {f"hstu_trt.{folder.replace('/', '.')}": folder for folder in folders}
+    listed = {name: folder for name, folder in settings["package-dir"].items() if folder.split("/")[0] == room}
+    assert listed == names
+    assert {name for name in settings["packages"] if name.split(".")[1] == room} == set(names)
+
+
+def test_a_folder_of_modules_is_found(tmp_path):
+    (tmp_path / "room/part/empty").mkdir(parents=True)
+    (tmp_path / "room/part/module.py").touch()
+    assert folders_of_modules(tmp_path / "room") == {"room/part"}
 
 
 @pytest.mark.parametrize("room", ["export", "plugins", "tables", "engines", "serving", "bench", "contract"])

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hstu_trt.bench import accuracy
-from hstu_trt.bench.accuracy import Variant, measure
-from hstu_trt.bench.fidelity import Figure, Scores, task_figures
-from hstu_trt.bench.generate import generate
-from hstu_trt.bench.profiles import PROFILES
-from hstu_trt.bench.requests_source import user_batches
+from hstu_trt.bench.accuracy import verb as accuracy
+from hstu_trt.bench.accuracy.fidelity import Figure, Scores, task_figures
+from hstu_trt.bench.accuracy.verb import Variant, measure
+from hstu_trt.bench.workloads.generate import generate
+from hstu_trt.bench.workloads.profiles import PROFILES
+from hstu_trt.bench.workloads.requests_source import user_batches
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.gates import RANKING_GATES
 from hstu_trt.contract.model import TaskConfig

@@ -8,9 +8,9 @@ import pytest
 
 from hstu_trt.bench import demo as whole_road
 from hstu_trt.bench.demo import Demo, accuracy_summary, finish, report
-from hstu_trt.bench.generate import generate
-from hstu_trt.bench.profiles import ci
-from hstu_trt.bench.traffic import Answers
+from hstu_trt.bench.load.traffic import Answers
+from hstu_trt.bench.workloads.generate import generate
+from hstu_trt.bench.workloads.profiles import ci
 from hstu_trt.contract import cli
 from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.contract.presets import debug

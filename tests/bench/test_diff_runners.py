@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hstu_trt.bench import diff_runners, diff_sides
-from hstu_trt.bench.diff_page import page
-from hstu_trt.bench.diff_runners import Options, measure
-from hstu_trt.bench.diff_sides import PARTS, Side, coarser, tolerances
-from hstu_trt.bench.divergence import Errors, buckets, parse_edges, request_of_rows
+from hstu_trt.bench.diff import runners as diff_runners
+from hstu_trt.bench.diff import sides as diff_sides
+from hstu_trt.bench.diff.divergence import Errors, buckets, parse_edges, request_of_rows
+from hstu_trt.bench.diff.page import page
+from hstu_trt.bench.diff.runners import Options, measure
+from hstu_trt.bench.diff.sides import PARTS, Side, coarser, tolerances
 from hstu_trt.bench.files import write_features
-from hstu_trt.bench.generate import generate
-from hstu_trt.bench.profiles import PROFILES
-from hstu_trt.bench.requests_source import generate_requests, read_requests
+from hstu_trt.bench.workloads.generate import generate
+from hstu_trt.bench.workloads.profiles import PROFILES
+from hstu_trt.bench.workloads.requests_source import generate_requests, read_requests
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.features import Jagged

@@ -9,15 +9,15 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as protocol
 
-from hstu_trt.bench.fuzz_calls import CLOSED
-from hstu_trt.bench.fuzz_cases import KINDS, Case, make_case
-from hstu_trt.bench.fuzz_files import read_case, write_finding
-from hstu_trt.bench.fuzz_oracle import Oracle
-from hstu_trt.bench.fuzz_requests import make_bases, parse, read
-from hstu_trt.bench.fuzz_tensors import set_shape
-from hstu_trt.bench.fuzz_verdict import SHED, Finding, Outcome, verdict
-from hstu_trt.bench.fuzz_watch import Held, growth, held_by
-from hstu_trt.bench.fuzz_wire import ATTACKS
+from hstu_trt.bench.fuzz.calls import CLOSED
+from hstu_trt.bench.fuzz.cases import KINDS, Case, make_case
+from hstu_trt.bench.fuzz.files import read_case, write_finding
+from hstu_trt.bench.fuzz.oracle import Oracle
+from hstu_trt.bench.fuzz.requests import make_bases, parse, read
+from hstu_trt.bench.fuzz.tensors import set_shape
+from hstu_trt.bench.fuzz.verdict import SHED, Finding, Outcome, verdict
+from hstu_trt.bench.fuzz.watch import Held, growth, held_by
+from hstu_trt.bench.fuzz.wire import ATTACKS
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.serving.assemble import Options, assemble

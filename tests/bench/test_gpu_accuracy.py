@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import hstu_trt.export.torch_ops  # noqa: F401 - attention without a GPU
-from hstu_trt.bench import gpu_accuracy
-from hstu_trt.bench.fidelity import Figure
-from hstu_trt.bench.gpu_accuracy import Bench, Judged, Plan, judge_all, missed, rows_of, table
-from hstu_trt.bench.lengths import ConstLengths
-from hstu_trt.bench.model_references import TorchModel
-from hstu_trt.bench.model_setup import ModelCase, RandomModel, device_tables, requests
-from hstu_trt.bench.profiles import gpu_point
+from hstu_trt.bench.accuracy import gpu as gpu_accuracy
+from hstu_trt.bench.accuracy.fidelity import Figure
+from hstu_trt.bench.accuracy.gpu import Bench, Judged, Plan, judge_all, missed, rows_of, table
+from hstu_trt.bench.model.cases import ModelCase, RandomModel, device_tables, requests
+from hstu_trt.bench.model.references import TorchModel
 from hstu_trt.bench.result_rows import Provenance
+from hstu_trt.bench.workloads.lengths import ConstLengths
+from hstu_trt.bench.workloads.profiles import gpu_point
 from hstu_trt.contract.presets import debug
 from hstu_trt.contract.tensors import default_limits
 

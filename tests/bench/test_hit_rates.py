@@ -5,8 +5,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from hstu_trt.bench.hit_rates import lru_rate, static_rate
-from hstu_trt.bench.popularity import zipf_ranks
+from hstu_trt.bench.tables.hit_rates import lru_rate, static_rate
+from hstu_trt.bench.workloads.popularity import zipf_ranks
 
 ROWS, LOOKUPS = 2_000, 60_000
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hstu_trt.bench.kernel_cases import (
+from hstu_trt.bench.kernels.cases import (
     MEMORY_BYTES_PER_S,
     SHORT_HISTORIES,
     KernelCase,
@@ -15,7 +15,7 @@ from hstu_trt.bench.kernel_cases import (
     sweep_cases,
     table_cases,
 )
-from hstu_trt.bench.kernel_variants import parse_variant, parse_variants
+from hstu_trt.bench.kernels.variants import parse_variant, parse_variants
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.export.attention import MaskOptions, valid_pairs
 

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from hstu_trt.bench import kernel_calls, kernel_references
-from hstu_trt.bench.kernel_calls import alpha_of, kernel_call
-from hstu_trt.bench.kernel_cases import KernelCase, select_cases
-from hstu_trt.bench.kernel_check import exact_rows, non_finite, query_rows, relative_l2, sample_rows
-from hstu_trt.bench.kernel_inputs import Tokens, random_tokens
-from hstu_trt.bench.kernel_references import Padded, build_reference, eager_attention
-from hstu_trt.bench.kernel_runs import check_failure
-from hstu_trt.bench.kernel_variants import REFERENCES, parse_variant
+from hstu_trt.bench.kernels import calls as kernel_calls
+from hstu_trt.bench.kernels import references as kernel_references
+from hstu_trt.bench.kernels.calls import alpha_of, kernel_call
+from hstu_trt.bench.kernels.cases import KernelCase, select_cases
+from hstu_trt.bench.kernels.check import exact_rows, non_finite, query_rows, relative_l2, sample_rows
+from hstu_trt.bench.kernels.inputs import Tokens, random_tokens
+from hstu_trt.bench.kernels.references import Padded, build_reference, eager_attention
+from hstu_trt.bench.kernels.runs import check_failure
+from hstu_trt.bench.kernels.variants import REFERENCES, parse_variant
 from hstu_trt.export.attention import MaskOptions, reference_attention
 from hstu_trt.plugins.parameters import value_blocks
 

@@ -8,12 +8,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hstu_trt.bench.kernel_cases import all_cases, table_cases
-from hstu_trt.bench.kernel_plot import plot
-from hstu_trt.bench.kernel_report import BEST_PEERS, case_table, page_table
-from hstu_trt.bench.kernel_variants import GEMM_CASE, GEMM_NAMES, REFERENCES
+from hstu_trt.bench.kernels.cases import all_cases, table_cases
+from hstu_trt.bench.kernels.plot import plot
+from hstu_trt.bench.kernels.report import BEST_PEERS, case_table, page_table
+from hstu_trt.bench.kernels.variants import GEMM_CASE, GEMM_NAMES, REFERENCES
+from hstu_trt.bench.report.svg import LogScale, Picture, spread_apart
 from hstu_trt.bench.result_rows import RESULTS, ResultRow, append_rows, read_rows
-from hstu_trt.bench.svg import LogScale, Picture, spread_apart
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hstu_trt.bench import kernel_runs, kernels
-from hstu_trt.bench.kernel_calls import alpha_of
-from hstu_trt.bench.kernel_cases import KernelCase
-from hstu_trt.bench.kernel_check import exact_rows, sample_rows
-from hstu_trt.bench.kernel_inputs import Tokens
-from hstu_trt.bench.kernel_runs import CaseResult, Entry, Options, gemm_rows, measure_case
-from hstu_trt.bench.kernel_variants import GEMM_CASE, GEMM_NAMES, REFERENCES, KernelVariant, parse_variants
+from hstu_trt.bench.kernels import runs as kernel_runs
+from hstu_trt.bench.kernels import verb as kernels
+from hstu_trt.bench.kernels.calls import alpha_of
+from hstu_trt.bench.kernels.cases import KernelCase
+from hstu_trt.bench.kernels.check import exact_rows, sample_rows
+from hstu_trt.bench.kernels.inputs import Tokens
+from hstu_trt.bench.kernels.runs import CaseResult, Entry, Options, gemm_rows, measure_case
+from hstu_trt.bench.kernels.variants import GEMM_CASE, GEMM_NAMES, REFERENCES, KernelVariant, parse_variants
 from hstu_trt.bench.result_rows import Provenance, read_rows
 from hstu_trt.contract.cli import main
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hstu_trt.bench.lengths import (
+from hstu_trt.bench.workloads.lengths import (
     CLICK_BINS,
     CLICK_TAIL,
     EXPOSURE_BINS,

@@ -7,9 +7,9 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from hstu_trt.bench.load_client import ClosedLoop, OpenLoop, Records, drive, merge, poisson
-from hstu_trt.bench.load_stats import BEHIND, ERRORS, SATURATED, SHORT, UNSTABLE, Repeated, queue_grows, summarise
-from hstu_trt.bench.load_target import CallableTarget
+from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, Records, drive, merge, poisson
+from hstu_trt.bench.load.stats import BEHIND, ERRORS, SATURATED, SHORT, UNSTABLE, Repeated, queue_grows, summarise
+from hstu_trt.bench.load.target import CallableTarget
 
 REQUESTS = [{"n": np.array([number])} for number in range(5)]
 

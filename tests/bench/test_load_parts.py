@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 from load_rows_made import Dies, Echo, load_row
 
-from hstu_trt.bench import machine_watch, side_by_side
-from hstu_trt.bench.load_client import ClosedLoop
-from hstu_trt.bench.load_metrics import load_statistics
-from hstu_trt.bench.load_processes import Clients
-from hstu_trt.bench.load_rows import Measured, Subject, load_table, row_of, score_verdict, steps_table, workload_facts
-from hstu_trt.bench.load_scenarios import Outcome
-from hstu_trt.bench.load_stats import Repeated, summarise
-from hstu_trt.bench.load_target import CallableTarget, ask_all, infer_request, read_scores
-from hstu_trt.bench.queueing import fit_curve
-from hstu_trt.bench.requests_source import generate_requests
+from hstu_trt.bench.load import machine_watch
+from hstu_trt.bench.load.client import ClosedLoop
+from hstu_trt.bench.load.metrics import load_statistics
+from hstu_trt.bench.load.processes import Clients
+from hstu_trt.bench.load.rows import Measured, Subject, load_table, row_of, score_verdict, steps_table, workload_facts
+from hstu_trt.bench.load.scenarios import Outcome
+from hstu_trt.bench.load.serve_accuracy import Checks, judge
+from hstu_trt.bench.load.stats import Repeated, summarise
+from hstu_trt.bench.load.target import CallableTarget, ask_all, infer_request, read_scores
+from hstu_trt.bench.load.triton_statistics import ModelStatistics, added
+from hstu_trt.bench.plan.queueing import fit_curve
 from hstu_trt.bench.result_rows import Provenance, ResultRow
-from hstu_trt.bench.serve_accuracy import Checks, judge
-from hstu_trt.bench.triton_statistics import ModelStatistics, added
+from hstu_trt.bench.serving import side_by_side
+from hstu_trt.bench.workloads.requests_source import generate_requests
 from hstu_trt.contract.errors import HstuTrtError
 
 
@@ -175,7 +176,7 @@ def test_a_measured_scenario_becomes_a_row(fake_model):
 
 
 def summarise_of_law():
-    from hstu_trt.bench.load_client import Records
+    from hstu_trt.bench.load.client import Records
 
     due = np.arange(2000) / 100
     records = Records(due=due, sent=due, done=due + 0.01, which=np.zeros(2000, int), errors={}, cpu_s=1.0)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hstu_trt.bench.load_client import ClosedLoop, Records
-from hstu_trt.bench.load_scenarios import Bound, Plan, Scenarios, highest_rate, sweep_rates
+from hstu_trt.bench.load.client import ClosedLoop, Records
+from hstu_trt.bench.load.scenarios import Bound, Plan, Scenarios, highest_rate, sweep_rates
 from hstu_trt.contract.errors import ConfigError
 
 SERVICE_S = 0.005

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from hstu_trt.bench import metrics
+from hstu_trt.bench.accuracy import metrics
 
 
 def brute_auc(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hstu_trt.bench.model_report import FILES, model_table
+from hstu_trt.bench.model.report import FILES, model_table
 from hstu_trt.bench.result_rows import RESULTS, read_rows
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from hstu_trt.bench import perf_analyzer
-from hstu_trt.bench.load_stats import summarise
-from hstu_trt.bench.perf_analyzer import PerfAnalyzer, Setting
+from hstu_trt.bench.load.stats import summarise
+from hstu_trt.bench.serving import perf_analyzer
+from hstu_trt.bench.serving.perf_analyzer import PerfAnalyzer, Setting
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 
 CSV = (

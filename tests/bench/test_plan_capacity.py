@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from load_rows_made import a_run
 
-from hstu_trt.bench import plan
-from hstu_trt.bench.capacity import Demand, Fleet, covered_share, placements
-from hstu_trt.bench.load_client import OpenLoop, drive, poisson
-from hstu_trt.bench.load_scenarios import Bound
-from hstu_trt.bench.load_stats import summarise
-from hstu_trt.bench.queueing import ServiceCurve, fit_curve, predict_ms, rate_within, scatter_of, simulate
+from hstu_trt.bench.load.client import OpenLoop, drive, poisson
+from hstu_trt.bench.load.scenarios import Bound
+from hstu_trt.bench.load.stats import summarise
+from hstu_trt.bench.plan import verb as plan
+from hstu_trt.bench.plan.capacity import Demand, Fleet, covered_share, placements
+from hstu_trt.bench.plan.queueing import ServiceCurve, fit_curve, predict_ms, rate_within, scatter_of, simulate
 from hstu_trt.bench.result_rows import RESULTS, append_rows, latest, read_rows
 from hstu_trt.contract.errors import ConfigError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hstu_trt.bench.fidelity import Figure
-from hstu_trt.bench.plan_precision import Trial, choose, table
+from hstu_trt.bench.accuracy.fidelity import Figure
+from hstu_trt.bench.accuracy.plan_precision import Trial, choose, table
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.fp8_plan import fp8_sites, read_plan
 from hstu_trt.contract.gates import RANKING_GATES, RankingGates

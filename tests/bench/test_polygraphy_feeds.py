@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hstu_trt.bench.polygraphy_feeds import FED_STAGES, feeds, shape_options, stage_spec
-from hstu_trt.bench.requests_source import generate_requests
+from hstu_trt.bench.workloads.requests_source import generate_requests
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.features import check_request
 from hstu_trt.contract.model_folder import read_model_folder

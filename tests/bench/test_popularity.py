@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hstu_trt.bench.popularity import draw_items, scatter_ranks, zipf_ranks
+from hstu_trt.bench.workloads.popularity import draw_items, scatter_ranks, zipf_ranks
 from hstu_trt.contract.errors import ConfigError
 
 # rows, exponent -> share of the lookups that the hottest 0.1 %, 1 %, 4 % and 10 % of the rows take under the discrete

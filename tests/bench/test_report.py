@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from load_rows_made import a_run, later, load_row
 
-from hstu_trt.bench import report
-from hstu_trt.bench.report_cases import cases_of
+from hstu_trt.bench.report import verb as report
+from hstu_trt.bench.report.cases import cases_of
 from hstu_trt.bench.result_rows import RESULTS, append_rows, read_rows
 from hstu_trt.contract.errors import ArtefactError, GateError
 

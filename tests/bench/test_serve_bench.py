@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from hstu_trt.bench import serve
-from hstu_trt.bench.report import page
+from hstu_trt.bench.report.verb import page
 from hstu_trt.bench.result_rows import read_rows
+from hstu_trt.bench.serving import serve
 from hstu_trt.contract.cli import main as cli
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.serving.assemble import Options, assemble

@@ -2,9 +2,9 @@
 
 import pytest
 
-from hstu_trt.bench import table_gpu
 from hstu_trt.bench.result_rows import ResultRow
-from hstu_trt.bench.table_gpu_data import GatherCase
+from hstu_trt.bench.tables import gpu as table_gpu
+from hstu_trt.bench.tables.gpu_data import GatherCase
 from hstu_trt.contract.cli import main as command_line
 
 

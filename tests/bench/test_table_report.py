@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from hstu_trt.bench.result_rows import ResultRow, append_rows
-from hstu_trt.bench.table_plot import plot
-from hstu_trt.bench.table_report import page_section, shown_rows, table_main
+from hstu_trt.bench.tables.plot import plot
+from hstu_trt.bench.tables.report import page_section, shown_rows, table_main
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError
 

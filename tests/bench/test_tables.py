@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hstu_trt.bench import tables
 from hstu_trt.bench.result_rows import read_rows
+from hstu_trt.bench.tables import host as tables
 from hstu_trt.contract.cli import main as command_line
 
 SMALL = ["--rows", "300", "--dim", "16", "--lookups", "70", "--rounds", "2", "--target-ms", "0.1", "--threads", "1"]

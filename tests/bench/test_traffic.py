@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hstu_trt.bench import traffic
+from hstu_trt.bench.load import traffic
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 

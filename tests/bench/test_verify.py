@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from hstu_trt.bench import verify, verify_steps
-from hstu_trt.bench.support_rows import StepResult, SupportRow, append_row, markdown, read_support
-from hstu_trt.bench.verify_steps import Gpu, Step, command_text, count_tests, diff_figure, engine_counts, steps
+from hstu_trt.bench.verify import steps as verify_steps
+from hstu_trt.bench.verify import verb as verify
+from hstu_trt.bench.verify.steps import Gpu, Step, command_text, count_tests, diff_figure, engine_counts, steps
+from hstu_trt.bench.verify.support_rows import StepResult, SupportRow, append_row, markdown, read_support
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.plugin_files import PLUGINS_VARIABLE
@@ -81,7 +82,7 @@ def test_commands_are_shown_as_a_user_types_them(tmp_path, monkeypatch):
     assert command_text(plan["plugins"]) == "make plugins ARCHS=all"
     assert command_text(plan["engines fp16"]).startswith("hstu-trt engines --model ")
     assert command_text(plan["tests"]).startswith("python -m pytest -m 'gpu or tensorrt'")
-    from hstu_trt.bench.diff_runners import parser
+    from hstu_trt.bench.diff.runners import parser
 
     assert parser().parse_args(list(plan["diff fp16"].command[4:])).b == "tensorrt"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hstu_trt.bench.generate import generate, generate_slots
-from hstu_trt.bench.lengths import ConstLengths, StreamLengths
-from hstu_trt.bench.profiles import PROFILES, Profile
-from hstu_trt.bench.workload import Workload, concatenate
+from hstu_trt.bench.workloads.generate import generate, generate_slots
+from hstu_trt.bench.workloads.lengths import ConstLengths, StreamLengths
+from hstu_trt.bench.workloads.profiles import PROFILES, Profile
+from hstu_trt.bench.workloads.workload import Workload, concatenate
 from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.features import check_request, pack_request
 from hstu_trt.contract.model import ContextualFeature, HstuConfig, TableConfig

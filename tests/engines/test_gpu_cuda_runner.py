@@ -13,8 +13,8 @@ from cuda_models import fused_feed, fused_runner
 from golden_cases import GOLDEN, load_case
 from safetensors.torch import load_file
 
-from hstu_trt.bench.model_setup import ModelCase, device_tables, random_weights, requests
-from hstu_trt.bench.profiles import PROFILES
+from hstu_trt.bench.model.cases import ModelCase, device_tables, random_weights, requests
+from hstu_trt.bench.workloads.profiles import PROFILES
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.model import HstuConfig

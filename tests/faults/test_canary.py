@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from hstu_trt.serving import canary as canaries
-from hstu_trt.serving.canary import Canary, Verdict
 from hstu_trt.serving.signature import OUT_OF_REACH, ROW_STATUS, TABLES_VERSION
+from hstu_trt.serving.supervision import canary as canaries
+from hstu_trt.serving.supervision.canary import Canary, Verdict
 from hstu_trt.tables.ids import RowStatus
 
 pytestmark = pytest.mark.faults

@@ -10,19 +10,20 @@ import pytest
 
 import hstu_trt.serving
 import hstu_trt.tables
-from hstu_trt.serving import supervisor, watching
+from hstu_trt.serving.refresh import watching
+from hstu_trt.serving.supervision import supervisor
 
 pytestmark = pytest.mark.faults
 WALL = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "utcnow", "today"}
 # (file, function) that may ask the wall clock: what it writes is for people and metrics, and nothing is decided by it;
 # but for a certificate, which is good until a date.
 ALLOWED = {
-    ("serving/cuda_stages.py", "serves"),
-    ("serving/events.py", "write"),
-    ("serving/fleet_command.py", "_tell"),
-    ("serving/live_models.py", "serves"),
-    ("serving/live_stages.py", "serves"),
-    ("serving/supervisor.py", "Event"),
+    ("serving/models/cuda_stages.py", "serves"),
+    ("serving/supervision/events.py", "write"),
+    ("serving/fleet/command.py", "_tell"),
+    ("serving/models/live_models.py", "serves"),
+    ("serving/models/live_stages.py", "serves"),
+    ("serving/supervision/supervisor.py", "Event"),
     ("serving/tls.py", "_check_dates"),
     ("tables/remote_push.py", "_begin"),
 }
@@ -47,9 +48,9 @@ def wall_clocks(source):
 
 def test_only_what_people_read_comes_from_the_wall_clock():
     found = {
-        (f"{room.resolve().name}/{path.name}", scope)
+        (path.relative_to(room.resolve().parent).as_posix(), scope)
         for room in ROOMS
-        for path in sorted(room.resolve().glob("*.py"))
+        for path in sorted(room.resolve().rglob("*.py"))
         for scope, _ in wall_clocks(path.read_text())
     }
     assert found == ALLOWED

@@ -31,10 +31,14 @@ def triton_models(monkeypatch):
     utilities.InferenceResponse = lambda tensors=(), error=None: types.SimpleNamespace(tensors=tensors, error=error)
     utilities.Tensor = lambda name, array: (name, array)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utilities)
-    modules = [f"hstu_trt.serving.{name}" for name in ("live_metrics", "front_door", "triton_models", "fused_model")]
+    modules = [
+        f"hstu_trt.serving.models.{name}" for name in ("live_metrics", "front_door", "triton_models", "fused_model")
+    ]
     for module in modules:
         monkeypatch.delitem(sys.modules, module, raising=False)
-    yield {kind: getattr(importlib.import_module(f"hstu_trt.serving.{home}"), kind) for kind, home in KINDS.items()}
+    yield {
+        kind: getattr(importlib.import_module(f"hstu_trt.serving.models.{home}"), kind) for kind, home in KINDS.items()
+    }
     for module in modules:
         sys.modules.pop(module, None)
 

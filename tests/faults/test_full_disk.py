@@ -15,7 +15,7 @@ from supervised import Supervised, process_of
 
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient
-from hstu_trt.serving.refresh_settings import RefreshSettings
+from hstu_trt.serving.refresh.settings import RefreshSettings
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
 SOURCE = Path(__file__).parents[1] / "support" / "broken_disk.c"

@@ -18,14 +18,14 @@ from served import Serve
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc import service_pb2 as protocol
 
-from hstu_trt.bench.fuzz import Plan, fuzz
-from hstu_trt.bench.fuzz_cases import Case
-from hstu_trt.bench.fuzz_oracle import Oracle
-from hstu_trt.bench.fuzz_report import report_text
-from hstu_trt.bench.fuzz_requests import INFER, make_bases
-from hstu_trt.bench.fuzz_tensors import set_shape
-from hstu_trt.bench.fuzz_verdict import Outcome, verdict
-from hstu_trt.bench.fuzz_watch import held_by
+from hstu_trt.bench.fuzz.cases import Case
+from hstu_trt.bench.fuzz.oracle import Oracle
+from hstu_trt.bench.fuzz.report import report_text
+from hstu_trt.bench.fuzz.requests import INFER, make_bases
+from hstu_trt.bench.fuzz.tensors import set_shape
+from hstu_trt.bench.fuzz.verb import Plan, fuzz
+from hstu_trt.bench.fuzz.verdict import Outcome, verdict
+from hstu_trt.bench.fuzz.watch import held_by
 from hstu_trt.serving.assemble import Options, assemble
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
@@ -246,7 +246,7 @@ def test_nothing_but_grpc_listens(served):
 
 def test_a_finding_can_be_replayed(served, deployment, tmp_path):
     """A server of another deployment gives answers that are wrong for this one: each is a finding, with a file."""
-    from hstu_trt.bench.fuzz import main
+    from hstu_trt.bench.fuzz.verb import main
 
     out = ["--out", str(tmp_path / "found"), "--large-mib", "0"]
     other = ["--deployment", str(tmp_path / "other")]
@@ -266,6 +266,6 @@ def test_scores_of_the_oracle_are_the_served_ones(served, oracle, bases):
 
 
 def _tensors(oracle, request):
-    from hstu_trt.bench.fuzz_requests import read
+    from hstu_trt.bench.fuzz.requests import read
 
     return read(request, oracle.signatures)

@@ -15,8 +15,8 @@ import pytest
 from echo_servers import INFER, EchoServer, call, settings_for
 
 from hstu_trt.contract.model_folder import read_model_folder
-from hstu_trt.serving.gateway import Gateway, GatewayError, find_nginx
-from hstu_trt.serving.gateway_config import MOST_HEADER_BYTES, Upstream, largest_request
+from hstu_trt.serving.fleet.gateway import Gateway, GatewayError, find_nginx
+from hstu_trt.serving.fleet.gateway_config import MOST_HEADER_BYTES, Upstream, largest_request
 from hstu_trt.serving.requests import pack, sample
 from hstu_trt.serving.signature import REPLICA_LOST
 

@@ -15,8 +15,9 @@ from promql import selectors
 from served import Serve
 from throwaway_ca import ThrowawayCa
 
-from hstu_trt.serving import drain, probe, serve, server
-from hstu_trt.serving.processes import processes_of
+from hstu_trt.serving import probe, serve, server
+from hstu_trt.serving.supervision import drain
+from hstu_trt.serving.supervision.processes import processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ROOT / "ops/kubernetes"

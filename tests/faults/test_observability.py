@@ -22,12 +22,12 @@ from trace_collector import TraceCollector
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.table_versions import CURRENT_NAME
-from hstu_trt.serving import events
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import Call, RankingClient
 from hstu_trt.serving.operating import trace_flags
-from hstu_trt.serving.refresh_settings import RefreshSettings
+from hstu_trt.serving.refresh.settings import RefreshSettings
 from hstu_trt.serving.server import choose_port
+from hstu_trt.serving.supervision import events
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("embedding_lookup", "hstu", "mlp_head")
@@ -191,7 +191,7 @@ def test_a_trace_of_the_fused_model(told):
 
 def families():
     """Our metrics by the source: its module is for inside of Triton alone."""
-    tree = ast.parse((ROOT / "serving/live_metrics.py").read_text())
+    tree = ast.parse((ROOT / "serving/models/live_metrics.py").read_text())
     found = [n.value for n in tree.body if isinstance(n, ast.Assign) and "_FAMILIES" in ast.unparse(n.targets[0])]
     return {f"hstu_trt_{key.value}" for key in found[0].keys}
 

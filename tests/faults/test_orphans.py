@@ -9,8 +9,8 @@ import pytest
 from served import Serve
 from supervised import is_running
 
-from hstu_trt.serving.processes import SERVER, processes_of
-from hstu_trt.serving.undertaker import GRACE_S
+from hstu_trt.serving.supervision.processes import SERVER, processes_of
+from hstu_trt.serving.supervision.undertaker import GRACE_S
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from served import Serve, in_process, request_of
 
-from hstu_trt.bench import overload
-from hstu_trt.bench.load_client import ClosedLoop, OpenLoop, Records
-from hstu_trt.bench.load_processes import Clients
-from hstu_trt.bench.load_stats import SHED, summarise
-from hstu_trt.bench.load_target import TritonAddress
-from hstu_trt.bench.overload_load import answers_per_s, ask_over_connections, recovery_s, split
-from hstu_trt.bench.process_watch import family, usage
+from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, Records
+from hstu_trt.bench.load.process_watch import family, usage
+from hstu_trt.bench.load.processes import Clients
+from hstu_trt.bench.load.stats import SHED, summarise
+from hstu_trt.bench.load.target import TritonAddress
 from hstu_trt.bench.result_rows import read_rows
+from hstu_trt.bench.serving import overload
+from hstu_trt.bench.serving.overload_load import answers_per_s, ask_over_connections, recovery_s, split
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.serving.assemble import Options, assemble

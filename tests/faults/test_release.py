@@ -82,7 +82,7 @@ def is_another_model(copy):
 
 
 OFF_BY_A_LITTLE = """
-from hstu_trt.serving.triton_models import StepModel
+from hstu_trt.serving.models.triton_models import StepModel
 
 class TritonPythonModel(StepModel):
     def _load(self, model):

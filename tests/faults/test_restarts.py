@@ -17,8 +17,8 @@ from served import Serve, in_process, request_of
 from supervised import Supervised, is_running, process_of
 
 from hstu_trt.serving.client import RankingClient
-from hstu_trt.serving.processes import SERVER
-from hstu_trt.serving.supervisor import STABLE_CANARIES
+from hstu_trt.serving.supervision.processes import SERVER
+from hstu_trt.serving.supervision.supervisor import STABLE_CANARIES
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
 

@@ -29,8 +29,8 @@ from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.deployment import ENGINES_LINK
 from hstu_trt.serving.operating import exposure, in_run_folder
-from hstu_trt.serving.processes import processes_of
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
+from hstu_trt.serving.supervision.processes import processes_of
 from hstu_trt.serving.tls import ServerTls
 from hstu_trt.serving.trusted_files import check_plugins
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from hstu_trt.bench import soak
-from hstu_trt.bench.process_watch import Usage
+from hstu_trt.bench.load.process_watch import Usage
 from hstu_trt.bench.result_rows import read_rows
+from hstu_trt.bench.serving import soak
 from hstu_trt.contract.cli import main as cli
 
 MIB = 1 << 20

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from hstu_trt.contract.errors import ArtefactError
-from hstu_trt.serving import supervisor as supervising
-from hstu_trt.serving.supervisor import MOST_FAILURES, STABLE_CANARIES, GivenUpError, Supervisor, delay_s
+from hstu_trt.serving.supervision import supervisor as supervising
+from hstu_trt.serving.supervision.supervisor import MOST_FAILURES, STABLE_CANARIES, GivenUpError, Supervisor, delay_s
 
 pytestmark = pytest.mark.faults
 

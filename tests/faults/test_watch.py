@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from hstu_trt.serving import watch as watching
-from hstu_trt.serving.canary import Reading, Verdict
-from hstu_trt.serving.processes import SERVER, Watched
-from hstu_trt.serving.watch import Patience, Pulse
+from hstu_trt.serving.supervision import watch as watching
+from hstu_trt.serving.supervision.canary import Reading, Verdict
+from hstu_trt.serving.supervision.processes import SERVER, Watched
+from hstu_trt.serving.supervision.watch import Patience, Pulse
 
 pytestmark = pytest.mark.faults
 STEPS = ("embedding_lookup", "hstu", "mlp_head")

@@ -26,8 +26,8 @@ from release_folders import write_model  # noqa: E402 - beside the tests, not in
 
 from hstu_trt.bench.files import read_tensors  # noqa: E402
 from hstu_trt.bench.score import pack_file  # noqa: E402
-from hstu_trt.bench.workload import _DTYPES as DTYPES  # noqa: E402
-from hstu_trt.bench.workload import Workload  # noqa: E402
+from hstu_trt.bench.workloads.workload import _DTYPES as DTYPES  # noqa: E402
+from hstu_trt.bench.workloads.workload import Workload  # noqa: E402
 from hstu_trt.contract.config_json import load_config  # noqa: E402
 from hstu_trt.contract.fp8_plan import Fp8Plan, fp8_sites, read_plan  # noqa: E402
 from hstu_trt.contract.manifest import write_manifest  # noqa: E402

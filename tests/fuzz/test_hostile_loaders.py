@@ -17,7 +17,7 @@ from fuzz_loaders import CHECKPOINT, targets, write_engines
 from release_folders import write_model
 
 from hstu_trt.bench.score import pack_file
-from hstu_trt.bench.workload import Workload
+from hstu_trt.bench.workloads.workload import Workload
 from hstu_trt.contract.config_json import config_from_json, load_config
 from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError, InputError
 from hstu_trt.contract.model_folder import read_model_folder

@@ -16,9 +16,9 @@ from hstu_trt.contract.tensors import FUSED
 from hstu_trt.serving import lint, pbtxt
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import OverloadedError, RankingClient
-from hstu_trt.serving.cuda_stages import FusedRequests, OwnTables
 from hstu_trt.serving.cuda_steps import CudaSettings
-from hstu_trt.serving.refresh_settings import RefreshSettings
+from hstu_trt.serving.models.cuda_stages import FusedRequests, OwnTables
+from hstu_trt.serving.refresh.settings import RefreshSettings
 from hstu_trt.serving.requests import one_user, pack
 from hstu_trt.serving.server import LOOPBACK, choose_port
 from hstu_trt.tables.ids import RowStatus
@@ -35,7 +35,7 @@ def test_steps_are_on_the_gpu(make_model, tmp_path):
         assert (group.kind, list(group.gpus), group.count) == (group.KIND_GPU, [0], 1)
         assert configs[name].backend == "python" and pbtxt.parameter(configs[name], "device") == "cuda"
         text = (deployment.repository / name / "1" / "model.py").read_text()
-        assert "serving.cuda_models" in text and "export" not in text
+        assert "serving.models.cuda_models" in text and "export" not in text
         inputs = {port.name for port in configs[name].input}
         assert "dense_id" not in inputs and ("attention_norm" in inputs) == (name == "hstu")
     assert all(pbtxt.parameter(configs[name], "FORCE_CPU_ONLY_INPUT_TENSORS") == "no" for name in STEPS)

@@ -13,11 +13,11 @@ from hstu_trt.serving import lint, pbtxt
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.engine_steps import read_engines
+from hstu_trt.serving.models.stages import GuardedLookup
 from hstu_trt.serving.requests import pack, sample
 from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, Tritonserver, find_tritonserver, plan_launch, tensorrt_flags
 from hstu_trt.serving.signature import MODELS, signatures
-from hstu_trt.serving.stages import GuardedLookup
 from hstu_trt.tables.lookup_stage import HostLookup
 
 STAGES = ("embedding_lookup", "hstu", "mlp_head", "ranking_fused")
@@ -141,7 +141,7 @@ def test_flags_of_the_backend(tmp_path, monkeypatch):
 
 
 STAND_IN = """
-from hstu_trt.serving.triton_models import _StageModel
+from hstu_trt.serving.models.triton_models import _StageModel
 
 
 class TritonPythonModel(_StageModel):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hstu_trt.serving.failure import MOST_LINES, cause_of_failure
+from hstu_trt.serving.supervision.failure import MOST_LINES, cause_of_failure
 
 NOISE = """\
 W1122 08:24:33.408357 6958 pinned_memory_manager.cc:273] "Unable to allocate pinned system memory"

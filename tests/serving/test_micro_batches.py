@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hstu_trt.engines.cuda.packing import Size
-from hstu_trt.serving.micro_batches import BatchLimits, ClosedError, FullError, MicroBatches
+from hstu_trt.serving.models.micro_batches import BatchLimits, ClosedError, FullError, MicroBatches
 
 LIMITS = BatchLimits(tokens=10, users=3, places=5, in_flight=2)
 WAIT_S = 30

@@ -9,18 +9,18 @@ import urllib.request
 import numpy as np
 import pytest
 
-from hstu_trt.bench.refresh import PHASES, POLL_S, plan_steps, run_under_load
-from hstu_trt.bench.refresh_load import Load, check_tellable, expected_scores, wait_for
-from hstu_trt.bench.refresh_versions import Store, rows_that_matter
-from hstu_trt.bench.requests_source import generate_requests
+from hstu_trt.bench.tables.refresh import PHASES, POLL_S, plan_steps, run_under_load
+from hstu_trt.bench.tables.refresh_load import Load, check_tellable, expected_scores, wait_for
+from hstu_trt.bench.tables.refresh_versions import Store, rows_that_matter
+from hstu_trt.bench.workloads.requests_source import generate_requests
 from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.cli import main as cli
 from hstu_trt.contract.errors import GateError, InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient
-from hstu_trt.serving.held import LIVE_FOLDER
-from hstu_trt.serving.refresh_settings import RefreshSettings
+from hstu_trt.serving.models.held import LIVE_FOLDER
+from hstu_trt.serving.refresh.settings import RefreshSettings
 from hstu_trt.serving.requests import one_user
 from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, choose_port, find_tritonserver, plan_launch

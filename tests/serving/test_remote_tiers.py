@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc_client
 
-from hstu_trt.bench.local_cluster import start_cluster
+from hstu_trt.bench.tables.local_cluster import start_cluster
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.tensors import feature_columns
 from hstu_trt.serving.assemble import Options, assemble

@@ -24,7 +24,7 @@ from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient, ServerError
 from hstu_trt.serving.deployment import read_deployment
-from hstu_trt.serving.live_stages import text_tensor
+from hstu_trt.serving.models.live_stages import text_tensor
 from hstu_trt.serving.requests import one_user, pack
 from hstu_trt.serving.serve import StartError, start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch

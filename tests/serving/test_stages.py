@@ -7,8 +7,8 @@ from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.table_format import IdRule, write_table, write_tables_manifest
 from hstu_trt.contract.tensors import FUSED
+from hstu_trt.serving.models.stages import FusedStage, RunnerStage
 from hstu_trt.serving.requests import one_user, pack, sample
-from hstu_trt.serving.stages import FusedStage, RunnerStage
 from hstu_trt.tables.ids import apply_policy
 from hstu_trt.tables.lookup_stage import HostLookup
 

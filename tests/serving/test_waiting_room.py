@@ -6,9 +6,9 @@ import time
 import pytest
 
 from hstu_trt.contract.errors import ConfigError
-from hstu_trt.serving import handover
-from hstu_trt.serving.handover import ENOUGH_AHEAD, MOST_AHEAD, Handover, Turns
-from hstu_trt.serving.waiting_room import WaitingRoom, queue_places
+from hstu_trt.serving.models import handover
+from hstu_trt.serving.models.handover import ENOUGH_AHEAD, MOST_AHEAD, Handover, Turns
+from hstu_trt.serving.models.waiting_room import WaitingRoom, queue_places
 
 
 class Gated:

@@ -6,7 +6,7 @@ from concurrent import futures
 
 import grpc
 
-from hstu_trt.serving.gateway_config import GatewaySettings
+from hstu_trt.serving.fleet.gateway_config import GatewaySettings
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 

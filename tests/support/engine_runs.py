@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from hstu_trt.bench.requests_source import Requests
+    from hstu_trt.bench.workloads.requests_source import Requests
 
 DOMAIN = "hstu.trt"
 

@@ -15,7 +15,7 @@ import numpy as np
 from served import in_process, request_of
 
 from hstu_trt.serving.client import RankingClient
-from hstu_trt.serving.gateway import children_of
+from hstu_trt.serving.fleet.gateway import children_of
 
 MODELS = ("ranking", "ranking_fused")
 ATOL = 2e-5
@@ -26,7 +26,7 @@ class FleetUnderTest:
 
     def __init__(self, deployment, run, replicas, port, first_replica_port):
         self.run, self.url = run, f"127.0.0.1:{port}"
-        command = [sys.executable, "-m", "hstu_trt.serving.fleet_command", "--deployment", str(deployment.path)]
+        command = [sys.executable, "-m", "hstu_trt.serving.fleet.command", "--deployment", str(deployment.path)]
         command += ["--replicas", str(replicas), "--port", str(port), "--run", str(run)]
         command += ["--first-replica-port", str(first_replica_port)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -42,9 +42,9 @@ class FleetUnderTest:
     def command(self, *words):
         """``hstu-trt fleet WORDS`` or ``hstu-trt release WORDS``: exit code, stdout, stderr."""
         verb, *rest = words
-        module = "fleet_command" if verb == "fleet" else "release_command"
+        module = "command" if verb == "fleet" else "release_command"
         folder = "--run" if verb == "fleet" else "--fleet"
-        command = [sys.executable, "-m", f"hstu_trt.serving.{module}", *map(str, rest), folder, str(self.run)]
+        command = [sys.executable, "-m", f"hstu_trt.serving.fleet.{module}", *map(str, rest), folder, str(self.run)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout, done.stderr
 

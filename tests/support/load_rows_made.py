@@ -4,7 +4,7 @@ import dataclasses
 import multiprocessing
 from typing import Any
 
-from hstu_trt.bench.load_target import CallableTarget
+from hstu_trt.bench.load.target import CallableTarget
 from hstu_trt.bench.result_rows import ResultRow
 
 _CHECKS = {"max_abs": 1e-7, "max_abs_allowed": 2e-5, "gates": 5.0, "gates_failed": 0.0}

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
+from hstu_trt.serving.models.stages import FusedStage, RunnerStage
 from hstu_trt.serving.requests import RankRequest, one_user, pack, sample
-from hstu_trt.serving.stages import FusedStage, RunnerStage
 from hstu_trt.tables.lookup_stage import HostLookup
 
 

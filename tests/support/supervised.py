@@ -9,7 +9,7 @@ from pathlib import Path
 
 from served import Serve
 
-from hstu_trt.serving.processes import processes_of
+from hstu_trt.serving.supervision.processes import processes_of
 
 
 class Supervised(Serve):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from engine_runs import lean_library
 
-from hstu_trt.bench.requests_source import Requests, generate_requests
-from hstu_trt.bench.verify_steps import Gpu, engine_precisions, find_gpu
+from hstu_trt.bench.verify.steps import Gpu, engine_precisions, find_gpu
+from hstu_trt.bench.workloads.requests_source import Requests, generate_requests
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, read_model_folder
 from hstu_trt.contract.tensors import FUSED, STAGES
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from engine_runs import CapturedCall, op_nodes, other_lengths
 
-from hstu_trt.bench.diff_runners import Options, measure
-from hstu_trt.bench.diff_sides import Side
+from hstu_trt.bench.diff.runners import Options, measure
+from hstu_trt.bench.diff.sides import Side
 from hstu_trt.bench.polygraphy_feeds import FED_STAGES, feeds
-from hstu_trt.bench.requests_source import Requests
+from hstu_trt.bench.workloads.requests_source import Requests
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, read_model_folder

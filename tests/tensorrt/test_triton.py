@@ -5,7 +5,7 @@ import pytest
 from engine_runs import rows_with
 
 from hstu_trt.bench.chain import NORM, Chain, norm_tensor, open_runner
-from hstu_trt.bench.requests_source import Requests
+from hstu_trt.bench.workloads.requests_source import Requests
 from hstu_trt.contract.errors import ArtefactError, InputError
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.numerics import TOLERANCES, compare

@@ -4,8 +4,8 @@ import pytest
 from release_folders import ROWS, write_model, write_tables
 
 from hstu_trt.contract.table_format import read_tables_folder
-from hstu_trt.serving.live_models import LiveRows, Place
-from hstu_trt.serving.releases import ReleaseFolder
+from hstu_trt.serving.models.live_models import LiveRows, Place
+from hstu_trt.serving.refresh.releases import ReleaseFolder
 from hstu_trt.tables.delta import make_delta
 from hstu_trt.tables.refresh import VersionOpener
 

@@ -10,13 +10,13 @@ from release_folders import DIM, AnyStep, publish, write_model, write_tables
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.table_versions import rollback_version
-from hstu_trt.serving import live_models
-from hstu_trt.serving.live_models import DenseNotReadyError, LiveDense, LiveFused, LiveRows
-from hstu_trt.serving.live_stages import (
+from hstu_trt.serving.models import live_models
+from hstu_trt.serving.models.live_models import DenseNotReadyError, LiveDense, LiveFused, LiveRows
+from hstu_trt.serving.models.live_stages import (
     DenseLostError,
     text_tensor,
 )
-from hstu_trt.serving.releases import check_published
+from hstu_trt.serving.refresh.releases import check_published
 from hstu_trt.tables.refresh import VersionOpener
 
 

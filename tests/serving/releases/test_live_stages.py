@@ -7,7 +7,7 @@ import pytest
 from release_folders import ROWS, publish, write_model
 
 from hstu_trt.contract.errors import InputError
-from hstu_trt.serving.live_stages import (
+from hstu_trt.serving.models.live_stages import (
     DenseStages,
     FixedFusedStage,
     FusedRelease,
@@ -15,9 +15,9 @@ from hstu_trt.serving.live_stages import (
     LiveLookup,
     text_tensor,
 )
-from hstu_trt.serving.releases import Release
+from hstu_trt.serving.models.stages import FusedStage
+from hstu_trt.serving.refresh.releases import Release
 from hstu_trt.serving.requests import one_user, pack, sample
-from hstu_trt.serving.stages import FusedStage
 from hstu_trt.tables.ids import RowStatus
 from hstu_trt.tables.live import Live
 

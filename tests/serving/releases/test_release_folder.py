@@ -14,8 +14,8 @@ from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.table_versions import tables_in
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.assemble import Options, assemble
-from hstu_trt.serving.refresh_settings import RefreshSettings
-from hstu_trt.serving.releases import check_published
+from hstu_trt.serving.refresh.releases import check_published
+from hstu_trt.serving.refresh.settings import RefreshSettings
 
 
 def test_a_version_finds_its_dense_model(folder):

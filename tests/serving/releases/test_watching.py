@@ -7,9 +7,9 @@ from release_folders import publish
 
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.table_versions import rollback_version
-from hstu_trt.serving.held import Board
-from hstu_trt.serving.live_models import DenseNotReadyError
-from hstu_trt.serving.watching import Watcher
+from hstu_trt.serving.models.held import Board
+from hstu_trt.serving.models.live_models import DenseNotReadyError
+from hstu_trt.serving.refresh.watching import Watcher
 from hstu_trt.tables.remote_resp import RemoteError
 
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 from remote_tables import SHAPES, push, wait_for_replicas, write_folder
 
-from hstu_trt.bench.local_cluster import SERVER_VARIABLE, start_cluster
+from hstu_trt.bench.tables.local_cluster import SERVER_VARIABLE, start_cluster
 from hstu_trt.tables.remote import RemoteTables
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_push import publish

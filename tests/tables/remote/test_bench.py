@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hstu_trt.bench import remote as bench
 from hstu_trt.bench.result_rows import ResultRow
+from hstu_trt.bench.tables import remote as bench
 from hstu_trt.contract.errors import GateError
 from hstu_trt.tables.remote_cluster import RemoteRows
 from hstu_trt.tables.remote_layout import RemoteVersion

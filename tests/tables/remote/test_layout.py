@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from hstu_trt.bench import local_cluster
+from hstu_trt.bench.tables import local_cluster
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.tables import remote_library as remote_library_module
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions, Credentials, RemoteRows, Tls

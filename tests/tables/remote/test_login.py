@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from remote_tables import SHAPES, push, table_values
 
-from hstu_trt.bench.local_cluster import free_ports, start_cluster
+from hstu_trt.bench.tables.local_cluster import free_ports, start_cluster
 from hstu_trt.tables.remote import RemoteTables
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions, Credentials, Tls
 from hstu_trt.tables.remote_push import publish

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from table_tools import COUNTS, run
 
-from hstu_trt.bench.popularity import zipf_ranks
+from hstu_trt.bench.workloads.popularity import zipf_ranks
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.tables.plan import GPUS, TableSize, cluster_bytes
 from hstu_trt.tables.popularity import Popularity, zipf_share

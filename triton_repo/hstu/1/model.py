@@ -1,5 +1,5 @@
 """Runs hstu.onnx of the deployment's model."""
 
-from hstu_trt.serving.triton_models import StepModel as TritonPythonModel
+from hstu_trt.serving.models.triton_models import StepModel as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

@@ -1,5 +1,5 @@
 """Looks rows up and runs hstu.onnx and mlp_head.onnx, or one engine, on all waiting requests at once."""
 
-from hstu_trt.serving.fused_model import FusedModel as TritonPythonModel
+from hstu_trt.serving.models.fused_model import FusedModel as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

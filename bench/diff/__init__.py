@@ -1,0 +1,1 @@
+"""``hstu-trt diff``: where two score files, or two runners, part."""

@@ -1,0 +1,1 @@
+"""``hstu-trt bench kernels``: our attention kernels, checked, then timed beside PyTorch."""

@@ -1,0 +1,1 @@
+"""What load runs are made of: clients, scenarios, statistics, watches of the machine, rows."""

@@ -1,0 +1,116 @@
+"""A served deployment with requests for it and the scores that it should give: what every load run begins with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hstu_trt.bench.load.rows import Subject, workload_facts
+from hstu_trt.bench.load.serve_accuracy import Checks, judge, reference_scores
+from hstu_trt.bench.load.target import TritonAddress, ask_all
+from hstu_trt.bench.result_rows import Provenance
+from hstu_trt.bench.workloads.requests_source import Requests
+from hstu_trt.contract.attention_norm import parse_fixed_norm
+from hstu_trt.contract.features import Tensors
+from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.serving.deployment import Deployment
+from hstu_trt.serving.serve import check, start
+from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch, tensorrt_flags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """A served deployment, requests for it, and what its scores are held against."""
+
+    deployment: Deployment
+    url: str
+    server_version: str
+    requests: Requests
+    packed: Sequence[Tensors]
+    checked: int
+    """The first so many requests are held against the reference."""
+    expected: Sequence[Any]
+
+    @property
+    def case(self) -> str:
+        """As in ``demo fp32 cpu, profile ci, seed 1001``."""
+        model = self.deployment.model
+        return f"{model.name} {model.precision} {self.deployment.flavour}, {self.requests.source}"
+
+    def check_scores(self, served: str) -> Checks:
+        """The served model's scores against PyTorch's."""
+        target = TritonAddress(url=self.url, model=served).open()
+        try:
+            scores = ask_all(target, self.packed[: self.checked])
+        finally:
+            target.close()
+        return judge(self.deployment.model, scores, self.expected)
+
+    def subject(self, served: str, provenance: Provenance) -> Subject:
+        """What rows of a served model say about it."""
+        deployment = self.deployment
+        facts = {
+            "model": deployment.model.name,
+            "digest": deployment.model.digest[:16],
+            "precision": deployment.model.precision,
+            "flavour": deployment.flavour,
+            "attention_norm": deployment.attention_norm,
+            "tritonserver": self.server_version,
+        }
+        return Subject(
+            case=self.case,
+            served=served,
+            provenance=provenance,
+            checks=self.check_scores(served),
+            workload=workload_facts(self.requests),
+            deployment=facts,
+        )
+
+
+@contextlib.contextmanager
+def running(
+    deployment: Deployment, url: str | None = None, metrics_port: int | None = None
+) -> Iterator[tuple[str, str]]:
+    """The deployment's server: a running one, or one that is started and drained; its url and version."""
+    if url is not None:
+        import tritonclient.grpc as grpc_client
+
+        with grpc_client.InferenceServerClient(url) as client:
+            yield url, str(client.get_server_metadata().version)
+        return
+    check(deployment)
+    server = find_tritonserver()
+    flags = tensorrt_flags(server) if deployment.flavour == "tensorrt" else ()
+    plan = plan_launch(server, deployment, Listen(grpc_port=0, metrics_port=metrics_port), flags)
+    process, ready = start(deployment, plan)
+    try:
+        yield process.plan.url, ready.version
+    finally:
+        process.drain()
+
+
+def open_workbench(
+    deployment: Deployment,
+    requests: Requests,
+    url: str,
+    version: str,
+    *,
+    checked: int,
+    reference: ModelFolder,
+    device: str,
+) -> Workbench:
+    """Packs the requests and scores the first ``checked`` of them with the reference."""
+    packed = [requests.pack([row]) for row in range(len(requests))]
+    norm = parse_fixed_norm(deployment.attention_norm)
+    expected = reference_scores(reference, packed[:checked], norm, device=device)
+    return Workbench(
+        deployment=deployment,
+        url=url,
+        server_version=version,
+        requests=requests,
+        packed=packed,
+        checked=checked,
+        expected=expected,
+    )

@@ -1,0 +1,1 @@
+"""Suites that put a deployment, or what stands in for one, under load."""

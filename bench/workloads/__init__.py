@@ -1,0 +1,1 @@
+"""Workloads: lengths of history, popularity of items, and the requests that they make."""

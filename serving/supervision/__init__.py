@@ -1,0 +1,1 @@
+"""Keeping a tritonserver alive and honest: canaries, watching, restarts, draining, events."""
