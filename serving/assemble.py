@@ -37,7 +37,7 @@ from hstu_trt.serving.deployment import (
 )
 from hstu_trt.serving.engine_steps import place_plans, read_engines, use_engines
 from hstu_trt.serving.models.waiting_room import BATCHED_PLACES, DEFAULT_PLACES, queue_places
-from hstu_trt.serving.refresh.settings import DEFAULT_POLL_S, RefreshSettings
+from hstu_trt.serving.refresh.settings import BAD_VERSIONS, DEFAULT_POLL_S, RefreshSettings
 from hstu_trt.serving.signature import (
     ATTENTION_NORM,
     FLAVOURS,
@@ -206,6 +206,7 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
             f"{f'--engines {options.engines} ' if options.engines else ''}"
             f"{options.cuda.command_text if options.flavour == 'cuda' else ''}"
             f"{f'--tables {options.refresh.tables} ' if options.refresh.tables else ''}"
+            f"{'--bad-version previous ' if options.refresh.bad_version == 'previous' else ''}"
             f"{f'--tiers {options.tiers} ' if options.tiers else ''}--out {out}"
         ),
         files=[
@@ -216,6 +217,7 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
             "flavour": options.flavour,
             "attention_norm": norm,
             "id_policy": options.id_policy,
+            "bad_version": options.refresh.bad_version,
             "queue": {name: options.places(name) for name in LOOKUP_MODELS},
             "model": {"name": model.name, "digest": model.digest, "precision": model.precision},
             "limits": dataclasses.asdict(model.limits),
@@ -256,6 +258,10 @@ def _parser() -> argparse.ArgumentParser:
         "--refresh-memory", type=float, metavar="GB", help="rows in memory, per process (default: free)"
     )
     parser.add_argument("--refresh-poll", type=float, default=DEFAULT_POLL_S, help="seconds between looks (default: 1)")
+    parser.add_argument(
+        "--bad-version", choices=BAD_VERSIONS, default="refuse",
+        help="a start that cannot serve the version in use ends, or serves the one before it (default: refuse)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="deployment folder to write")
     parser.add_argument("--dry-run", action="store_true", help="print the difference to the repository, write nothing")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -270,6 +276,7 @@ def main(argv: Sequence[str]) -> int:
         mode=args.refresh,
         memory_bytes=None if args.refresh_memory is None else int(args.refresh_memory * 1e9),
         poll_s=args.refresh_poll,
+        bad_version=args.bad_version,
     )
     options = Options(
         flavour=args.flavour,

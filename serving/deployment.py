@@ -43,6 +43,8 @@ class Deployment:
     flavour: str
     attention_norm: str
     id_policy: str
+    bad_version: str = "refuse"
+    """``RefreshSettings.bad_version``."""
     tiers: TierSettings = field(default_factory=TierSettings)
     run_folder: Path | None = None
     """None: in the deployment."""
@@ -87,6 +89,7 @@ def read_deployment(folder: Path, *, verify: bool = True) -> Deployment:
             flavour=document["flavour"],
             attention_norm=document["attention_norm"],
             id_policy=document["id_policy"],
+            bad_version=document.get("bad_version", "refuse"),
             tiers=read_tier_settings(folder / TIERS_FILE) if TIERS_FILE in document["files"] else TierSettings(),
         )
         digest = document["model"]["digest"]

@@ -28,6 +28,7 @@ from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.guard import guard_note
 from hstu_trt.serving.operating import Reporter, add_options, exposure, hide_key, in_run_folder, trace_flags
 from hstu_trt.serving.refresh.releases import ReleaseFolder, check_published
+from hstu_trt.serving.refresh.settings import takes_previous
 from hstu_trt.serving.requests import sample
 from hstu_trt.serving.server import (
     LOOPBACK,
@@ -81,7 +82,8 @@ def check(deployment: Deployment, *, hash_tables: bool = False, connect: bool = 
     RemoteError, or GateError that lists the findings of the lint.
     """
     check_tiers(deployment, hash_tables=hash_tables, connect=connect)
-    check_published(ReleaseFolder(deployment.versions, deployment.model))
+    folder = ReleaseFolder(deployment.versions, deployment.model, takes_previous(deployment.bad_version))
+    check_published(folder, tell=lambda text: print(f"warning: {text}", file=sys.stderr))
     lint.require_clean(deployment.repository, deployment.model, deployment.flavour)
 
 

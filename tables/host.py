@@ -27,6 +27,7 @@ from hstu_trt.tables.native import NativeGather, library_if_built, load_library
 from hstu_trt.tables.table_arrays import map_file, open_arrays, read_file
 
 OutputDtype = Literal["float32", "float16"]
+_ID_DTYPES = frozenset((np.dtype(np.int32), np.dtype(np.int64)))
 REGENERATE = "hstu-trt export, or hstu-trt tables convert --table NAME=FILE --out {folder}"
 
 
@@ -183,7 +184,7 @@ class HostTables:
 
 def check_ids(ids: NDArray, ndim: int, what: str) -> None:
     """Raises InputError unless ids are integers of that many dimensions."""
-    if ids.dtype not in (np.int32, np.int64):
+    if ids.dtype not in _ID_DTYPES:
         raise InputError(f"tensor {what!r} must be int64 or int32, got {ids.dtype}")
     if ids.ndim != ndim:
         raise InputError(f"tensor {what!r} must have {ndim} dimensions, got shape {list(ids.shape)}")

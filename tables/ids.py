@@ -44,6 +44,9 @@ class RowStatus(IntEnum):
     """The padding id: a row of zeros."""
 
 
+_HOST = int(RowStatus.HOST)
+
+
 @dataclass(frozen=True)
 class ResolvedIds:
     """What ``resolve_ids`` found."""
@@ -82,8 +85,11 @@ def resolve_ids(
     """Ids ``[n]`` -> rows of a table of ``rows`` rows. ``row_of_id`` belongs to the rule's permutation."""
     ids = ids.astype(np.int64, copy=False)
     is_plain = rule.hash == "none" and row_of_id is None and (padding_id is None or padding_id < 0)
-    if is_plain and len(ids) and ids.min() >= 0 and ids.max() < rows:
-        return ResolvedIds(ids, np.full(len(ids), int(RowStatus.HOST), np.uint8), 0, None)
+    # One pass: as unsigned numbers, negative ids are the largest.
+    if is_plain and len(ids) and int(np.maximum.reduce(ids.view(np.uint64))) < rows:
+        status = np.empty(len(ids), np.uint8)
+        status.fill(_HOST)
+        return ResolvedIds(ids, status, 0, None)
     padding = np.zeros(len(ids), bool) if padding_id is None else ids == padding_id
     row = _hashed(ids, rule, rows, row_of_id)
     is_bad = (row == ZERO_ROW) & ~padding

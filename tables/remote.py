@@ -206,7 +206,7 @@ class RemoteTables:
     def _complete(self, column: Column, trouble: str) -> None:
         """Fills in the rows that the cluster did not give, and turns the client's status into RowStatus."""
         status, options, versions = column.status, column.options, self._versions
-        if (status == FOUND).all() and (column.resolved == _HOST).all():
+        if _are_all(status, FOUND) and _are_all(column.resolved, _HOST):
             return
         lacking = np.flatnonzero((status != FOUND) & (status != SKIPPED))
         if len(lacking) and versions.local is not None:
@@ -228,6 +228,11 @@ class RemoteTables:
         # A row that is there tells of its id: padding, or a bad one.
         told = (column.resolved != RowStatus.HOST) & (status != RowStatus.UNAVAILABLE) & (status != RowStatus.MISSING)
         status[told] = column.resolved[told]
+
+
+def _are_all(status: NDArray, wanted: int) -> bool:
+    """Whether uint8 ``[n]`` holds nothing else. Counting bytes costs a fraction of what comparing arrays does."""
+    return status.tobytes().count(wanted) == len(status)
 
 
 def open_local(held: Path | HostTables, tables: Mapping[str, RemoteVersion]) -> HostTables:

@@ -21,6 +21,8 @@ from hstu_trt.tables.remote_resp import RemoteError, Reply, decode
 
 USER_VARIABLE = "HSTU_TRT_REDIS_USER"
 PASSWORD_VARIABLE = "HSTU_TRT_REDIS_PASSWORD"
+_INT64 = np.dtype(np.int64)
+_ErrorText = ctypes.c_char * ERROR_BYTES
 FOUND, MISSING, UNAVAILABLE, SKIPPED, REFUSED = 2, 3, 5, 6, 7
 """A row's status as capi.h numbers it."""
 
@@ -109,7 +111,7 @@ class Cluster:
     def __init__(self, options: ClusterOptions) -> None:
         """Connects and reads the slot map. Raises RemoteError."""
         self._library = remote_library()
-        error = ctypes.create_string_buffer(ERROR_BYTES)
+        error = _ErrorText()
         native = _native(options)
         self._handle = self._library.open(ctypes.byref(native), _us(options.connect_ms), error, ERROR_BYTES)
         if not self._handle:
@@ -138,7 +140,7 @@ class Cluster:
         texts = (ctypes.c_char_p * len(encoded))(*encoded)
         sizes = (ctypes.c_size_t * len(encoded))(*map(len, encoded))
         replies: list[bytes] = []
-        error = ctypes.create_string_buffer(ERROR_BYTES)
+        error = _ErrorText()
         failed = self._library.execute(
             self._open(), node.encode() if node else None, len(encoded), texts, sizes, _us(deadline_ms),
             _collector(replies), None, error, ERROR_BYTES,
@@ -149,7 +151,7 @@ class Cluster:
 
     def read(self, jobs: Sequence[RowsJob], deadline_ms: float) -> str:
         """Fills values and status of all jobs; returns what went wrong first, or ""."""
-        error = ctypes.create_string_buffer(ERROR_BYTES)
+        error = _ErrorText()
         native = (Job * len(jobs))(*(job.native() for job in jobs))
         if self._library.read(self._open(), native, len(jobs), _us(deadline_ms), error, ERROR_BYTES):
             raise RemoteError(_text(error))
@@ -157,7 +159,7 @@ class Cluster:
 
     def write(self, job: RowsJob, deadline_ms: float) -> str:
         """Writes distinct rows and fills their status; returns what went wrong first, or ""."""
-        error = ctypes.create_string_buffer(ERROR_BYTES)
+        error = _ErrorText()
         native = job.native()
         if self._library.write(self._open(), ctypes.byref(native), _us(deadline_ms), error, ERROR_BYTES):
             raise RemoteError(_text(error))
@@ -216,12 +218,18 @@ class RowsJob:
         """The structure of the C face; it points into the arrays."""
         row = self.values[:1]
         fits = row.nbytes == self.table.row_bytes * len(row) and row.flags.c_contiguous
-        if not fits or self.rows.dtype != np.int64 or len({len(self.rows), len(self.values), len(self.status)}) != 1:
+        if not fits or self.rows.dtype != _INT64 or not len(self.rows) == len(self.values) == len(self.status):
             raise ValueError(f"rows {self.rows.dtype}{self.rows.shape}, values {self.values.dtype}{self.values.shape}")
         return Job(
-            self.table.handle, self.rows.ctypes.data, len(self.rows), self.values.ctypes.data,
-            self.values.strides[0], self.status.ctypes.data,
+            self.table.handle, _address(self.rows), len(self.rows), _address(self.values),
+            self.values.strides[0], _address(self.status),
         )  # fmt: skip
+
+
+def _address(array: NDArray) -> int:
+    """Of the first element. ``array.ctypes`` imports, and makes objects: too much for each array of each request."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _native(options: ClusterOptions) -> Options:

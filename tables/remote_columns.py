@@ -42,10 +42,9 @@ def make_column(
     options: LookupOptions,
 ) -> Column:
     """Ids ``[n]`` of one feature, their rows to be written to ``out [n, dim]`` and ``status [n]``."""
-    ids = ids.astype(np.int64, copy=False)
     found = resolve_ids(ids, version.ids, version.rows, None, options.policy, options.padding_id)
     values = out if version.dtype == options.dtype else np.empty((len(ids), version.value_bytes), np.uint8)
-    numbers = np.ascontiguousarray(found.rows, np.int64)
+    numbers = np.ascontiguousarray(found.rows)
     if options.policy == "row0" and version.row0:
         numbers = np.where(found.status == RowStatus.BAD_ID, version.row0, numbers)
     job = RowsJob(table=rows, rows=numbers, values=values, status=status)

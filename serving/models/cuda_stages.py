@@ -64,6 +64,7 @@ class OwnTables:
         return {
             "tables_version": self.version, "form": "device", "pair_id": self._model.pair_id,
             "dense": self._model.digest, "memory_bytes": memory_bytes, "since": time.time(),
+            "instead_of": None,
         }  # fmt: skip
 
 

@@ -17,6 +17,10 @@ _FAMILIES = {
     "tables_info": (_GAUGE, "1 for the tables version and pair in use, 0 for earlier ones"),
     "tables_since_seconds": (_GAUGE, "Unix time since when this tables version is in use: its age is time() less this"),
     "tables_memory_bytes": (_GAUGE, "Bytes of rows in memory, of base and overlay"),
+    "tables_instead_of_current": (
+        _GAUGE,
+        "1 while the version before CURRENT is served, since that was bad at the start",
+    ),
     "tables_draining": (_GAUGE, "Old versions that running requests still read"),
     "tables_bad_ids_total": (_COUNTER, "Ids outside a table"),
     "table_rows_total": (_COUNTER, "Rows looked up by where they came from"),
@@ -73,6 +77,7 @@ class LiveMetrics:
             self._info.set(1)
             self._metric("tables_since_seconds").set(facts["since"])
             self._metric("tables_memory_bytes").set(facts["memory_bytes"])
+            self._metric("tables_instead_of_current").set(int(facts["instead_of"] is not None))
 
     def update(self, tally: Tally, draining: int) -> None:
         """Adds what was counted since the last call."""

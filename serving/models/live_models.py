@@ -4,8 +4,10 @@
     LiveDense   ``hstu``, ``mlp_head``: the dense models that those releases name
     LiveFused   ``ranking_fused``: releases with both in one process
 
-Each opens what is in use as it starts, and raises ArtefactError, with the way back, where that cannot be served. From
-then on its ``watcher`` opens what is published beside what is served: whatever is wrong with it is logged, counted and
+Each opens what is in use as it starts; where that cannot be served, it raises ArtefactError with the way back, or opens
+the version before it (``take_first``), as the deployment says. Should ``embedding_lookup`` alone find its part of a
+version bad, requests name the dense model of the one before, and the steps open that: late, never mixed. From then on
+its ``watcher`` opens what is published beside what is served: whatever is wrong with it is logged, counted and
 announced on the board, and the old one goes on. How a request stays with one release: ``releases.py``.
 """
 
@@ -27,9 +29,9 @@ from hstu_trt.serving.models.stages import Stage
 from hstu_trt.serving.refresh.releases import (
     Release,
     ReleaseFolder,
-    naming_the_way_back,
     open_own_tables,
     open_tables_of,
+    take_first,
 )
 from hstu_trt.serving.refresh.watching import Refresh, Watcher
 from hstu_trt.serving.signature import ENGINE_STEPS
@@ -97,16 +99,17 @@ class LiveRows:
     def __init__(self, place: Place, opener: VersionOpener, *, dense_is_fixed: bool) -> None:
         self._place, self._opener, self._fixed = place, opener, dense_is_fixed
         self.watcher = place.watch(self._take)
-        with naming_the_way_back(place.folder):
-            version = place.folder.current()
-            if version is None:
-                first = Release(open_own_tables(place.folder.model, opener), place.folder.model)
-            else:
-                dense = place.folder.dense_of(version)
-                self._check_dense(dense)
-                first = Release(open_tables_of(version, dense, opener), dense)
+        first, passed = take_first(place.folder, self._first)
+        self.watcher.passed_over, first.instead_of = passed, passed.version if passed else None
         self.live = Live(first)
         self._announce()
+
+    def _first(self, version: Path | None) -> Release:
+        if version is None:
+            return Release(open_own_tables(self._place.folder.model, self._opener), self._place.folder.model)
+        dense = self._place.folder.dense_of(version)
+        self._check_dense(dense)
+        return Release(open_tables_of(version, dense, self._opener), dense)
 
     def _take(self, version: Path) -> None:
         dense = self._place.folder.dense_of(version)
@@ -164,12 +167,17 @@ class LiveFused:
     def __init__(self, place: Place, opener: VersionOpener, open_stage: OpenStage) -> None:
         self._place, self._opener, self._open_stage = place, opener, open_stage
         self.watcher = place.watch(self._take)
-        with naming_the_way_back(place.folder):
-            version = place.folder.current()
-            dense = place.folder.model if version is None else place.folder.dense_of(version)
-            tables = open_own_tables(dense, opener) if version is None else open_tables_of(version, dense, opener)
-        self.live = Live(FusedRelease(tables, dense, steps=self._steps(dense)))
+        first, passed = take_first(place.folder, self._first)
+        self.watcher.passed_over, first.instead_of = passed, passed.version if passed else None
+        first.steps = self._steps(first.dense)
+        self.live = Live(first)
         self._announce()
+
+    def _first(self, version: Path | None) -> FusedRelease:
+        if version is None:
+            return FusedRelease(open_own_tables(self._place.folder.model, self._opener), self._place.folder.model)
+        dense = self._place.folder.dense_of(version)
+        return FusedRelease(open_tables_of(version, dense, self._opener), dense)
 
     def _take(self, version: Path) -> None:
         now = self.live.current
@@ -199,9 +207,11 @@ class LiveDense:
             in_use=lambda: place.board.dense_in_use(_LOOKUP),
             tell=lambda held: place.announce(holds=held),
         )
-        with naming_the_way_back(place.folder):
-            if (version := place.folder.current()) is not None:
-                self.stages.hold(place.folder.dense_of(version))
+        _, self.watcher.passed_over = take_first(place.folder, self._first)
+
+    def _first(self, version: Path | None) -> None:
+        if version is not None:
+            self._take(version)
 
     def _take(self, version: Path) -> None:
         self.stages.hold(self._place.folder.dense_of(version))
@@ -224,4 +234,5 @@ def serves(release: Release) -> dict[str, Any]:
         "dense": release.dense.digest,
         "memory_bytes": tables.memory_bytes,
         "since": time.time(),
+        "instead_of": release.instead_of,
     }

@@ -241,6 +241,7 @@ class FixedFusedStage:
             "dense": self._model.digest,
             "memory_bytes": 0,
             "since": time.time(),
+            "instead_of": None,
         }
 
 

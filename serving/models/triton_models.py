@@ -34,7 +34,7 @@ from hstu_trt.serving.models.live_stages import DenseLostError, LiveLookup, Tall
 from hstu_trt.serving.models.stages import GuardedLookup, RequestError, RunnerStage, Stage
 from hstu_trt.serving.models.waiting_room import queue_places
 from hstu_trt.serving.refresh.releases import Release, ReleaseFolder
-from hstu_trt.serving.refresh.settings import positive_seconds, refresh_mode
+from hstu_trt.serving.refresh.settings import positive_seconds, refresh_mode, takes_previous
 from hstu_trt.serving.refresh.watching import Refresh, Watcher
 from hstu_trt.serving.signature import (
     ATTENTION_NORM,
@@ -125,7 +125,11 @@ class TritonModel:
         place = Place.of_server(
             self._run,
             name=self._name,
-            folder=ReleaseFolder((self._folder / self._parameter("versions_folder")).resolve(), model),
+            folder=ReleaseFolder(
+                (self._folder / self._parameter("versions_folder")).resolve(),
+                model,
+                or_previous=takes_previous(self._parameter("bad_version")),
+            ),
             poll_s=positive_seconds(self._parameter("refresh_poll_seconds")),
             tell=self._tell,
             every_poll=every_poll,

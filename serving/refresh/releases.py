@@ -21,10 +21,10 @@ of which an ensemble would take three, one after the other.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.manifest import json_digest, read_document
@@ -33,7 +33,14 @@ from hstu_trt.contract.model_folder import MODEL_KIND, ModelFolder, read_model_f
 from hstu_trt.contract.model_folder import REGENERATE as MODEL_AGAIN
 from hstu_trt.contract.stored_table import TablesFolder, is_table_name
 from hstu_trt.contract.table_format import read_tables_folder
-from hstu_trt.contract.table_versions import CURRENT_NAME, DELTA_KIND, named_version, tables_in, version_kind
+from hstu_trt.contract.table_versions import (
+    CURRENT_NAME,
+    DELTA_KIND,
+    PREVIOUS_NAME,
+    named_version,
+    tables_in,
+    version_kind,
+)
 from hstu_trt.serving.signature import ENGINE_STEPS
 from hstu_trt.tables.delta import read_delta
 from hstu_trt.tables.delta_chain import chain_to_whole
@@ -42,6 +49,8 @@ from hstu_trt.tables.lookup_stage import check_tables
 from hstu_trt.tables.refresh import VersionOpener
 from hstu_trt.tables.version import TableVersion
 
+T = TypeVar("T")
+
 
 @dataclass(eq=False)
 class Release:
@@ -49,6 +58,8 @@ class Release:
 
     tables: TableVersion
     dense: ModelFolder
+    instead_of: str | None = None
+    """The version in use that could not be served as the server started, so that this one is."""
 
     def close(self) -> None:
         """Lets go of the tables; dense models are let go of where they are held (``DenseStages``)."""
@@ -61,6 +72,8 @@ class ReleaseFolder:
 
     path: Path
     model: ModelFolder
+    or_previous: bool = False
+    """Whether a server that starts takes the version before the one in use, where that cannot be served."""
 
     def current(self) -> Path | None:
         """The version in use; None where nothing has been published. Raises ArtefactError."""
@@ -150,26 +163,58 @@ def pair_id_of(version: Path) -> str | None:
     ).pair_id
 
 
-@contextmanager
-def naming_the_way_back(folder: ReleaseFolder) -> Iterator[None]:
-    """Where a server cannot start with what is in use: a running one refuses it and goes on, so it may be long bad."""
+@dataclass(frozen=True)
+class PassedOver:
+    """The version in use, where a server that starts cannot serve it and takes the one before it."""
+
+    version: str
+    """Its name; CURRENT where that names none."""
+    why: str
+
+
+def take_first(folder: ReleaseFolder, take: Callable[[Path | None], T]) -> tuple[T, PassedOver | None]:
+    """What a server starts with: ``take`` of the version in use (None: nothing has been published).
+
+    A running server refuses a bad version and goes on, so that one may stand in CURRENT for long before a server has to
+    start with it. Then this takes the version before it, under ``or_previous``: it was published once, so it was whole,
+    and ``take`` holds it to the same checks, of its files and of the dense weights that it belongs to. Any other folder
+    may never have been meant to be served. Raises ArtefactError with the way back, or ConfigError.
+    """
     try:
-        yield
+        return take(folder.current()), None
     except (ArtefactError, ConfigError) as error:
         if not (folder.path / CURRENT_NAME).exists():
             raise
+        why = str(error)
+    cannot = f"{folder.path / CURRENT_NAME} cannot be served: {why}"
+    if not folder.or_previous:
         way_back = f"serve the version before it with: hstu-trt tables rollback {folder.path.resolve()}"
-        raise ArtefactError(f"{folder.path / CURRENT_NAME} cannot be served: {error}; {way_back}") from None
+        raise ArtefactError(f"{cannot}; {way_back}")
+    try:
+        return take(named_version(folder.path, PREVIOUS_NAME)), PassedOver(_name_in_use(folder), why)
+    except (ArtefactError, ConfigError) as error:
+        raise ArtefactError(f"{cannot}; nor can the version before it: {error}") from None
 
 
-def check_published(folder: ReleaseFolder) -> Path | None:
-    """The version in use, if any, after a look at whether it can be served. Raises ArtefactError."""
-    with naming_the_way_back(folder):
-        return _checked(folder)
+def _name_in_use(folder: ReleaseFolder) -> str:
+    try:
+        return named_version(folder.path, CURRENT_NAME).name
+    except ArtefactError:
+        return CURRENT_NAME
 
 
-def _checked(folder: ReleaseFolder) -> Path | None:
-    version = folder.current()
+def check_published(folder: ReleaseFolder, tell: Callable[[str], None] = lambda text: None) -> Path | None:
+    """The version that a server would start with, if any, after a look at whether it can be served.
+
+    tell: gets a sentence where that is not the one in use. Raises ArtefactError.
+    """
+    version, passed = take_first(folder, lambda version: _checked(folder, version))
+    if passed is not None and version is not None:
+        tell(f"{passed.version} cannot be served, {version.name} before it is: {passed.why}")
+    return version
+
+
+def _checked(folder: ReleaseFolder, version: Path | None) -> Path | None:
     if version is None:
         return None
     dense = folder.dense_of(version)

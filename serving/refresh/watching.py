@@ -13,7 +13,7 @@ from pathlib import Path
 from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError
 from hstu_trt.contract.manifest import MANIFEST_NAME
 from hstu_trt.contract.table_versions import CURRENT_NAME
-from hstu_trt.serving.refresh.releases import ReleaseFolder
+from hstu_trt.serving.refresh.releases import PassedOver, ReleaseFolder
 from hstu_trt.tables.refresh import NoRoomError
 
 _LONGEST_DELAY_S = 300.0
@@ -51,9 +51,13 @@ class Watcher:
         self._tries, self._retry_at = 0, math.inf
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refresh", daemon=True)
+        self.passed_over: PassedOver | None = None
+        """What stood in CURRENT at the construction and could not be served; told as refused once the watch begins."""
 
     def start(self) -> None:
         """Begins to watch for what is published after the construction."""
+        if self.passed_over is not None:
+            self._tell(Refresh(version=self.passed_over.version, seconds=0.0, refused=self.passed_over.why))
         self._thread.start()
 
     def stop(self) -> None:

@@ -96,11 +96,11 @@ void find_table(Text const& folder, Text const& name) {
 void read_tokens(std::string const& bytes) {
   remote::ReplyReader reader;
   remote::ReplyFrame frame;
-  size_t at = 0, room = 0;
+  size_t at = 0;
   try {
     while (at < bytes.size()) {
       size_t const piece = std::min<size_t>(1 + draw(64), bytes.size() - at);
-      std::memcpy(reader.space(piece, &room), bytes.data() + at, piece);
+      std::memcpy(reader.space(piece), bytes.data() + at, piece);
       reader.filled(piece);
       at += piece;
       remote::Token token;

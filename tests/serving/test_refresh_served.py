@@ -196,6 +196,34 @@ def test_a_server_starts_with_what_is_published(model, store, steps, requests, s
         process.drain()
 
 
+def test_a_server_starts_with_the_version_before_a_bad_one(model, store, steps, requests, server, capsys):
+    """Where the deployment says so; rows, dense weights and metrics tell it."""
+    versions = {step.version.name: step.version for step in steps}
+    for name in ("v7", "v2"):
+        assert cli(["tables", "publish", str(store.root / name)]) == 0
+    damaged = next(name for name, version in versions.items() if version.must_be_refused)
+    (store.root / "CURRENT").write_text(f"{damaged}\n")
+    settings = RefreshSettings(tables=store.root, poll_s=POLL_S, bad_version="previous")
+    deployment = assemble(model, store.root.parent / "third", Options(refresh=settings))
+    port = choose_port("127.0.0.1", 0)
+    plan = plan_launch(find_tritonserver(), deployment, Listen(grpc_port=0, metrics_port=port))
+    process, _ = start(deployment, plan)
+    try:
+        norm = parse_fixed_norm(deployment.attention_norm)
+        (expected,) = expected_scores(versions["v7"], requests[:1], norm)
+        with RankingClient(plan.url) as client:
+            answer = client.ask_packed(requests[0])
+        assert answer.tables_version == versions["v7"].label
+        assert np.abs(answer.scores - expected).max() < 1e-5
+        found = metrics_of(port)
+        for name in ("embedding_lookup", "ranking_fused"):
+            assert sum_of(found, "hstu_trt_tables_instead_of_current", model=name) == 1
+            assert sum_of(found, "hstu_trt_refreshes_total", model=name, result="refused") == 1
+    finally:
+        process.drain()
+        assert cli(["tables", "publish", str(store.root / "v7")]) == 0
+
+
 def test_the_check_of_the_load_can_fail(server, requests, own):
     """Scores of another version than the one that is named count as mixed."""
     deployment, url, _, live = server

@@ -10,7 +10,7 @@ namespace {
 
 constexpr size_t kLongestLine = 1 << 16;
 constexpr int64_t kLongestArray = 1 << 20;
-constexpr size_t kFirstBuffer = 1 << 18;
+constexpr size_t kFirstBuffer = 1 << 17;
 
 void append_header(std::string& out, char kind, size_t number) {
   char text[24];
@@ -37,15 +37,14 @@ void append_bulk(std::string& out, std::string_view part) {
   out.append(part).append("\r\n", 2);
 }
 
-char* ReplyReader::space(size_t least, size_t* room) {
+char* ReplyReader::space(size_t bytes) {
   if (head_ == tail_) head_ = tail_ = 0;
-  if (buffer_.size() - tail_ < least && head_ > 0) {
+  if (buffer_.size() - tail_ < bytes && head_ > 0) {
     std::memmove(buffer_.data(), buffer_.data() + head_, tail_ - head_);
     tail_ -= head_;
     head_ = 0;
   }
-  if (buffer_.size() - tail_ < least) buffer_.resize(std::max({kFirstBuffer, 2 * buffer_.size(), tail_ + least}));
-  *room = buffer_.size() - tail_;
+  if (buffer_.size() - tail_ < bytes) buffer_.resize(std::max({kFirstBuffer, 2 * buffer_.size(), tail_ + bytes}));
   return buffer_.data() + tail_;
 }
 

@@ -35,8 +35,8 @@ struct Token {
 // Bytes in, tokens out.
 class ReplyReader {
  public:
-  // Room at the end for at least `least` bytes; `filled` says how many came.
-  char* space(size_t least, size_t* room);
+  // Room at the end for so many bytes; `filled` says how many came.
+  char* space(size_t bytes);
   void filled(size_t bytes) { tail_ += bytes; }
 
   // The next token, or false if its bytes have not all come. A bulk above kMaxBulk is told, then passed over.

@@ -51,6 +51,8 @@ constexpr long kTls12 = 0x0303;
 constexpr int kErrorWantRead = 2;
 constexpr int kErrorZeroReturn = 6;
 constexpr int kLargestWrite = 1 << 20;
+// Plain bytes of a record, RFC 8446 section 5.1.
+constexpr int kLargestRecord = 1 << 14;
 
 template <typename Function>
 void bind(void* library, char const* name, Function*& function) {
@@ -175,9 +177,7 @@ void TlsStream::decrypt(std::string_view wire_in, ReplyReader& plain, std::strin
   if (ssl_.BIO_write(from_wire_, wire_in.data(), static_cast<int>(wire_in.size())) <= 0)
     throw std::runtime_error("TLS: no memory");
   for (;;) {
-    size_t room = 0;
-    char* space = plain.space(1 << 14, &room);
-    int const read = ssl_.SSL_read(stream_, space, static_cast<int>(std::min<size_t>(room, kLargestWrite)));
+    int const read = ssl_.SSL_read(stream_, plain.space(kLargestRecord), kLargestRecord);
     if (read <= 0) {
       check(read, "read");
       break;

@@ -49,8 +49,7 @@ Value read_value(ReplyReader& reader, int depth) {
 Value read_reply(std::string_view reply) {
   if (reply.empty()) throw ProtocolError("CLUSTER SLOTS answered nothing");
   ReplyReader reader;
-  size_t room = 0;
-  std::memcpy(reader.space(reply.size(), &room), reply.data(), reply.size());
+  std::memcpy(reader.space(reply.size()), reply.data(), reply.size());
   reader.filled(reply.size());
   return read_value(reader, 0);
 }

@@ -146,7 +146,9 @@ def test_tables_of_a_new_dense_model_may_have_grown(folder):
 
 
 def test_assemble_links_the_folder_of_versions(folder, tmp_path):
-    settings = RefreshSettings(tables=folder.path, mode="overlay", memory_bytes=10**9, poll_s=0.5)
+    settings = RefreshSettings(
+        tables=folder.path, mode="overlay", memory_bytes=10**9, poll_s=0.5, bad_version="previous"
+    )
     deployment = assemble(folder.model, tmp_path / "out", Options(refresh=settings))
     assert deployment.versions.resolve() == folder.path
     configs = pbtxt.read_repository(deployment.repository)
@@ -155,16 +157,21 @@ def test_assemble_links_the_folder_of_versions(folder, tmp_path):
         assert found == ["overlay", "1000000000"]
     for name in ("embedding_lookup", "hstu", "mlp_head", "ranking_fused"):
         assert pbtxt.parameter(configs[name], "refresh_poll_seconds") == "0.5"
+        assert pbtxt.parameter(configs[name], "bad_version") == "previous"
         linked = deployment.repository / name / pbtxt.parameter(configs[name], "versions_folder")
         assert os.path.realpath(linked) == str(folder.path)
-    assert not assemble(folder.model, tmp_path / "plain", Options()).versions.exists()
+    assert deployment.bad_version == "previous"
+    plain = assemble(folder.model, tmp_path / "plain", Options())
+    assert (plain.versions.exists(), plain.bad_version) == (False, "refuse")
     shutil.rmtree(folder.path)
     with pytest.raises(ConfigError, match="is no folder; it holds the versions"):
         RefreshSettings(tables=folder.path)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"mode": "maybe"}, {"poll_s": 0.0}, {"poll_s": float("nan")}, {"memory_bytes": -1}], ids=str
+    "wrong",
+    [{"mode": "maybe"}, {"poll_s": 0.0}, {"poll_s": float("nan")}, {"memory_bytes": -1}, {"bad_version": "any"}],
+    ids=str,
 )
 def test_settings_of_refreshes_are_checked(wrong):
     with pytest.raises(ConfigError):
