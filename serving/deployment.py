@@ -14,6 +14,7 @@ DIR/
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class Deployment:
     flavour: str
     attention_norm: str
     id_policy: str
+    queue: Mapping[str, int]
+    """Requests that may wait, by model where they come in."""
     tiers: TierSettings = field(default_factory=TierSettings)
     run_folder: Path | None = None
     """None: in the deployment."""
@@ -87,6 +90,7 @@ def read_deployment(folder: Path, *, verify: bool = True) -> Deployment:
             flavour=document["flavour"],
             attention_norm=document["attention_norm"],
             id_policy=document["id_policy"],
+            queue=document["queue"],
             tiers=read_tier_settings(folder / TIERS_FILE) if TIERS_FILE in document["files"] else TierSettings(),
         )
         digest = document["model"]["digest"]
