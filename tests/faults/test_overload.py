@@ -119,7 +119,7 @@ def test_requests_that_end_otherwise_give_their_places_back(server, narrow, mode
                 client._send(feed).cancel()
             else:
                 bad = {name: array for name, array in feed.items() if name != "candidate_ids"}
-                with pytest.raises(ServerError):
+                with pytest.raises(InputError, match="candidate_ids"):
                     client._receive(client._send(bad))
 
         def all_free():
