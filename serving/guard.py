@@ -16,7 +16,7 @@ import numpy as np
 
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model_folder import ModelFolder
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Dim, StageSpec
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES, Dim, StageSpec
 from hstu_trt.serving.signature import ENGINE_STEPS, LOOKUP_MODELS
 
 LIBRARY = Path(__file__).resolve().parents[1] / "build/lib/libhstu_trt_guard.so"
@@ -42,13 +42,14 @@ def guard_limits(model: ModelFolder) -> str:
 def guard_doors(places: Mapping[str, int], flavour: str) -> str:
     """How many requests to each served model may be in flight, as ``csrc/guard_frontend.cpp`` reads it.
 
-    places: for each of LOOKUP_MODELS, how many may wait. As many again may be on their way through the three steps of
-    ``ranking``, or in the batch of ``ranking_fused``, which takes all that have waited.
+    places: for each of LOOKUP_MODELS, how many may wait. A step of ``ranking`` works on one request at a time,
+    ``ranking_fused`` on all that have waited.
     """
-    doors = {ENSEMBLE: LOOKUP_MODELS[0], FUSED: FUSED}
-    if flavour == "cuda":
-        del doors[FUSED]  # its micro-batches bound themselves, by what the GPU holds
-    return " ".join(f"{served}={door}:{places[door]}+{places[door]}" for served, door in doors.items())
+    lookup = LOOKUP_MODELS[0]
+    doors = [f"{ENSEMBLE}={lookup}:{places[lookup]}+{len(STAGES)}"]
+    if flavour != "cuda":  # where micro-batches bound themselves, by what the GPU holds
+        doors.append(f"{FUSED}={FUSED}:{places[FUSED]}+{places[FUSED]}")
+    return " ".join(doors)
 
 
 def is_bounded(model: str) -> bool:

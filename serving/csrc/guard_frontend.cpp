@@ -6,8 +6,8 @@
 //   which is 0 for strings: one request for the classes of `tables_version` ended the server. Later ones sort every
 //   element of an output, however large. Scores are no classes, so nobody needs them.
 //
-// The environment says how many requests to a model may be in flight, as HSTU_TRT_DOORS="ranking=embedding_lookup:8+8":
-// 8 that wait and 8 that are worked on, and which model the count of refused requests names. A model that it does not
+// The environment says how many requests to a model may be in flight, as HSTU_TRT_DOORS="ranking=embedding_lookup:8+3":
+// 8 that wait and 3 that are worked on, and which model the count of refused requests names. A model that it does not
 // name has no bound. Declares what it uses of tritonserver.h, whose ABI has been stable since version 1.
 
 #include <dlfcn.h>

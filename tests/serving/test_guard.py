@@ -72,12 +72,12 @@ def test_other_preloaded_libraries_stay(libraries, monkeypatch):
 @pytest.mark.parametrize(
     ("flavour", "doors"),
     [
-        ("cpu", "ranking=embedding_lookup:8+8 ranking_fused=ranking_fused:5+5"),
-        ("tensorrt", "ranking=embedding_lookup:8+8 ranking_fused=ranking_fused:5+5"),
-        ("cuda", "ranking=embedding_lookup:8+8"),
+        ("cpu", "ranking=embedding_lookup:8+3 ranking_fused=ranking_fused:5+5"),
+        ("tensorrt", "ranking=embedding_lookup:8+3 ranking_fused=ranking_fused:5+5"),
+        ("cuda", "ranking=embedding_lookup:8+3"),
     ],
 )
-def test_as_many_may_be_worked_on_as_may_wait(flavour, doors, libraries, monkeypatch):
+def test_the_requests_that_may_be_in_flight(flavour, doors, libraries, monkeypatch):
     assert guard_doors({"embedding_lookup": 8, "ranking_fused": 5}, flavour) == doors
     environment = door_environment(doors)
     assert environment["HSTU_TRT_DOORS"] == doors and environment["LD_PRELOAD"].startswith(str(libraries))
@@ -88,7 +88,7 @@ def test_as_many_may_be_worked_on_as_may_wait(flavour, doors, libraries, monkeyp
 
 def test_without_the_library_models_bound_what_waits(libraries, monkeypatch):
     (libraries / "frontend.so").unlink()
-    assert door_environment("ranking=embedding_lookup:8+8") == {}
+    assert door_environment("ranking=embedding_lookup:8+3") == {}
     monkeypatch.delenv("HSTU_TRT_DOORS", raising=False)
     assert not is_bounded("embedding_lookup")
 
