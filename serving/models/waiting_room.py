@@ -26,7 +26,7 @@ DEFAULT_PLACES = 8
 A queue with random arrivals and equal services at 80 % of a server's capacity holds fewer than 10 requests 99 % of
 the time: the tail falls as exp(-2 (1 - 0.8) / 0.8 n). Eight that wait and three that are in the steps, or eight in a
 batch, are more. So at that rate little is refused, of services that differ as requests do some hundredths, and in the
-worst overload an accepted request waits for less than twice as many services as the slowest hundredth does at that rate.
+worst overload an accepted request waits for less than twice as many services as the slowest hundredth does then.
 """
 BATCHED_PLACES = 32
 """On a GPU a batch takes little longer than a request, so a whole batch of ``ranking_fused`` may gather."""
