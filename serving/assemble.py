@@ -70,7 +70,7 @@ class Options:
     queue: int | None = None
     """Requests that may wait in front of ``ranking``, and of ``ranking_fused``; None: ``waiting_room.py`` decides.
 
-    Flavour ``cuda``: ``ranking`` has no bound (``cuda_models.py``).
+    Flavour ``cuda``: ``ranking`` has no bound without the guard (``cuda_models.py``).
     """
     tiers: Path | None = None
     """Settings of the tables' tiers; None: all are mapped files."""

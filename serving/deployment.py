@@ -14,6 +14,7 @@ DIR/
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class Deployment:
     flavour: str
     attention_norm: str
     id_policy: str
+    queue: Mapping[str, int]
+    """Requests that may wait, by model where they come in."""
     bad_version: str = "refuse"
     """``RefreshSettings.bad_version``."""
     tiers: TierSettings = field(default_factory=TierSettings)
@@ -90,6 +93,7 @@ def read_deployment(folder: Path, *, verify: bool = True) -> Deployment:
             attention_norm=document["attention_norm"],
             id_policy=document["id_policy"],
             bad_version=document.get("bad_version", "refuse"),
+            queue=document["queue"],
             tiers=read_tier_settings(folder / TIERS_FILE) if TIERS_FILE in document["files"] else TierSettings(),
         )
         digest = document["model"]["digest"]

@@ -1,8 +1,8 @@
-"""The guard of the server: requests that would end it, or end or bloat a model process, are refused.
+"""The guard of the server: requests that would end it, end or bloat a model process, or be too many, are refused.
 
 ``csrc/guard.cpp``, before Triton's Python backend, and ``csrc/guard_frontend.cpp``, before its library, say which those
-are; ``make guard-lib`` builds both. They go with the server in the nvidia-pytriton wheel, which is too old to refuse
-such requests itself.
+are; ``make guard-lib`` builds both. The first goes with the server in the nvidia-pytriton wheel, which is too old to
+refuse such requests itself, the second with any server, since none can bound all that waits (``waiting_room.py``).
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import numpy as np
 
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model_folder import ModelFolder
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Dim, StageSpec
-from hstu_trt.serving.signature import ENGINE_STEPS
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES, Dim, StageSpec
+from hstu_trt.serving.signature import ENGINE_STEPS, LOOKUP_MODELS
 
 LIBRARY = Path(__file__).resolve().parents[1] / "build/lib/libhstu_trt_guard.so"
 FRONTEND = LIBRARY.with_name("libhstu_trt_guard_frontend.so")
 BACKEND = "libtriton_python.so"
 UNGUARDED = "libtriton_python_unguarded.so"
 LIMITS_VARIABLE = "HSTU_TRT_GUARD"
+DOORS_VARIABLE = "HSTU_TRT_DOORS"
 _BUILD = "make guard-lib"
 # A request somewhat beyond the limits passes, for the model to say what is wrong with it in terms of the model.
 _SLACK_FACTOR, _SLACK_BYTES = 2, 65536
@@ -38,6 +39,25 @@ def guard_limits(model: ModelFolder) -> str:
     return " ".join(f"{name}={most}" for name, most in bounds.items())
 
 
+def guard_doors(places: Mapping[str, int], flavour: str) -> str:
+    """How many requests to each served model may be in flight, as ``csrc/guard_frontend.cpp`` reads it.
+
+    places: for each of LOOKUP_MODELS, how many may wait. A step of ``ranking`` works on one request at a time,
+    ``ranking_fused`` on all that have waited.
+    """
+    lookup = LOOKUP_MODELS[0]
+    doors = [f"{ENSEMBLE}={lookup}:{places[lookup]}+{len(STAGES)}"]
+    if flavour != "cuda":  # where micro-batches bound themselves, by what the GPU holds
+        doors.append(f"{FUSED}={FUSED}:{places[FUSED]}+{places[FUSED]}")
+    return " ".join(doors)
+
+
+def is_bounded(model: str) -> bool:
+    """In a process of the server: whether requests to that one of LOOKUP_MODELS are counted before they come to it."""
+    doors = os.environ.get(DOORS_VARIABLE, "").split()
+    return any(door.partition("=")[2].partition(":")[0] == model for door in doors)
+
+
 def largest_request(spec: StageSpec) -> int:
     """Bytes of the tensors of a stage's largest request."""
     return sum(
@@ -48,8 +68,7 @@ def largest_request(spec: StageSpec) -> int:
 
 def find_guard(address: str, loopback: str) -> Path | None:
     """The built library, or None; raises ConfigError where others could reach a server without it."""
-    # What LD_PRELOAD takes for the end of a path.
-    if LIBRARY.is_file() and FRONTEND.is_file() and not any(char in str(FRONTEND) for char in " :"):
+    if LIBRARY.is_file() and _can_preload():
         return LIBRARY
     if address != loopback:
         raise ConfigError(
@@ -59,10 +78,24 @@ def find_guard(address: str, loopback: str) -> Path | None:
     return None
 
 
+def _can_preload() -> bool:
+    # What LD_PRELOAD takes for the end of a path.
+    return FRONTEND.is_file() and not any(char in str(FRONTEND) for char in " :")
+
+
 def guard_environment(limits: str) -> dict[str, str]:
     """Variables of a guarded server."""
+    return {LIMITS_VARIABLE: limits, **_preload()}
+
+
+def door_environment(doors: str) -> dict[str, str]:
+    """Variables of a server that refuses what is too much; none where the library was not built."""
+    return {DOORS_VARIABLE: doors, **_preload()} if _can_preload() else {}
+
+
+def _preload() -> dict[str, str]:
     others = os.environ.get("LD_PRELOAD")
-    return {LIMITS_VARIABLE: limits, "LD_PRELOAD": f"{FRONTEND}:{others}" if others else str(FRONTEND)}
+    return {"LD_PRELOAD": f"{FRONTEND}:{others}" if others else str(FRONTEND)}
 
 
 def guard_note(environment: Mapping[str, str]) -> list[str]:

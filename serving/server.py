@@ -22,7 +22,15 @@ from typing import IO
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.plugin_files import autoload_library
 from hstu_trt.serving.deployment import RUN_VARIABLE, Deployment
-from hstu_trt.serving.guard import BACKEND, UNGUARDED, find_guard, guard_environment, guard_limits
+from hstu_trt.serving.guard import (
+    BACKEND,
+    UNGUARDED,
+    door_environment,
+    find_guard,
+    guard_doors,
+    guard_environment,
+    guard_limits,
+)
 from hstu_trt.serving.supervision.undertaker import Undertaker
 from hstu_trt.serving.tls import ClientTls, ServerTls
 
@@ -115,18 +123,18 @@ class Listen:
 def plan_launch(
     server: Tritonserver, deployment: Deployment, listen: Listen, backend_flags: Sequence[str] = ()
 ) -> LaunchPlan:
-    """How to serve a deployment, guarded by its model's limits. Raises ArtefactError or ConfigError."""
-    limits = guard_limits(deployment.model)
-    return plan_repository(server, deployment.repository, deployment.run, listen, limits, backend_flags)
+    """How to serve a deployment, guarded by its model's limits and its queues. Raises ArtefactError or ConfigError."""
+    limits, doors = guard_limits(deployment.model), guard_doors(deployment.queue, deployment.flavour)
+    return plan_repository(server, deployment.repository, deployment.run, listen, limits, backend_flags, doors)
 
 
 def plan_repository(
     server: Tritonserver, repository: Path, run_folder: Path, listen: Listen, limits: str,
-    backend_flags: Sequence[str] = (),
+    backend_flags: Sequence[str] = (), doors: str = "",
 ) -> LaunchPlan:  # fmt: skip
     """Chooses the ports and prepares the backends folder in ``run_folder``. Raises ArtefactError or ConfigError.
 
-    limits: ``guard_limits`` of what is served; empty where its requests are not ours.
+    limits, doors: ``guard_limits`` and ``guard_doors`` of what is served; empty where its requests are not ours.
     """
     port = choose_port(listen.address, listen.grpc_port)
     _make_run_folder(run_folder)
@@ -147,7 +155,7 @@ def plan_repository(
         *_metrics_flags(listen),
         *backend_flags,
     ]
-    environment = {RUN_VARIABLE: str(run_folder)}
+    environment = {RUN_VARIABLE: str(run_folder), **(door_environment(doors) if doors else {})}
     if server.wheel is not None:
         guard = find_guard(listen.address, LOOPBACK)
         backends = _prepare_backends(server.wheel, run_folder / "backends", guard)

@@ -1,4 +1,4 @@
-"""Waits and batches of models that take requests out of Triton's queue: our metrics in place of its statistics."""
+"""Waits and batches of models that may take requests out of Triton's queue: our metrics beside its own queue times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.refresh.settings import DEFAULT_POLL_S
 from hstu_trt.serving.server import LOOPBACK, choose_port
 
-_LINE = re.compile(r"^hstu_trt_(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
+_LINE = re.compile(r"^(?:hstu_trt|nv_inference)_(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
+_TRITON_QUEUE = "queue_duration_us"
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _TIMEOUT_S = 10.0
 _POLLS = 1.5
@@ -50,7 +51,7 @@ def load_statistics(text: str) -> Statistics:
         labels = dict(_LABEL.findall(words))
         if name in ("batches_total", "batch_seconds_total"):
             batches[labels["model"]][int(labels["users"])][name] = float(value)
-        elif name in ("begun_total", "shed_total", "waited_seconds_total"):
+        elif name in ("begun_total", "shed_total", "waited_seconds_total", _TRITON_QUEUE):
             found[labels["model"]][name] = float(value)
     return {model: _of(counts, batches[model]) for model, counts in found.items() if counts.get("begun_total")}
 
@@ -61,7 +62,8 @@ def _of(counts: dict[str, float], batches: dict[int, dict[str, float]]) -> Model
         for users, each in batches.items()
     }
     # A request computes as long as its batch does.
-    waited, computed = int(1e9 * counts["waited_seconds_total"]), sum(users * ns for users, (_, ns) in table.items())
+    waited = int(1e9 * counts["waited_seconds_total"] + 1e3 * counts.get(_TRITON_QUEUE, 0.0))
+    computed = sum(users * ns for users, (_, ns) in table.items())
     return ModelStatistics(
         inferences=int(counts["begun_total"]),
         executions=sum(number for number, _ in table.values()),

@@ -22,7 +22,7 @@ import numpy as np
 
 from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, poisson
 from hstu_trt.bench.load.machine_watch import MachineWatch
-from hstu_trt.bench.load.process_watch import UsageWatch, usage
+from hstu_trt.bench.load.process_watch import UsageWatch, family, usage
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import device_here, provenance_here
 from hstu_trt.bench.load.stats import summarise
@@ -55,6 +55,10 @@ _HANDLE_SLACK = 20
 """Of so many thousands of handles that came and went; gRPC keeps some threads and pollers that it made."""
 
 
+_SHED_SLACK = 0.05
+"""Of the requests of a second, which are few."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Promises:
     """What must hold. The defaults are what a quiet machine keeps."""
@@ -65,6 +69,8 @@ class Promises:
     throughput_share: float = 0.9
     memory_growth: float = 0.1
     """Of the anonymous memory of server and model processes, from before the burst to its end."""
+    normal_shed: float = 0.1
+    """Refused at the normal rate, whose arrivals come in clumps."""
     recovery_s: float = 2.0
 
 
@@ -94,7 +100,11 @@ class Overload:
     served: str
     peak_per_s: float
     normal_ms: dict[str, float]
+    normal_shed: float
+    """Share of the requests."""
     burst: Split
+    client_cores: float
+    """CPU cores that our client took during the burst, of those that the server might have used."""
     accepted_per_s: float
     recovered_s: float
     memory_growth: float
@@ -110,6 +120,7 @@ class Overload:
             "peak_per_s": self.peak_per_s,
             "normal_p50_ms": self.normal_ms["p50"],
             "normal_p99_ms": self.normal_ms["p99"],
+            "normal_shed": self.normal_shed,
             "accepted": float(len(accepted)),
             "accepted_per_s": self.accepted_per_s,
             "throughput_share": self.accepted_per_s / self.peak_per_s,
@@ -118,6 +129,7 @@ class Overload:
             "refused": float(len(refused)),
             "refusal_p50_ms": _percentile(refused, 50),
             "refusal_p99_ms": _percentile(refused, 99),
+            "client_cores": self.client_cores,
             "failed": float(sum(self.burst.failed.values()) + sum(self.connections.failed.values())),
             "memory_growth": self.memory_growth,
             "recovery_s": self.recovered_s,
@@ -136,6 +148,7 @@ class Overload:
             for name, most in {
                 "refusal_p99_ms": promises.refusal_p99_ms,
                 "latency_ratio": promises.latency_ratio,
+                "normal_shed": promises.normal_shed,
                 "memory_growth": promises.memory_growth,
                 "recovery_s": promises.recovery_s,
                 "handles_left": _HANDLE_SLACK,
@@ -155,6 +168,11 @@ def _percentile(values: Any, percentile: float) -> float:
     return float(np.percentile(values, percentile)) if len(values) else 0.0
 
 
+def _server_pid() -> int:
+    """The child of ours that serves: our own memory grows with what we write down."""
+    return next(pid for pid in family(os.getpid()) if "tritonserver" in Path(f"/proc/{pid}/comm").read_text())
+
+
 def overload_run(url: str, pid: int, served: str, requests: Sequence[Tensors], setting: Setting) -> Overload:
     """All parts of a run on one served model of a running server.
 
@@ -167,6 +185,7 @@ def overload_run(url: str, pid: int, served: str, requests: Sequence[Tensors], s
         rate = setting.share * peak.per_s
         calm = OpenLoop(offsets_s=poisson(rate, setting.seconds, setting.seed), most_waiting=1 << 30)
         normal = summarise(clients.run(calm), requested_per_s=rate)
+        normal_shed = normal.shed / normal.requests
         before = usage(pid).memory_bytes
         loop = burst_schedule(
             normal=rate, burst=setting.factor * peak.per_s, seconds=setting.seconds, after_s=setting.after_s,
@@ -183,10 +202,12 @@ def overload_run(url: str, pid: int, served: str, requests: Sequence[Tensors], s
         served=served,
         peak_per_s=peak.per_s,
         normal_ms=dict(normal.latency_ms),
+        normal_shed=normal_shed,
         burst=split(records, 0.0, setting.seconds),
+        client_cores=records.cpu_s / (setting.seconds + setting.after_s),
         # The first moments fill the queue, and what waits at the end is answered afterwards.
         accepted_per_s=answers_per_s(records, 0.0, setting.seconds),
-        recovered_s=recovery_s(records, setting.seconds, normal.latency_ms["p99"]),
+        recovered_s=recovery_s(records, setting.seconds, normal.latency_ms["p99"], normal_shed + _SHED_SLACK),
         memory_growth=most / before - 1.0,
         connections=connections,
         handles_left=max(0, left),
@@ -252,7 +273,7 @@ def main(argv: Sequence[str]) -> int:
     rows, failures = [], []
     with running(deployment) as (url, _):
         for served in (ENSEMBLE, FUSED) if args.served == "both" else (args.served,):
-            found = overload_run(url, os.getpid(), served, requests, setting)
+            found = overload_run(url, _server_pid(), served, requests, setting)
             missed = found.missed(promises)
             failures += [f"{served}: {sentence}" for sentence in missed]
             rows.append(row_of(found, _case(deployment, source.source), setting, provenance, missed))

@@ -63,21 +63,23 @@ def answers_per_s(records: Records, first_s: float, end_s: float) -> float:
     return float(((moments >= first_s) & (moments < end_s)).sum() / (end_s - first_s))
 
 
-def recovery_s(records: Records, burst_s: float, normal_ms: float) -> float:
-    """Seconds from the end of the burst until nothing is refused and answers take what they normally do.
+def recovery_s(records: Records, burst_s: float, normal_ms: float, normal_shed: float = 0.0) -> float:
+    """Seconds from the end of the burst until requests are answered, and answered as fast, as they normally are.
 
-    The begin of the first second in whose windows nothing was refused and no median is above ``normal_ms``: a later
-    hiccup of the machine is not the burst's. Infinite if there is no such second.
+    The begin of the first second that refuses no larger share than ``normal_shed``, as clumps of random arrivals may,
+    and of whose windows none has a median above ``normal_ms``: a later hiccup of the machine is not the burst's.
+    Infinite if there is no such second.
     """
     windows = np.floor((records.due - records.due[0] - burst_s) / WINDOW_S).astype(int)
     latency = 1e3 * (records.done - records.due)
     latency[list(records.errors)] = np.inf
-    good = 0
-    for window in range(int(windows.max()) + 1):
-        inside = latency[windows == window]
-        good = 0 if np.isinf(inside).any() or (len(inside) and np.median(inside) > normal_ms) else good + 1
-        if good == _GOOD_WINDOWS:
-            return (window + 1 - good) * WINDOW_S
+    for window in range(int(windows.max()) + 2 - _GOOD_WINDOWS):
+        second = [latency[windows == at] for at in range(window, window + _GOOD_WINDOWS)]
+        refused = np.isinf(np.concatenate(second))
+        if all(np.median(part) <= normal_ms for part in second if len(part)) and (
+            refused.sum() <= normal_shed * len(refused)
+        ):
+            return window * WINDOW_S
     return float("inf")
 
 

@@ -92,7 +92,7 @@ class _OneByOne(_DeviceModel):
 class DeviceLookupModel(_OneByOne):
     """``embedding_lookup``.
 
-    Its parameter ``queue`` has no effect yet: requests to ``ranking`` wait in Triton's queues, which have no bound. The
+    Requests to ``ranking`` wait in Triton's queues, which have no bound but the guard's (``guard.py``): without it, the
     door of ``EmbeddingLookupModel`` would need ``handover.py`` between these steps, since they wait for ``hstu``, and
     rows on the device through response senders, which nobody has tried.
     """

@@ -10,6 +10,7 @@ import numpy as np
 from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
+from hstu_trt.serving.guard import is_bounded
 from hstu_trt.serving.models.front_door import TURN_S, response_to, size_of_ragged
 from hstu_trt.serving.models.live_metrics import LiveMetrics
 from hstu_trt.serving.models.live_models import LiveFused
@@ -23,6 +24,7 @@ class FusedModel(TritonModel):
     """``ranking_fused``: all waiting requests, run as one batch."""
 
     def _load(self, model: ModelFolder) -> None:
+        self._bounded = is_bounded(self._name)
         if ENGINES_PARAMETER in self._parameters and TIERS_PARAMETER not in self._parameters:
             norm = parse_fixed_norm(self._parameter(ATTENTION_NORM))
             engine = FusedStage(model, self._runner(model, self._name), norm, self._id_policy())
@@ -39,10 +41,13 @@ class FusedModel(TritonModel):
         self._entrance = self._open_door(self._answer_all, size_of_ragged)
         self._watch(fused.watcher)
 
-    def execute(self, requests: Sequence[Any]) -> None:
-        """Takes requests in; their responses come later."""
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+        """One response per request, in order, where the server bounds them (``guard.py``); None: they come later."""
+        if self._bounded:
+            return self._entrance.answer_now(requests)
         self._entrance.admit(requests)
         self._entrance.linger(TURN_S)
+        return None
 
     def _answer_all(self, requests: Sequence[Any]) -> list[Any]:
         """One response per request, in order."""

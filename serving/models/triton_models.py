@@ -26,6 +26,7 @@ from hstu_trt.contract.runner import Runner
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.deployment import run_folder_of_model
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
+from hstu_trt.serving.guard import is_bounded
 from hstu_trt.serving.models.front_door import FrontDoor, SizeOf, response_to, size_of_packed
 from hstu_trt.serving.models.handover import Handover, Turns
 from hstu_trt.serving.models.live_metrics import LiveMetrics
@@ -269,14 +270,16 @@ class _StageModel(TritonModel):
 class EmbeddingLookupModel(_StageModel):
     """``embedding_lookup``; with an attention norm to hand on, it checks the whole request (``GuardedLookup``).
 
-    The first step, so requests wait here, before any work. In the flavour ``tensorrt`` nothing tells when ``hstu``, a
-    plan, begins a request: there, only requests that wait for their rows are bounded.
+    Where the server bounds the requests in flight (``guard.py``), they wait in Triton's queues. Else they wait here,
+    before any work; but in the flavour ``tensorrt`` nothing tells when ``hstu``, a plan, begins a request: there, only
+    requests that wait for their rows are bounded.
     """
 
     def _load(self, model: ModelFolder) -> None:
         norm = self._parameters.get(ATTENTION_NORM)
         place = self._place(model, self._update)
-        self._handover = None if norm is not None else self._end_of_pipe(Handover, place)
+        self._bounded = is_bounded(self._name)
+        self._handover = None if self._bounded or norm is not None else self._end_of_pipe(Handover, place)
         rows = LiveRows(place, self._opener(), dense_is_fixed=norm is not None)
         self._live = rows.live
         lookup = LiveLookup(rows.live, model, self._id_policy(), sends_dense=norm is None)
@@ -288,7 +291,7 @@ class EmbeddingLookupModel(_StageModel):
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """One response per request, in order, if nobody waits; else they come later."""
-        if self._entrance.is_idle and (self._handover is None or self._handover.has_room):
+        if self._bounded or (self._entrance.is_idle and (self._handover is None or self._handover.has_room)):
             return self._entrance.answer_now(requests)
         self._entrance.admit(requests)
         return None
@@ -305,7 +308,8 @@ class StepModel(_StageModel):
 
     def _load(self, model: ModelFolder) -> None:
         place = self._place(model)
-        self._turns = self._end_of_pipe(Turns, place) if self._name == ENGINE_STEPS[0] else None
+        waits_here = self._name == ENGINE_STEPS[0] and not is_bounded(LOOKUP_MODELS[0])
+        self._turns = self._end_of_pipe(Turns, place) if waits_here else None
         dense = LiveDense(place, self._open_step)
         self._stage = dense.stages
         self._watch(dense.watcher)

@@ -104,6 +104,8 @@ hstu_trt_batches_total{users="4",model="ranking_fused"} 5
 hstu_trt_batch_seconds_total{model="ranking_fused",users="1"} 0.1
 hstu_trt_batch_seconds_total{users="4",model="ranking_fused"} 0.1
 hstu_trt_tables_info{model="ranking_fused",form="x"} 1
+nv_inference_queue_duration_us{model="ranking_fused",version="1"} 150000
+nv_inference_queue_duration_us{model="hstu",version="1"} 90000
 hstu_trt_begun_total{model="embedding_lookup"} 0
 hstu_trt_waited_seconds_total{model="embedding_lookup"} 0
 nv_cpu_utilization 0.5
@@ -120,7 +122,7 @@ def test_waits_and_batches_by_our_metrics():
         15,
         4,
     )
-    assert facts["ms"]["queue"] == 20 and facts["mean_batch"] == 2
+    assert facts["ms"]["queue"] == 25 and facts["mean_batch"] == 2
     assert facts["ms"]["compute_infer"] == pytest.approx(1e3 * (0.1 + 4 * 0.1) / 30, abs=1e-3)
     assert facts["batches"] == {"1": [10, 10.0], "4": [5, 20.0]}
     curve = fit_curve([facts["batches"]], max_batch=4, scatter=0.0)

@@ -183,7 +183,7 @@ def test_the_autoscaler_s_metric_is_made_of_what_the_dashboard_asks_for(manifest
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
     query = rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'pod="x"')
     asked = {name for text in (query, rule["seriesQuery"]) for name, _ in selectors(text)}
-    assert asked == {"hstu_trt_waited_seconds_total", "hstu_trt_begun_total"}
+    assert asked == {"hstu_trt_waited_seconds_total", "nv_inference_queue_duration_us", "hstu_trt_begun_total"}
     # The dashboard's test holds the same names against a running server.
     assert all(name in (ROOT / "ops/grafana/hstu-trt.json").read_text() for name in asked)
 

@@ -12,7 +12,7 @@ from served import Serve, in_process, request_of
 from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES
-from hstu_trt.contract.tensors import FUSED
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint, pbtxt
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import OverloadedError, RankingClient
@@ -234,16 +234,19 @@ def narrow(exported, tmp_path_factory):
     options = Options(flavour="cuda", cuda=CPU, queue=2)
     deployment = assemble(read_model_folder(exported("fp32")), tmp_path_factory.mktemp("cuda") / "narrow", options)
     port = choose_port(LOOPBACK, 0)
-    running = Serve(deployment, "--metrics-port", str(port))
+    # Without the supervisor, whose canaries may be refused too.
+    running = Serve(deployment, "--metrics-port", str(port), "--no-restart")
     yield deployment, running, port
     running.stop(signal.SIGKILL)
 
 
 @pytest.mark.triton
-def test_more_than_may_wait_is_refused_at_once_and_counted(narrow):
+@pytest.mark.parametrize(("model", "door"), [(FUSED, FUSED), (ENSEMBLE, "embedding_lookup")])
+def test_more_than_may_wait_is_refused_at_once_and_counted(narrow, model, door):
     deployment, running, port = narrow
-    tensors = one_user(pack(deployment.model.ranking_config, [request_of(deployment, 120, 300)]))
-    with RankingClient(running.url, FUSED) as client:
+    tensors = pack(deployment.model.ranking_config, [request_of(deployment, 120, 300)])
+    tensors = one_user(tensors) if model == FUSED else tensors
+    with RankingClient(running.url, model) as client:
         expected = client.infer(tensors)
         futures = [client._send(tensors, None) for _ in range(64)]
         refused = [future.exception(60) for future in futures if future.exception(60) is not None]
@@ -254,8 +257,8 @@ def test_more_than_may_wait_is_refused_at_once_and_counted(narrow):
             if future.exception() is None:
                 np.testing.assert_allclose(future.result().as_numpy("preds"), expected, atol=1e-6, rtol=0)
         # The supervisor's canary may have found no place either.
-        assert comes_true(lambda: 0 <= sum(series(port, "shed_total", FUSED).values()) - len(refused) <= 2)
-        assert sum(series(port, "waiting_requests", FUSED).values()) == 0
+        assert comes_true(lambda: 0 <= sum(series(port, "shed_total", door).values()) - len(refused) <= 2)
+        assert sum(series(port, "waiting_requests", door).values()) == 0
         np.testing.assert_allclose(client.infer(tensors), expected, atol=1e-6, rtol=0)
 
 

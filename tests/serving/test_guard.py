@@ -4,7 +4,16 @@ import pytest
 
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.serving import guard
-from hstu_trt.serving.guard import find_guard, guard_environment, guard_limits, guard_note, largest_request
+from hstu_trt.serving.guard import (
+    door_environment,
+    find_guard,
+    guard_doors,
+    guard_environment,
+    guard_limits,
+    guard_note,
+    is_bounded,
+    largest_request,
+)
 from hstu_trt.serving.server import LOOPBACK
 
 
@@ -58,6 +67,30 @@ def test_other_preloaded_libraries_stay(libraries, monkeypatch):
     assert guard_environment("x=1")["LD_PRELOAD"] == f"{libraries / 'frontend.so'}:/lib/jemalloc.so"
     monkeypatch.delenv("LD_PRELOAD")
     assert guard_environment("x=1") == {"LD_PRELOAD": str(libraries / "frontend.so"), "HSTU_TRT_GUARD": "x=1"}
+
+
+@pytest.mark.parametrize(
+    ("flavour", "doors"),
+    [
+        ("cpu", "ranking=embedding_lookup:8+3 ranking_fused=ranking_fused:5+5"),
+        ("tensorrt", "ranking=embedding_lookup:8+3 ranking_fused=ranking_fused:5+5"),
+        ("cuda", "ranking=embedding_lookup:8+3"),
+    ],
+)
+def test_the_requests_that_may_be_in_flight(flavour, doors, libraries, monkeypatch):
+    assert guard_doors({"embedding_lookup": 8, "ranking_fused": 5}, flavour) == doors
+    environment = door_environment(doors)
+    assert environment["HSTU_TRT_DOORS"] == doors and environment["LD_PRELOAD"].startswith(str(libraries))
+    monkeypatch.setenv("HSTU_TRT_DOORS", doors)
+    assert is_bounded("embedding_lookup") and is_bounded("ranking_fused") == (flavour != "cuda")
+    assert not is_bounded("hstu") and not is_bounded("ranking"), "where requests come in, no other"
+
+
+def test_without_the_library_models_bound_what_waits(libraries, monkeypatch):
+    (libraries / "frontend.so").unlink()
+    assert door_environment("ranking=embedding_lookup:8+3") == {}
+    monkeypatch.delenv("HSTU_TRT_DOORS", raising=False)
+    assert not is_bounded("embedding_lookup")
 
 
 def test_people_are_told_of_a_server_without_it(libraries):

@@ -7,7 +7,7 @@ import pytest
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.serving import server
 from hstu_trt.serving.assemble import Options, assemble
-from hstu_trt.serving.guard import LIMITS_VARIABLE, guard_limits
+from hstu_trt.serving.guard import DOORS_VARIABLE, LIMITS_VARIABLE, guard_limits
 from hstu_trt.serving.serve import check
 from hstu_trt.serving.server import (
     LOOPBACK,
@@ -75,9 +75,11 @@ def test_numpy_2_is_refused_beside_the_wheel(monkeypatch, tmp_path):
 
 
 def test_a_deployment_is_guarded_by_its_model_s_limits(make_model, tmp_path, monkeypatch):
-    deployment = assemble(make_model(), tmp_path / "deployment", Options())
+    deployment = assemble(make_model(), tmp_path / "deployment", Options(queue=3))
     monkeypatch.setattr(server, "find_guard", lambda address, loopback: tmp_path)
+    monkeypatch.setattr(server, "door_environment", lambda doors: {DOORS_VARIABLE: doors})
     for name in ("_prepare_backends", "_check_libraries"):
         monkeypatch.setattr(server, name, lambda *args: tmp_path)
     plan = plan_launch(Tritonserver(binary=tmp_path, wheel=tmp_path), deployment, Listen(grpc_port=0))
     assert plan.environment[LIMITS_VARIABLE] == guard_limits(deployment.model)
+    assert plan.environment[DOORS_VARIABLE] == "ranking=embedding_lookup:3+3 ranking_fused=ranking_fused:3+3"

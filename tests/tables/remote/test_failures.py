@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.redis, pytest.mark.faults]
 
 ALL = np.arange(10_007)
 FP16 = LookupOptions(dtype="float16")
+HEALTHY_MS = 500
+"""A deadline that a node that runs keeps, on a loaded machine too."""
 SLACK_MS = 60
 """What a loaded machine may add to a deadline: copying rows, filling in defaults, and its scheduler."""
 
@@ -59,28 +61,33 @@ def test_a_hung_master_is_read_from_its_replica(open_tables, unharmed, items):
 def test_the_deadline_holds_without_replicas(open_tables, unharmed, items, folder):
     options = {"replica_reads": False, "breaker_failures": 2, "breaker_open_ms": 60_000.0}
     lenient, failing = open_tables(on_failure="default", cluster=options), open_tables(cluster=options)
-    covered = open_tables(local=folder, cluster=options)
+    covered, hurried = (open_tables(local=folder, cluster=options) for _ in range(2))
     version = lenient.tables["items"]
     master = master_of(unharmed, partition_key(version, 0))
-    for tables in (lenient, covered, failing):
+    for tables in (lenient, covered, hurried, failing):
         timed(tables, 1000)
     master.signal(signal.SIGSTOP)
+    # A deadline that the other nodes keep on a busy machine too; a short one, that they need not keep, comes last.
     for _ in range(2):
-        rows, status, took_ms = timed(lenient, 50)
-        assert took_ms < 50 + SLACK_MS
+        rows, status, took_ms = timed(lenient, HEALTHY_MS)
+        assert took_ms < HEALTHY_MS + SLACK_MS
     lost = status == RowStatus.UNAVAILABLE
     assert 0.2 < lost.mean() < 0.5
     assert (status[~lost] == RowStatus.REMOTE).all()
     np.testing.assert_array_equal(rows[~lost], items[~lost])
     assert not rows[lost].any()
-    rows, status, took_ms = timed(covered, 50)
+    rows, status, took_ms = timed(covered, HEALTHY_MS)
     np.testing.assert_array_equal(rows, items)
     np.testing.assert_array_equal(status == RowStatus.HOST, lost)
     with pytest.raises(RemoteError, match=rf"{lost.sum()} unavailable.*node {master.name}: no reply in time"):
-        timed(failing, 50)
-    *_, took_ms = timed(lenient, 50)
-    assert took_ms < 50
+        timed(failing, HEALTHY_MS)
+    *_, took_ms = timed(lenient, HEALTHY_MS)
+    assert took_ms < HEALTHY_MS, "nobody waits for a node whose breaker is open"
     assert lenient.counters()["breaker_skips"] > 0
+    rows, status, took_ms = timed(hurried, 50)
+    assert took_ms < 50 + SLACK_MS
+    np.testing.assert_array_equal(rows, items)
+    assert (status[lost] == RowStatus.HOST).all()
 
 
 def test_a_killed_master_costs_no_row(open_tables, unharmed, items):
