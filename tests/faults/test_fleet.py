@@ -7,18 +7,22 @@ import stat
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from fleets import Load, children, running_fleet
-from served import request_of
+from fleets import ATOL, Load, children, running_fleet
+from served import in_process, request_of
 from supervised import is_running
+from throwaway_ca import ThrowawayCa
 
-from hstu_trt.serving.client import RankingClient
+from hstu_trt.serving.client import RankingClient, ServerError
 from hstu_trt.serving.fleet.gateway import children_of
 from hstu_trt.serving.supervision.processes import processes_of
+from hstu_trt.serving.tls import ClientTls
 
 pytestmark = [pytest.mark.triton, pytest.mark.nginx, pytest.mark.faults]
 
 CLIENTS = 4
+NAME = "ranking.test"
 # What is stopped is ended within 5 s, on a machine that is not loaded by others; a request that was in it comes again.
 SILENT_S = 20.0
 
@@ -161,10 +165,20 @@ def gpus_of(fleet):
     return found
 
 
-def test_one_server_per_gpu(deployment, tmp_path):
+def test_one_server_per_gpu_behind_tls(deployment, tmp_path):
     """On a node with two: each replica sees its own; one that replaces another, or comes after it, takes its GPU."""
-    base = 33_000 + os.getpid() % 120 * 10
-    with running_fleet(deployment, tmp_path / "run", None, base, base + 1, "--gpus", "GPU-a,GPU-b") as fleet:
+    base = 20_050 + os.getpid() % 120 * 100
+    ca = ThrowawayCa(tmp_path / "ca")
+    (cert, key), mine = ca.issue("gateway", usages=(ThrowawayCa.SERVER,)), ca.issue("client", names=())
+    options = ["--tls-cert", str(cert), "--tls-key", str(key), "--tls-client-ca", str(ca.path)]
+    options += ["--gpus", "GPU-a,GPU-b"]
+    with running_fleet(deployment, tmp_path / "run", None, base, base + 1, *options) as fleet:
+        request, tls = request_of(deployment, 5, 3), ClientTls(ca=ca.path, cert=mine[0], key=mine[1], server_name=NAME)
+        with RankingClient(fleet.url, tls=tls) as client:
+            scores = client.rank(request.user, request.history, request.candidates)
+        assert np.abs(scores - in_process(deployment, "ranking", request)).max() <= ATOL
+        with pytest.raises(ServerError, match="UNAUTHENTICATED"):
+            RankingClient(fleet.url, tls=ClientTls(ca=ca.path, server_name=NAME))
         assert gpus_of(fleet) == {"r1": "GPU-a", "r2": "GPU-b"}
         assert fleet.command("fleet", "replace", "r1")[0] == 0
         assert gpus_of(fleet) == {"r2": "GPU-b", "r3": "GPU-a"}
