@@ -11,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 ROOMS := contract export plugins engines tables serving bench
-EXTRAS := export,engines,rtx,serving,bench,redis,dev,ops
+EXTRAS := export,engines,rtx,serving,bench,redis,dev,ops,fuzz
 
 # Models that need no CONFIG= and WEIGHTS=: the trained checkpoint that the tests use, and the presets with random weights,
 # whose tables would take a terabyte at full length.

@@ -21,6 +21,7 @@ from pathlib import Path
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.manifest import read_manifest
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
+from hstu_trt.serving.model_code import check_model_code
 from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
 from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
 
@@ -73,7 +74,8 @@ def run_folder_of_model(model_repository: Path) -> Path:
 def read_deployment(folder: Path, *, verify: bool = True) -> Deployment:
     """Reads a deployment and checks its files, and those of its model (with sha256 unless ``verify`` is off).
 
-    Raises ArtefactError when something is missing, damaged, or the model was exported anew since.
+    Raises ArtefactError when something is missing, damaged, the model was exported anew since, or the models were made
+    for another version of this package.
     """
     folder = folder.resolve()
     regenerate = REGENERATE.format(folder=folder)
@@ -104,4 +106,5 @@ def read_deployment(folder: Path, *, verify: bool = True) -> Deployment:
             f"{folder} was assembled for another export of {model.path}; "
             f"make it again with: {document.get('made_by', regenerate)}"
         )
+    check_model_code(deployment.repository, str(document.get("made_by", regenerate)))
     return deployment

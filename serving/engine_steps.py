@@ -16,8 +16,11 @@ from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.manifest import read_manifest
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
+from hstu_trt.engines.cuda_driver import current_device
+from hstu_trt.engines.engine_folder import check_engine, read_engine_file
+from hstu_trt.engines.modules import TENSORRT, open_module
 from hstu_trt.serving import pbtxt
-from hstu_trt.serving.deployment import ENGINES_LINK
+from hstu_trt.serving.deployment import ENGINES_LINK, Deployment
 from hstu_trt.serving.signature import ATTENTION_NORM, ENGINE_STEPS, Signature
 
 PLAN_FILE = "model.plan"
@@ -60,6 +63,18 @@ def read_engines(folder: Path, model: ModelFolder) -> ServedEngines:
     if missing:
         raise ArtefactError(f"{folder} has no engine of {', '.join(missing)}; make them with: {regenerate}")
     return ServedEngines(path=folder, plans=plans, profiles=profiles)
+
+
+def check_engines(deployment: Deployment) -> None:
+    """The engines of a deployment against their digests, the GPU here, and its TensorRT.
+
+    Triton would tell of another GPU or version by a number from inside TensorRT, after it has loaded the other models.
+    Raises ArtefactError, or ConfigError where there is no GPU or no TensorRT.
+    """
+    trt, device = open_module(TENSORRT), current_device()
+    folder = (deployment.path / ENGINES_LINK).resolve()
+    for place, stage in enumerate((*ENGINE_STEPS, FUSED)):
+        check_engine(read_engine_file(folder, stage, deployment.model, verify=place == 0), trt, device)
 
 
 def use_engines(

@@ -25,6 +25,7 @@ from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving import lint
 from hstu_trt.serving.client import Answer, RankingClient, ServerError
 from hstu_trt.serving.deployment import Deployment, read_deployment
+from hstu_trt.serving.engine_steps import check_engines
 from hstu_trt.serving.guard import guard_note
 from hstu_trt.serving.operating import Reporter, add_options, exposure, hide_key, in_run_folder, trace_flags
 from hstu_trt.serving.refresh.releases import ReleaseFolder, check_published
@@ -230,6 +231,8 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         _print_plan(plan, placed_tables(deployment), as_json=args.json)
         return 0
+    if deployment.flavour == "tensorrt":
+        check_engines(deployment)
     reporter = Reporter(deployment.run, args.log_format)
     if warning := exposure(listen):
         reporter.warn(warning)

@@ -1,6 +1,7 @@
 """TLS on gRPC: the files a server is given, checked before the launch, and how a client speaks to it.
 
-    server   --tls-cert --tls-key [--tls-client-ca]: with the last one, only clients whose certificate it signed get in
+    server   --tls-cert --tls-key [--tls-client-ca], of a fleet's gateway, too: with the last one, only clients whose
+             certificate it signed get in
     client   ClientTls(ca=..., cert=..., key=...)
 
 ``serve`` asks its own server too: it trusts the server's certificate itself, and presents it where clients need one.
@@ -68,15 +69,19 @@ class ServerTls:
     """One of the names in the certificate."""
 
     @classmethod
-    def checked(cls, cert: Path, key: Path, client_ca: Path | None = None) -> ServerTls:
-        """Reads the files as the server will. Raises ConfigError for what it would fail at, or must not be given."""
+    def checked(cls, cert: Path, key: Path, client_ca: Path | None = None, *, asks_itself: bool = True) -> ServerTls:
+        """Reads the files as the server will. Raises ConfigError for what it would fail at, or must not be given.
+
+        asks_itself: somebody presents the server's own certificate to it (``own_client``).
+        """
         cert, key = cert.resolve(), key.resolve()
         certificate = _certificates(cert, "--tls-cert")[0]
         _check_key(key, certificate)
         _check_dates(cert, certificate)
         if client_ca is not None:
             client_ca = client_ca.resolve()
-            _check_presentable(cert, certificate)
+            if asks_itself:
+                _check_presentable(cert, certificate)
             _certificates(client_ca, "--tls-client-ca")
         return cls(cert=cert, key=key, client_ca=client_ca, server_name=_name_in(cert, certificate))
 
@@ -102,7 +107,7 @@ def connect(url: str, tls: ClientTls | None = None) -> Any:
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``serve``."""
+    """The options of ``serve``, and of the gateway of ``fleet``."""
     parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="TLS on gRPC: the server's certificate chain")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="its private key, for no one else to read")
     parser.add_argument(
@@ -110,15 +115,15 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def server_tls(args: argparse.Namespace) -> ServerTls | None:
-    """What the options of ``serve`` say; None without TLS. Raises ConfigError."""
+def server_tls(args: argparse.Namespace, *, asks_itself: bool = True) -> ServerTls | None:
+    """What the options of ``serve`` or ``fleet`` say; None without TLS. Raises ConfigError."""
     if args.tls_cert is None and args.tls_key is None:
         if args.tls_client_ca is not None:
             raise ConfigError("--tls-client-ca needs --tls-cert and --tls-key")
         return None
     if args.tls_cert is None or args.tls_key is None:
         raise ConfigError("--tls-cert and --tls-key go together")
-    return ServerTls.checked(args.tls_cert, args.tls_key, args.tls_client_ca)
+    return ServerTls.checked(args.tls_cert, args.tls_key, args.tls_client_ca, asks_itself=asks_itself)
 
 
 def add_client_options(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from hstu_trt.bench.fuzz.tensors import pick
+from hstu_trt.bench.fuzz.tensors import data_length, ids, offsets, pick, shape, wrapping_shape
 from hstu_trt.serving.signature import Signature
 
 _SERVICE = "/inference.GRPCInferenceService/"
+STREAM = _SERVICE + "ModelStreamInfer"
+_HEALTH = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/")
 CLOSED = (
     "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister", "CudaSharedMemoryStatus",
     "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister", "RepositoryIndex", "RepositoryModelLoad",
@@ -202,6 +204,21 @@ def other_calls(random: chance.Random, request: Any, signature: Signature) -> di
         "body": random.choice(bodies),
         "metadata": key if random.random() < 0.3 else (),
     }
+
+
+def streams(random: chance.Random, request: Any, signature: Signature) -> dict[str, Any]:
+    """The same requests, whole or spoilt, as the one message of a stream."""
+    spoil = random.choice(
+        (None, wrapping_shape, shape, data_length, offsets, ids, tensor_names, outputs, contents, parameters, protobuf)
+    )
+    spoilt = None if spoil is None else spoil(random, request, signature)
+    return {"method": STREAM, "body": spoilt["body"] if spoilt else request.SerializeToString()}
+
+
+def health(random: chance.Random, request: Any, signature: Signature) -> dict[str, Any]:
+    """gRPC's own question whether a service is well, which load balancers ask."""
+    bodies = (b"", b"\x0a\x00", b"\x0a\x07ranking", b"\x0a\xff\xff\xff\xff\x0f", b"\xff" * 40, random.randbytes(30))
+    return {"method": random.choice(_HEALTH), "body": random.choice(bodies)}
 
 
 def headers(random: chance.Random, request: Any, signature: Signature) -> dict[str, Any]:

@@ -56,6 +56,8 @@ KINDS: dict[str, tuple[float, Mutate]] = {
     "shared memory": (2, fuzz_calls.shared_memory),
     "protobuf": (13, fuzz_calls.protobuf),
     "other calls": (4, fuzz_calls.other_calls),
+    "streams": (4, fuzz_calls.streams),
+    "health": (1, fuzz_calls.health),
     "headers": (1, fuzz_calls.headers),
     "compressed": (0.5, fuzz_calls.compressed),
 }

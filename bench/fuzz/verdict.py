@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as protocol
 
-from hstu_trt.bench.fuzz.calls import CLOSED
+from hstu_trt.bench.fuzz.calls import CLOSED, STREAM
 from hstu_trt.bench.fuzz.cases import Case
 from hstu_trt.bench.fuzz.oracle import Oracle
 from hstu_trt.bench.fuzz.requests import INFER, is_plain, parse, read
@@ -67,6 +67,8 @@ class Finding:
 
 def verdict(case: Case, outcome: Outcome, oracle: Oracle) -> str | None:
     """What is wrong with an outcome, or None."""
+    if case.method == STREAM and outcome.code == "OK":
+        return _verdict_of_stream(case, outcome, oracle)
     if case.method != INFER:
         return _verdict_of_other(case, outcome)
     request = parse(case.body)
@@ -106,6 +108,19 @@ def _verdict_of_other(case: Case, outcome: Outcome) -> str | None:
     # gRPC's own UNIMPLEMENTED has no words.
     is_fine = known or _is_clear(case, outcome) or outcome.code == "UNIMPLEMENTED"
     return None if is_fine else f"no clear fault of the client's: {_text(outcome)}"
+
+
+def _verdict_of_stream(case: Case, outcome: Outcome, oracle: Oracle) -> str | None:
+    """A stream ends with OK; the request in it gets words, or what it would get outside of one, and bytes nothing."""
+    answer = protocol.ModelStreamInferResponse.FromString(outcome.body)
+    if answer.error_message:
+        return None
+    request = parse(case.body)
+    if request is None or not outcome.body:
+        is_fine = request is None and not outcome.body
+        return None if is_fine else f"a stream with {len(case.body)} bytes was answered with {len(outcome.body)}"
+    body = answer.infer_response.SerializeToString()
+    return _verdict_of_answer(request, body, read(request, oracle.signatures), oracle)
 
 
 def _verdict_of_refusal(

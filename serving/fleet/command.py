@@ -23,7 +23,9 @@ from hstu_trt.serving.fleet.fleet import RECORD, Fleet, ReplicaSettings, Tell
 from hstu_trt.serving.fleet.gateway import Gateway, find_nginx
 from hstu_trt.serving.fleet.gateway_config import GatewaySettings, largest_request
 from hstu_trt.serving.fleet.release import Golden
-from hstu_trt.serving.server import DEFAULT_GRPC_PORT, LOOPBACK, choose_port
+from hstu_trt.serving.operating import exposure
+from hstu_trt.serving.server import DEFAULT_GRPC_PORT, LOOPBACK, Listen, choose_port
+from hstu_trt.serving.tls import add_server_options, server_tls
 
 DEFAULT_RUN = Path("build/fleet")
 FIRST_REPLICA_PORT = 18001
@@ -37,6 +39,9 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if args.replicas is not None and args.replicas < 1:
         raise ConfigError(f"--replicas {args.replicas}: at least one is needed")
+    tls = server_tls(args, asks_itself=False)
+    if warning := exposure(Listen(address=args.address, tls=tls)):
+        print(warning, file=sys.stderr, flush=True)
     run = args.run.resolve()
     lock = take_run_folder(run)
     try:
@@ -45,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
         settings = GatewaySettings(
             address=args.address,
             port=choose_port(args.address, args.port),
+            tls=tls,
             max_body=args.max_body if args.max_body is not None else largest_request(model),
         )
         gateway = Gateway(find_nginx(args.nginx), run / "gateway", settings)
@@ -183,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-body", type=int, help="bytes of a request (default: what the model's limits allow)")
     parser.add_argument("--run", type=Path, default=DEFAULT_RUN, help=f"folder for its files (default: {DEFAULT_RUN})")
     parser.add_argument("--nginx", type=Path, help="program (default: what `make nginx` unpacked, else on PATH)")
+    add_server_options(parser)
     parser.add_argument("--json", action="store_true", help="print what happens as JSON lines")
     parser.add_argument("serve_options", nargs="*", metavar="-- OPTIONS", help="further options of hstu-trt serve")
     return parser

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,8 +91,8 @@ class Fleet:
             replicas = [replica for each in (self.current, self.previous) if each for replica in each.replicas]
             await asyncio.gather(*(replica.look() for replica in replicas if replica.state is not State.STOPPED))
             try:
-                if not self.gateway.is_running:
-                    self._tell("the gateway died and is started again")
+                if (trouble := self.gateway.look()) is not None:
+                    self._tell(f"the gateway {trouble} and is started again")
                     await self.gateway.restart()
                 await self.point()
             except (GatewayError, OSError) as error:
@@ -143,8 +144,8 @@ class Fleet:
         number = 1 + max((each.number for each in (self.current, self.previous) if each), default=0)
         version = version_of(deployment)
         generation = Generation(number, read_deployment(deployment), version)
-        for index in range(count):
-            generation.replicas.append(self._plan(generation, self._gpu(index), generation.replicas))
+        for _ in range(count):
+            generation.replicas.append(self._plan(generation, self._emptiest_gpu(generation), generation.replicas))
         starts = [asyncio.create_task(replica.start()) for replica in generation.replicas]
         try:
             await asyncio.gather(*starts)
@@ -196,7 +197,7 @@ class Fleet:
 
     async def _add(self, tell: Tell, gpu: str | None = None) -> Replica:
         generation = self.serving()
-        replica = self._plan(generation, gpu or self._gpu(len(generation.replicas)), generation.replicas)
+        replica = self._plan(generation, gpu or self._emptiest_gpu(generation), generation.replicas)
         tell(f"starting {replica.plan.name} on {replica.plan.address}")
         try:
             await replica.start()
@@ -253,9 +254,10 @@ class Fleet:
                     continue
         raise FleetError(f"no free port for a replica from {self.settings.first_port} on")
 
-    def _gpu(self, index: int) -> str | None:
-        gpus = self.settings.gpus
-        return gpus[index % len(gpus)] if gpus else None
+    def _emptiest_gpu(self, generation: Generation) -> str | None:
+        """The first of those with the fewest replicas: one that was drained leaves its GPU to the next."""
+        used = Counter(replica.plan.gpu for replica in generation.replicas)
+        return min(self.settings.gpus, key=used.__getitem__, default=None)
 
     def _write_record(self) -> None:
         names = ("current", "previous")

@@ -22,6 +22,7 @@ from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.serving.fleet.gateway_config import GatewaySettings, Upstream, render
 from hstu_trt.serving.server import tied_to_us
+from hstu_trt.serving.supervision.processes import STOPPED, Watched
 
 UNPACKED = Path(__file__).resolve().parents[2] / "build/nginx/usr/sbin/nginx"
 _POLL_S = 0.02
@@ -54,6 +55,7 @@ class Gateway:
         self._process: asyncio.subprocess.Process | None = None
         self._workers: set[int] = set()
         self._old_workers: set[int] = set()
+        self._watched: dict[int, Watched] = {}
         self._upstreams: tuple[Upstream, ...] = ()
 
     @property
@@ -69,6 +71,22 @@ class Gateway:
     def is_running(self) -> bool:
         return self._process is not None and self._process.returncode is None
 
+    def look(self) -> str | None:
+        """What is wrong with the master: it died, or was stopped by a signal; None: nothing.
+
+        A worker that was stopped is killed, upon which the master starts another: nobody is refused meanwhile.
+        """
+        if self._process is None or not self.is_running:
+            return "died"
+        master = self._process.pid
+        pids = {master, *self._children()}
+        self._watched = {pid: self._watched.get(pid) or Watched(pid, "nginx") for pid in pids}
+        stopped = {pid for pid, watched in self._watched.items() if watched.look() == STOPPED}
+        for worker in stopped - {master}:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        return STOPPED if master in stopped else None
+
     async def start(self, upstreams: Sequence[Upstream]) -> None:
         """Starts nginx. Raises GatewayError."""
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +94,7 @@ class Gateway:
         await self._launch()
 
     async def restart(self) -> None:
-        """Starts nginx again after its master has died; workers outlive it and hold the port."""
+        """Starts nginx again after its master has died or it was stopped; workers outlive it and hold the port."""
         self._kill_workers()
         await self._launch()
 

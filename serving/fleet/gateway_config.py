@@ -6,6 +6,7 @@
   nginx passes gRPC bodies on as they come, so it could not repeat one; a client can (``client.py``).
 - What is not listed in ``OPEN_METHODS`` is refused, model control, shared memory, trace and log settings included.
 - Compressed messages are refused: a few of their bytes may hold gigabytes, which Triton unpacks before it looks.
+- With TLS, clients' certificates are checked here; replicas listen on loopback alone, and speak plain gRPC with nginx.
 - What nginx itself refuses is told as a gRPC status with a message, not as a page in HTML.
 """
 
@@ -18,8 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving.signature import REPLICA_LOST, USER_METADATA
+from hstu_trt.serving.tls import ServerTls
 
 OPEN_METHODS = (
     "ModelInfer", "ModelReady", "ModelConfig", "ModelMetadata", "ModelStatistics",
@@ -30,7 +33,7 @@ MOST_HEADER_BYTES = 8192
 """Names and values of a request's headers, in all; nginx ends a connection that brings more, before a replica sees it.
 
 A server of gRPC would do so beyond 16 KiB."""
-_INVALID_ARGUMENT, _PERMISSION_DENIED, _UNIMPLEMENTED, _UNAVAILABLE = 3, 7, 12, 14
+_INVALID_ARGUMENT, _PERMISSION_DENIED, _UNIMPLEMENTED, _UNAVAILABLE, _UNAUTHENTICATED = 3, 7, 12, 14, 16
 _ROOM_FOR_NAMES = 1 << 16
 
 
@@ -52,6 +55,7 @@ class GatewaySettings:
     port: int
     max_body: int
     """Bytes of a request."""
+    tls: ServerTls | None = None
     timeout_s: int = 60
     """Between two reads or writes; a client's own deadline is what should be shorter."""
 
@@ -100,7 +104,8 @@ http {{
         keepalive_requests 1000000;
     }}
     server {{
-        listen {settings.address}:{settings.port} http2 backlog=4096;
+        listen {settings.address}:{settings.port} {"ssl " if settings.tls else ""}http2 backlog=4096;
+{_tls(settings.tls)}
         http2_max_concurrent_streams 1024;
         keepalive_requests 1000000;
         keepalive_timeout 600s;
@@ -125,13 +130,31 @@ http {{
 {_refusal("@unavailable", _UNAVAILABLE, REPLICA_LOST)}
 {_refusal("@compressed", _UNIMPLEMENTED, "the gateway takes messages without compression only")}
 {_refusal("@malformed", _INVALID_ARGUMENT, "not a gRPC request")}
+{_refusal("@stranger", _UNAUTHENTICATED, "the gateway takes clients with a certificate of its clients' CA only")}
         error_page 413 @too_large;
+        error_page 495 496 @stranger;
         error_page 415 @compressed;
         error_page 502 503 504 @unavailable;
         error_page 400 405 408 411 414 494 @malformed;
     }}
 }}
 """
+
+
+def _tls(tls: ServerTls | None) -> str:
+    """Directives of the server block. Raises ConfigError for a path that nginx would read as something else."""
+    if tls is None:
+        return ""
+    files = {"ssl_certificate": tls.cert, "ssl_certificate_key": tls.key}
+    lines = ["ssl_protocols TLSv1.2 TLSv1.3;"]
+    if tls.client_ca is not None:
+        files["ssl_client_certificate"] = tls.client_ca
+        lines += ["ssl_verify_client on;", "ssl_verify_depth 3;"]
+    for directive, path in files.items():
+        if set(str(path)) & set('"\\$\n'):
+            raise ConfigError(f"{str(path)!r}: nginx takes no path with a quote, a backslash, a dollar or a line break")
+        lines.append(f'{directive} "{path}";')
+    return "\n".join(f"        {line}" for line in lines)
 
 
 def _refusal(location: str, status: int, message: str) -> str:

@@ -21,6 +21,7 @@ from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.fleet.gateway import children_of
 from hstu_trt.serving.server import EXIT_TIMEOUT_S, LOOPBACK, tied_to_us
 from hstu_trt.serving.supervision.canary import SERVED, Canary, Reading, Verdict
+from hstu_trt.serving.supervision.processes import STOPPED, Watched
 
 READY_TIMEOUT_S = 150.0
 _STOP_S = EXIT_TIMEOUT_S + 30.0
@@ -85,6 +86,7 @@ class Replica:
         self.bad_looks = 0
         self._tell = tell
         self._process: asyncio.subprocess.Process | None = None
+        self._watched: Watched | None = None
         self._servers: set[int] = set()
         self._canaries: list[Canary] = []
         self._watch: asyncio.Task[None] | None = None
@@ -127,6 +129,9 @@ class Replica:
         """
         if self.is_alive:
             self._servers = children_of(self.pid or 0)
+            if self._watched is not None and self._watched.look() == STOPPED:
+                self._end_stopped()
+                return
         self._has_checked_itself = self._has_checked_itself or self._says_ready()
         if not self._has_checked_itself:
             return
@@ -137,6 +142,14 @@ class Replica:
             self.reading, self.state = readings[0], State.SERVING
         elif self.state in (State.SERVING, State.DOWN):
             self._judge(readings, bad)
+
+    def _end_stopped(self) -> None:
+        """Kills a ``serve`` that a signal has stopped: it watches over nothing any more. ``_keep_alive`` goes on."""
+        self._tell(f"{self.plan.name} {STOPPED} and is ended")
+        self._watched = None
+        self._kill_servers()
+        if self._process is not None:
+            self._process.kill()
 
     def _judge(self, readings: list[Reading], bad: list[Reading]) -> None:
         if self.state is State.SERVING:
@@ -207,6 +220,7 @@ class Replica:
                 *tied_to_us(command), env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
+        self._watched = Watched(self._process.pid, "serve")
         if not self._canaries:
             self._canaries = [Canary.of(plan.deployment, plan.address, model) for model in SERVED]
 

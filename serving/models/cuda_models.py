@@ -24,7 +24,6 @@ from hstu_trt.engines.cuda.staging import UserFeed
 from hstu_trt.serving.cuda_steps import CudaSettings
 from hstu_trt.serving.models.cuda_stages import DeviceLookup, DeviceStep, FusedRequests, OwnTables, Taken, open_fused
 from hstu_trt.serving.models.front_door import refuse, response_to, send
-from hstu_trt.serving.models.live_metrics import LiveMetrics
 from hstu_trt.serving.models.micro_batches import BatchLimits, ClosedError, FullError, MicroBatches
 from hstu_trt.serving.models.triton_models import TritonModel
 from hstu_trt.serving.models.waiting_room import LoadCounts, queue_places
@@ -51,7 +50,7 @@ class _DeviceModel(TritonModel):
 
         load: what requests were refused, waited and were run; None where Triton's own statistics tell.
         """
-        self._tally, metrics = tables.tally, LiveMetrics(self._name)
+        self._tally, metrics = tables.tally, self._own_metrics()
         metrics.in_use(tables.serves(table_bytes))
         ended = threading.Event()
 

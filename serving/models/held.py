@@ -1,6 +1,7 @@
 """What the processes of a running server hold and serve, as small files: for each other, and for people.
 
     run/live/<pid of the server>/hstu.json     {"model": "hstu", "holds": [digests of dense models], ...}
+    run/live/<pid of the server>/serve.json    {"model": "serve", "restarts": 2}, from the supervisor
 
 Written by renaming, so that a reader sees it whole. A file of a server that died without a word may stay behind; a
 process overwrites its own when it starts, and what it does not hold it opens when a request names it.
@@ -18,6 +19,8 @@ from typing import Any
 from hstu_trt.contract.manifest import write_text_atomically
 
 LIVE_FOLDER = "live"
+SUPERVISOR = "serve"
+"""Who writes beside the models how often it has restarted the server: ``restarts``."""
 
 
 class Board:
@@ -51,6 +54,11 @@ class Board:
         """The digest of the dense model that a model says it serves; None where it says nothing."""
         digest = self._read(model).get("dense")
         return digest if isinstance(digest, str) else None
+
+    def restarts(self) -> int | None:
+        """Of the server before this one, and before that, by the same ``serve``; None where nobody says, or not yet."""
+        count = self._read(SUPERVISOR).get("restarts")
+        return count if isinstance(count, int) else None
 
     def _read(self, model: str) -> dict[str, Any]:
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from hstu_trt.serving.models.held import Board
 from hstu_trt.serving.models.live_stages import Tally
 from hstu_trt.serving.models.waiting_room import LoadCounts
 from hstu_trt.serving.refresh.watching import Refresh
@@ -36,14 +37,18 @@ _FAMILIES = {
     "batch_tokens_total": (_COUNTER, "History events and candidates of the batches"),
     "refreshes_total": (_COUNTER, "Published versions that were served (ok) or refused"),
     "refresh_seconds": (_GAUGE, "Duration of the last refresh, from noticing to serving"),
+    "restarts_total": (_COUNTER, "Times that serve has restarted this server, after it died, hung or answered wrong"),
 }
 
 
 class LiveMetrics:
-    """The metrics of one model. Threads may share it."""
+    """The metrics of one model. Threads may share it.
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    board: given to the one model of a server that tells of restarts, too.
+    """
+
+    def __init__(self, model: str, board: Board | None = None) -> None:
+        self._model, self._board = model, board
         self._lock = threading.Lock()
         # The stub adds MetricFamily to the module after it has imported the model.
         self._families = {
@@ -88,6 +93,7 @@ class LiveMetrics:
             for table, count in bad.items():
                 self._metric("tables_bad_ids_total", table=table).increment(count)
             self._metric("tables_draining").set(draining)
+            self._note_restarts()
 
     def load(self, counts: LoadCounts) -> None:
         """Adds what the front door counted since the last call."""
@@ -109,6 +115,18 @@ class LiveMetrics:
             self._remote = counters
             for name, value in troubles.items():
                 self._metric(f"remote_{name}").set(value)
+
+    def _note_restarts(self) -> None:
+        """Once: this server lives from one restart to the next.
+
+        Not before ``serve`` says so: a series that began with 0 each time would count every restart again.
+        """
+        restarts = None if self._board is None else self._board.restarts()
+        if restarts is not None:
+            self._board = None
+            # Held like the others, or Triton would drop it.
+            self._metrics["restarts_total", ()] = self._families["restarts_total"].Metric(labels={})
+            self._metrics["restarts_total", ()].increment(restarts)
 
     def _metric(self, family: str, **labels: str) -> Any:
         key = (family, tuple(sorted(labels.items())))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,12 +24,14 @@ from hstu_trt.contract.errors import ConfigError, DeviceMemoryError, HstuTrtErro
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.runner import Runner
+from hstu_trt.contract.tensors import STAGES
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.deployment import run_folder_of_model
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
 from hstu_trt.serving.guard import is_bounded
 from hstu_trt.serving.models.front_door import FrontDoor, SizeOf, response_to, size_of_packed
 from hstu_trt.serving.models.handover import Handover, Turns
+from hstu_trt.serving.models.held import Board
 from hstu_trt.serving.models.live_metrics import LiveMetrics
 from hstu_trt.serving.models.live_models import LiveDense, LiveRows, Place, serves
 from hstu_trt.serving.models.live_stages import DenseLostError, LiveLookup, Tally
@@ -178,7 +181,7 @@ class TritonModel:
             return
         draining = self._live.sweep()
         if self._metrics is None:
-            self._metrics = LiveMetrics(self._name)
+            self._metrics = self._own_metrics()
         self._metrics.update(self._tally, draining)
         if self._door is not None:
             self._metrics.load(self._door.take_counts())
@@ -191,6 +194,10 @@ class TritonModel:
         if release is not self._shown:
             self._shown = release
             self._metrics.in_use(serves(release))
+
+    def _own_metrics(self) -> LiveMetrics:
+        """Of the models of a server, the first step tells how often it was restarted."""
+        return LiveMetrics(self._name, Board(self._run, os.getppid()) if self._name == STAGES[0] else None)
 
     def _parameter(self, key: str) -> str:
         if key not in self._parameters:

@@ -8,10 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 SERVER = "tritonserver"
+STOPPED = "was stopped by a signal"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STUB = b"triton_python_backend_stub"
 _GONE = ("Z", "X", "x")
-_STOPPED = "T"
+_STATE_STOPPED = "T"
 _RUNNABLE = ("R", "D")
 _WINDOW_S = 0.5
 # Of one core. Threads that poll once in a while take less than 1 %.
@@ -36,9 +37,9 @@ class Watched:
         fields, now = _stat(self.pid), time.monotonic()
         if fields is None or fields[0] in _GONE:
             return "died"
-        self._stopped = self._stopped + 1 if fields[0] == _STOPPED else 0
+        self._stopped = self._stopped + 1 if fields[0] == _STATE_STOPPED else 0
         if self._stopped > 1:
-            return "was stopped by a signal"
+            return STOPPED
         since, used = self._window
         if fields[0] in _RUNNABLE:
             self.active_at = now

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.models.held import Board
+from hstu_trt.serving.models.held import SUPERVISOR, Board
 from hstu_trt.serving.server import ServerProcess
 from hstu_trt.serving.supervision.canary import SERVED, Canary
 from hstu_trt.serving.supervision.watch import LOOK_S, Patience, Watch
@@ -91,12 +91,23 @@ class Supervisor:
         while True:
             assert self.process is not None
             began = time.monotonic()
-            cause, was_stable = self._watch(self.process)
+            with self._telling_models(self.process):
+                cause, was_stable = self._watch(self.process)
             fault_at = time.monotonic()
             self._note("fault", cause, fault_at - began)
             self._end()
             failures = 0 if was_stable else failures + 1
             failures = self._restart(cause, fault_at, failures)
+
+    @contextmanager
+    def _telling_models(self, process: ServerProcess) -> Iterator[None]:
+        """Of a server how often it was restarted, which is what Prometheus asks them."""
+        board = Board(self.record.parent, process.pid)
+        board.write(SUPERVISOR, {"restarts": self.restarts})
+        try:
+            yield
+        finally:
+            board.remove(SUPERVISOR)
 
     def _watch(self, process: ServerProcess) -> tuple[str, bool]:
         """What went wrong, and whether the server had been well for a while."""

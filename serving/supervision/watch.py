@@ -1,4 +1,4 @@
-"""Watching one running server: its processes, and canary requests through both served models.
+"""Watching one running server: its processes, the tables that they map, and canary requests through both served models.
 
 What is slow is not broken. A canary without an answer is a fault only where the step that it waits for has finished
 nothing since, and the process of that step did nothing either: a long request computes, a queue moves on; what does
@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from hstu_trt.contract.tensors import FUSED, STAGES
 from hstu_trt.serving.supervision.canary import DEADLINE_S, Canary, Reading, Sent, Verdict
+from hstu_trt.serving.supervision.mapped_files import MappedFiles
 from hstu_trt.serving.supervision.processes import SERVER, Watched, processes_of
 from hstu_trt.serving.tls import ClientTls, connect
 
@@ -146,6 +147,7 @@ class Watch:
         self._processes = processes_of(server)
         self._pulses = [Pulse(canary, self._processes, patience) for canary in canaries]
         self._client = connect(url, tls)
+        self._files = MappedFiles(process.pid for process in self._processes)
         self._looked_at = time.monotonic()
 
     def __enter__(self) -> Watch:
@@ -166,6 +168,8 @@ class Watch:
         for process in self._processes:
             if (trouble := process.look()) is not None:
                 return f"{process} {trouble}"
+        if (overwritten := self._files.look()) is not None:
+            return f"{overwritten} was overwritten while its rows were served"
         now = time.monotonic()
         if now - self._looked_at > _MISSED_S:
             for pulse in self._pulses:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from supervised import Supervised, process_of
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.serving.assemble import Options, assemble
-from hstu_trt.serving.client import RankingClient
+from hstu_trt.serving.client import RankingClient, ServerError
 from hstu_trt.serving.deployment import read_deployment
 from hstu_trt.serving.engine_steps import read_engines
 from hstu_trt.serving.serve import check
+from hstu_trt.serving.supervision import mapped_files
 
 pytestmark = [pytest.mark.faults]
 
@@ -143,7 +145,7 @@ def written_engines(folder, model):
 
 @pytest.mark.triton
 def test_a_restart_refuses_what_was_damaged_meanwhile_and_takes_it_whole_again(copied):
-    """The running server does not look at its files again; the next one does, and clients get nothing from it."""
+    """The running server does not read its files again; the next one does, and clients get nothing from it."""
     request = request_of(copied, 8, 5)
     shard = next((copied.model.tables / "item_id").glob("00000.safetensors"))
     serve = Supervised(copied)
@@ -163,3 +165,82 @@ def test_a_restart_refuses_what_was_damaged_meanwhile_and_takes_it_whole_again(c
     assert serve.stop() == 0
     events = json.loads(next(copied.run.glob("restarts-*.json")).read_text())["events"]
     assert [event["event"] for event in events].count("restarted") == 2
+
+
+@pytest.mark.triton
+def test_a_shard_that_is_overwritten_while_it_is_served_ends_the_server(copied):
+    """Its rows are mapped: what is written into the file is what is answered, for as long as nobody looks."""
+    request = request_of(copied, 8, 5)
+    shard = next((copied.model.tables / "item_id").glob("00000.safetensors"))
+    serve = Supervised(copied)
+    with RankingClient(serve.url) as client:
+        before = client.ask(request).scores
+        with Damaged(shard, flip):
+            touch_until(serve, shard, faults=1)
+            assert serve.wait_for("fault")["cause"] == f"{shard} was overwritten while its rows were served"
+            cause = serve.wait_for("restart_failed")["cause"]
+            assert shard.name in cause and "sha256" in cause and "hstu-trt" in cause
+            with pytest.raises(HstuTrtError, match="UNAVAILABLE"):
+                client.ask(request)
+        serve.wait_for("restarted")
+        assert np.array_equal(scores_again(client, request), before)
+        touch_until(serve, shard, faults=2)  # the same rows, which nobody knows before they are hashed
+        serve.wait_for("restarted", 2)
+        assert np.array_equal(scores_again(client, request), before)
+    assert serve.stop() == 0
+
+
+def scores_again(client, request):
+    """gRPC takes half a second to look for a server again that it did not find."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return client.ask(request).scores
+        except ServerError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def touch_until(serve, path, faults):
+    """Until there are so many: what changed before the watch first saw the file is no change to it."""
+    deadline = time.monotonic() + 60
+    while [event["event"] for event in list(serve.events)].count("fault") < faults:
+        assert time.monotonic() < deadline, serve.events
+        os.utime(path)
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    monkeypatch.setattr(mapped_files, "EVERY_S", 0.0)
+    monkeypatch.setattr(mapped_files, "_REST", 0)
+
+
+CHANGES = {
+    "written into": (lambda path, other: write_over(path, b"x" * 9000), True),
+    "one byte": (flip, True),
+    "grown": (lambda path, other: path.open("ab").write(b"x"), True),
+    "renamed over": (lambda path, other: other.replace(path), False),
+    "deleted": (lambda path, other: path.unlink(), False),
+    "read": (lambda path, other: path.read_bytes(), False),
+    "another file": (lambda path, other: write_over(other, b"y"), False),
+}
+
+
+@pytest.mark.parametrize(("change", "is_noticed"), CHANGES.values(), ids=CHANGES)
+def test_which_changes_of_a_mapped_file_count(tmp_path, looks, change, is_noticed):
+    path, other, plain = (tmp_path / name for name in ("a b.safetensors", "other.safetensors", "rows.bin"))
+    for each in (path, other, plain):
+        each.write_bytes(bytes(9000))
+    mapped = [np.memmap(each, np.uint8, "r") for each in (path, plain)]
+    files = mapped_files.MappedFiles([os.getpid()])
+    assert files.look() is None
+    os.utime(plain, ns=(0, 0))
+    os.utime(other, ns=(0, 0))
+    assert files.look() is None and mapped
+    change(path, *([other] if change is not flip else []))
+    assert files.look() == (str(path) if is_noticed else None)
+
+
+def test_processes_that_are_gone_map_nothing(looks):
+    assert mapped_files.MappedFiles([2**22 + 1]).look() is None

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -18,7 +19,9 @@ from served import Serve
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc import service_pb2 as protocol
 
+from hstu_trt.bench.fuzz.calls import STREAM
 from hstu_trt.bench.fuzz.cases import Case
+from hstu_trt.bench.fuzz.large import send_large
 from hstu_trt.bench.fuzz.oracle import Oracle
 from hstu_trt.bench.fuzz.report import report_text
 from hstu_trt.bench.fuzz.requests import INFER, make_bases
@@ -27,10 +30,12 @@ from hstu_trt.bench.fuzz.verb import Plan, fuzz
 from hstu_trt.bench.fuzz.verdict import Outcome, verdict
 from hstu_trt.bench.fuzz.watch import held_by
 from hstu_trt.serving.assemble import Options, assemble
+from hstu_trt.serving.server import choose_port
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 7
+ROUNDS, LARGE_MIB = 7, 64
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -235,13 +240,54 @@ def listening(pids):
 def test_nothing_but_grpc_listens(served):
     """The requests that end older servers over HTTP have nowhere to go; there is no option that opens it."""
     host, _, port = served.url.rpartition(":")
-    assert listening(held_by(served.facts["pid"]).processes) == {(host, int(port))}
+    assert listening(held_by(served.process.pid).processes) == {(host, int(port))}, "of serve and all below it"
     command = Path(f"/proc/{served.facts['pid']}/cmdline").read_bytes().split(b"\0")
     assert b"--allow-http=false" in command
     helped = subprocess.run(
         [sys.executable, "-m", "hstu_trt.serving.serve", "--help"], check=True, capture_output=True, text=True
     )
     assert not re.search(r"--\S*http", helped.stdout.lower()), "only the address of a collector of traces has it"
+
+
+@pytest.fixture(scope="module")
+def metered(patient):
+    """(a server of its own, the port of its metrics)."""
+    port = choose_port("127.0.0.1", 0)
+    serve = Serve(patient, "--metrics-port", str(port))
+    yield serve, port
+    assert serve.stop() == 0
+
+
+def test_metrics_listen_where_they_are_told_to(metered):
+    serve, metrics = metered
+    host, _, port = serve.url.rpartition(":")
+    assert listening(held_by(serve.process.pid).processes) == {(host, int(port)), (host, metrics)}
+
+
+def test_large_messages_are_not_kept_one_by_one(metered, bases):
+    """The allocator keeps the pages of a few: seven more rounds of three messages do not add those of three more."""
+    serve, _ = metered
+    worker, held = SimpleNamespace(bases=bases), []
+    for _ in range(2 * ROUNDS):
+        found = send_large(serve.url, worker, LARGE_MIB << 20)
+        assert not [large.fault for large in found if large.fault]
+        held.append(held_by(serve.facts["pid"]).server_mib)
+    print(f"MiB held after each round of large messages: {[round(each) for each in held]}")
+    assert max(held[ROUNDS:]) - max(held[:ROUNDS]) <= 2 * LARGE_MIB, held
+
+
+def test_an_answer_in_a_stream_is_judged(served, bases, oracle):
+    request = bases["ranking"][5]
+    case = Case(number=0, kind="stream", method=STREAM, body=request.SerializeToString())
+    with grpc.insecure_channel(served.url) as channel:
+        body = channel.unary_unary(STREAM)(case.body, timeout=20)
+    assert verdict(case, Outcome("OK", "", body, 0.1), oracle) is None
+    answer = protocol.ModelStreamInferResponse.FromString(body)
+    place = [output.name for output in answer.infer_response.outputs].index("preds")
+    raw = np.frombuffer(answer.infer_response.raw_output_contents[place], np.float32) + np.float32(0.1)
+    answer.infer_response.raw_output_contents[place] = raw.tobytes()
+    assert "is right" in verdict(case, Outcome("OK", "", answer.SerializeToString(), 0.1), oracle)
+    assert "answered with 0" in verdict(case, Outcome("OK", "", b"", 0.1), oracle)
 
 
 def test_a_finding_can_be_replayed(served, deployment, tmp_path):

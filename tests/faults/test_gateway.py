@@ -1,6 +1,5 @@
 """The gateway alone, a real nginx, before servers that answer with their names: routing, refusals, reloads."""
 
-import asyncio
 import contextlib
 import os
 import re
@@ -12,10 +11,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from echo_servers import INFER, EchoServer, call, settings_for
+from echo_servers import INFER, EchoServer, RunningGateway, call, upstreams
 
 from hstu_trt.contract.model_folder import read_model_folder
-from hstu_trt.serving.fleet.gateway import Gateway, GatewayError, find_nginx
+from hstu_trt.serving.fleet.gateway import GatewayError
 from hstu_trt.serving.fleet.gateway_config import MOST_HEADER_BYTES, Upstream, largest_request
 from hstu_trt.serving.requests import pack, sample
 from hstu_trt.serving.signature import REPLICA_LOST
@@ -28,36 +27,6 @@ USERS = 400
 MAX_BODY = 1 << 20
 
 
-class Running:
-    """A gateway with an event loop of its own, so that tests need none."""
-
-    def __init__(self, folder):
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"127.0.0.1:{self.port}"
-        self.gateway = Gateway(find_nginx(), folder, settings_for(self.port, MAX_BODY))
-
-    def do(self, method, *args):
-        return asyncio.run_coroutine_threadsafe(getattr(self.gateway, method)(*args), self.loop).result(60)
-
-    def switch(self, upstreams):
-        """Until nothing is answered by the old config."""
-        self.do("apply", upstreams)
-        assert self.do("settled", 20)
-
-    def users(self, count=USERS):
-        """Who answers each user."""
-        with grpc.insecure_channel(self.url) as channel:
-            return [call(self.url, user=user, channel=channel) for user in range(count)]
-
-    def close(self):
-        self.do("stop")
-        self.loop.call_soon_threadsafe(self.loop.stop)
-
-
 @pytest.fixture
 def servers():
     running = [EchoServer(f"s{index}") for index in range(4)]
@@ -68,7 +37,7 @@ def servers():
 
 @pytest.fixture
 def gateway(tmp_path, servers):
-    running = Running(tmp_path / "gateway")
+    running = RunningGateway(tmp_path / "gateway", MAX_BODY)
     running.do("start", upstreams(servers[:3]))
     yield running
     running.close()
@@ -89,10 +58,6 @@ def who_got(servers, request):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return found[0]
-
-
-def upstreams(servers, down=()):
-    return [Upstream(address=server.address, down=server in down) for server in servers]
 
 
 def moved(before, after):
@@ -291,7 +256,7 @@ def test_a_killed_master_is_started_again(gateway):
 
 
 def test_a_taken_port_is_told(tmp_path, servers):
-    running = Running(tmp_path)
+    running = RunningGateway(tmp_path)
     with socket.socket() as other:
         other.bind(("127.0.0.1", running.port))
         other.listen()

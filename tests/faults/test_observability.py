@@ -91,6 +91,7 @@ def told(deployment, tmp_path_factory):
         finally:
             code = serve.stop()
     assert code == 0
+    assert not list((run / "live").rglob("*")), "what a server held goes with it"
     lines = [json.loads(line) for line in (run / events.EVENTS_FILE).read_text().splitlines()]
     return Told(answered=answered, errors=errors, spans=spans, metrics=metrics, lines=lines, output=serve.output)
 

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,6 +18,7 @@ from served import Serve, in_process, request_of
 from supervised import Supervised, is_running, process_of
 
 from hstu_trt.serving.client import RankingClient
+from hstu_trt.serving.server import choose_port
 from hstu_trt.serving.supervision.processes import SERVER
 from hstu_trt.serving.supervision.supervisor import STABLE_CANARIES
 
@@ -46,8 +48,13 @@ def cases(deployment):
 
 
 @pytest.fixture(scope="module")
-def supervised(deployment):
-    serve = Supervised(deployment)
+def metrics_port():
+    return choose_port("127.0.0.1", 0)
+
+
+@pytest.fixture(scope="module")
+def supervised(deployment, metrics_port):
+    serve = Supervised(deployment, "--metrics-port", str(metrics_port))
     yield serve
     assert serve.stop() == 0
 
@@ -74,6 +81,18 @@ def test_a_process_that_dies_or_stops_is_replaced(supervised, cases, name, numbe
         assert re.search(r"UNAVAILABLE|INTERNAL|CANCELLED", message), message
         assert seconds <= ALLOWED_S
     assert not is_running(pid), "one that was stopped must not go on later"
+
+
+def test_restarts_are_counted_for_prometheus(supervised, metrics_port):
+    """By the last server, which was none of the others, and once: a scrape would add up what two models say."""
+    deadline, line = time.monotonic() + 60, f"hstu_trt_restarts_total {len(FAULTS)}"
+    found = []
+    while not found:
+        assert time.monotonic() < deadline
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
+            found = [text for text in answer.read().decode().splitlines() if text.startswith("hstu_trt_restarts_total")]
+        time.sleep(0.1)
+    assert found == [line]
 
 
 def test_restarts_are_recorded(supervised, deployment):

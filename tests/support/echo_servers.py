@@ -1,12 +1,15 @@
 """gRPC servers that answer any method with their name, and a real nginx before them: no model, so that it is quick."""
 
+import asyncio
+import socket
 import threading
 import time
 from concurrent import futures
 
 import grpc
 
-from hstu_trt.serving.fleet.gateway_config import GatewaySettings
+from hstu_trt.serving.fleet.gateway import Gateway, find_nginx
+from hstu_trt.serving.fleet.gateway_config import GatewaySettings, Upstream
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -58,5 +61,39 @@ def call(url, request=b"", *, user=None, method=INFER, timeout=10.0, channel=Non
             own.close()
 
 
-def settings_for(port, max_body=1 << 20, timeout_s=5):
-    return GatewaySettings(address="127.0.0.1", port=port, max_body=max_body, timeout_s=timeout_s)
+def settings_for(port, max_body=1 << 20, timeout_s=5, tls=None):
+    return GatewaySettings(address="127.0.0.1", port=port, max_body=max_body, timeout_s=timeout_s, tls=tls)
+
+
+class RunningGateway:
+    """A gateway with an event loop of its own, so that tests need none."""
+
+    def __init__(self, folder, max_body=1 << 20, tls=None):
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"127.0.0.1:{self.port}"
+        self.gateway = Gateway(find_nginx(), folder, settings_for(self.port, max_body, tls=tls))
+
+    def do(self, method, *args):
+        return asyncio.run_coroutine_threadsafe(getattr(self.gateway, method)(*args), self.loop).result(60)
+
+    def switch(self, upstreams):
+        """Until nothing is answered by the old config."""
+        self.do("apply", upstreams)
+        assert self.do("settled", 20)
+
+    def users(self, count=400):
+        """Who answers each user."""
+        with grpc.insecure_channel(self.url) as channel:
+            return [call(self.url, user=user, channel=channel) for user in range(count)]
+
+    def close(self):
+        self.do("stop")
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+def upstreams(servers, down=()):
+    return [Upstream(address=server.address, down=server in down) for server in servers]

@@ -24,11 +24,11 @@ ATOL = 2e-5
 class FleetUnderTest:
     """``hstu-trt fleet``, ready when constructed; its commands through the real command line."""
 
-    def __init__(self, deployment, run, replicas, port, first_replica_port):
+    def __init__(self, deployment, run, replicas, port, first_replica_port, *options):
         self.run, self.url = run, f"127.0.0.1:{port}"
         command = [sys.executable, "-m", "hstu_trt.serving.fleet.command", "--deployment", str(deployment.path)]
-        command += ["--replicas", str(replicas), "--port", str(port), "--run", str(run)]
-        command += ["--first-replica-port", str(first_replica_port)]
+        command += ["--port", str(port), "--run", str(run), "--first-replica-port", str(first_replica_port), *options]
+        command += [] if replicas is None else ["--replicas", str(replicas)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines = []
         for line in self.process.stdout:
@@ -180,8 +180,9 @@ def counted_tries(client):
 
 
 @contextlib.contextmanager
-def running_fleet(deployment, run, replicas, port, first_replica_port):
-    fleet = FleetUnderTest(deployment, run, replicas, port, first_replica_port)
+def running_fleet(deployment, run, replicas, port, first_replica_port, *options):
+    """replicas: None leaves it to the options."""
+    fleet = FleetUnderTest(deployment, run, replicas, port, first_replica_port, *options)
     try:
         yield fleet
     finally:
