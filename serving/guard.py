@@ -72,15 +72,19 @@ def find_guard(address: str, loopback: str) -> Path | None:
         return LIBRARY
     if address != loopback:
         raise ConfigError(
-            f"no {LIBRARY} in a path without spaces and colons: without it one malformed request ends this server; "
-            f"build it with `{_BUILD}` (C++ alone) before you listen on {address!r}, or stay on {loopback}"
+            f"no {LIBRARY} of this version in a path without spaces and colons: without it one malformed request ends "
+            f"this server; build it with `{_BUILD}` (C++ alone) before you listen on {address!r}, or stay on {loopback}"
         )
     return None
 
 
 def _can_preload() -> bool:
-    # What LD_PRELOAD takes for the end of a path.
-    return FRONTEND.is_file() and not any(char in str(FRONTEND) for char in " :")
+    # LD_PRELOAD takes " " and ":" for the end of a path. A library of an earlier build would bound nothing.
+    return (
+        FRONTEND.is_file()
+        and not any(char in str(FRONTEND) for char in " :")
+        and DOORS_VARIABLE.encode() in FRONTEND.read_bytes()
+    )
 
 
 def guard_environment(limits: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from hstu_trt.serving.server import LOOPBACK
 def libraries(tmp_path, monkeypatch):
     """Both libraries, in a folder of their own."""
     for name, file in (("LIBRARY", "guard.so"), ("FRONTEND", "frontend.so")):
-        (tmp_path / file).touch()
+        (tmp_path / file).write_bytes(b"\x7fELF ... HSTU_TRT_DOORS ...")
         monkeypatch.setattr(guard, name, tmp_path / file)
     return tmp_path
 
@@ -38,11 +38,20 @@ def test_without_it_nobody_else_is_let_in(libraries, missing):
         find_guard("0.0.0.0", LOOPBACK)
 
 
+def test_one_of_an_earlier_build_counts_as_missing(libraries):
+    """It would be loaded, and bound nothing."""
+    (libraries / "frontend.so").write_bytes(b"\x7fELF")
+    assert door_environment("ranking=embedding_lookup:8+3") == {}
+    assert find_guard(LOOPBACK, LOOPBACK) is None
+    with pytest.raises(ConfigError, match="of this version"):
+        find_guard("0.0.0.0", LOOPBACK)
+
+
 def test_a_path_that_cannot_be_preloaded(libraries, monkeypatch):
     for name in ("LIBRARY", "FRONTEND"):
         target = libraries / "a folder" / getattr(guard, name).name
         target.parent.mkdir(exist_ok=True)
-        target.touch()
+        target.write_bytes(getattr(guard, name).read_bytes())
         monkeypatch.setattr(guard, name, target)
     assert find_guard(LOOPBACK, LOOPBACK) is None
 
