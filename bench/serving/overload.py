@@ -61,7 +61,7 @@ _SHED_SLACK = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Promises:
-    """What must hold. The defaults are what a quiet machine keeps."""
+    """What must hold. The rows tell what did."""
 
     refusal_p99_ms: float = 100.0
     """"At once": far below what waiting would have cost, and below what a caller needs to try another replica."""

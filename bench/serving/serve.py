@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     reference = read_model_folder(args.reference) if args.reference else deployment.model
     rows, failures = [], []
+    interrupted: KeyboardInterrupt | None = None
     metrics = metrics_port_for(deployment) if args.url is None else None
     with running(deployment, args.url, metrics.port if metrics else None) as (url, version):
         checked = min(args.check, len(requests))
@@ -88,10 +89,8 @@ def main(argv: Sequence[str]) -> int:
                 watched.own_server = args.url is None
                 try:
                     watched.run_all(scenarios, args.in_flight, args.rates or (), args.guess or 0.0)
-                except KeyboardInterrupt:
-                    if not watched.found:
-                        raise
-                    failures.append(f"{name}: interrupted; the rows hold what had ended")
+                except KeyboardInterrupt as caught:
+                    interrupted = caught
             found = watched.found
             rows += [row_of(subject, measured) for measured in found]
             failures += [
@@ -99,9 +98,14 @@ def main(argv: Sequence[str]) -> int:
                 for m in found
                 if not m.outcome.found.get("kept", True)
             ]
-            if any("interrupted" in failure for failure in failures):
+            if interrupted is not None:
                 break
-    return report(rows, failures, args.out or results_file(rows[0].device), as_json=args.json)
+    if interrupted is not None and not rows:
+        raise interrupted
+    code = report(rows, failures, args.out or results_file(rows[0].device), as_json=args.json)
+    if interrupted is not None:  # the rows hold the scenarios that had ended
+        raise interrupted
+    return code
 
 
 def _dry_run(
