@@ -1,5 +1,6 @@
 """Bad input to a running deployment: it stays whole, and every answer is right or a clear refusal."""
 
+import contextlib
 import os
 import re
 import signal
@@ -227,8 +228,10 @@ def listening(pids):
     """Addresses and ports that any of the processes listens on; of IPv6 the part that holds an address of IPv4."""
     inodes = set()
     for pid in pids:
-        for handle in Path(f"/proc/{pid}/fd").iterdir():
-            inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(handle)))
+        with contextlib.suppress(FileNotFoundError):  # a process that ended meanwhile
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):  # a file that it closed meanwhile
+                    inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(handle)))
     rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
     return {
         (socket.inet_ntoa(struct.pack("<I", int(row[1].partition(":")[0][-8:], 16))), int(row[1].partition(":")[2], 16))

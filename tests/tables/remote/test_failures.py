@@ -168,7 +168,7 @@ def test_connections_closed_between_requests_are_no_failures(open_tables, unharm
     rows, *_ = timed(tables, 1000)
     np.testing.assert_array_equal(rows, items)
     assert tables.counters()["node_failures"] == 0
-    assert tables.counters()["connects"] == 6
+    assert tables.counters()["connects"] >= 6, "three masters, twice, and whoever is asked for a map that falls due"
 
 
 def test_a_missed_deadline_leaves_no_trace(open_tables, items):
