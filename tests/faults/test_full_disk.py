@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from preloads import compiled
 from served import request_of
 from supervised import Supervised, process_of
 
@@ -18,7 +18,6 @@ from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.refresh.settings import RefreshSettings
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
-SOURCE = Path(__file__).parents[1] / "support" / "broken_disk.c"
 BOTH = ("ranking", "ranking_fused")
 
 
@@ -37,13 +36,7 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    compiler = shutil.which(os.environ.get("CXX", "cc")) or shutil.which("cc")
-    if compiler is None:
-        assert os.environ.get("CI") != "true", "no C compiler: with CI=true this test must run"
-        pytest.skip("no C compiler")
-    library = tmp_path / "broken_disk.so"
-    command = [compiler, "-x", "c", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, SOURCE, "-ldl"]
-    subprocess.run(list(map(str, command)), check=True)
+    library = compiled("broken_disk", tmp_path)
     folder, flag = tmp_path / "disk", tmp_path / "full"
     folder.mkdir()
     for name, value in {"LD_PRELOAD": library, "FULL_DISK": folder, "FULL_DISK_FLAG": flag}.items():
