@@ -41,6 +41,7 @@ EXIT_TIMEOUT_S = 30
 # Older servers can be killed by a crafted HTTP request; see NVIDIA's security bulletins of 2025 and 2026.
 SAFE_HTTP_VERSION = (2, 69)
 _CLOSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
+_SHELL_READS = frozenset(" \t\n\"'\\$`&;|<>(){}[]*?")
 _UTILS = "triton_python_backend_utils.py"
 _STUB = "triton_python_backend_stub"
 # Becomes its arguments after asking the kernel (PR_SET_PDEATHSIG) for a SIGTERM when we are gone, killed outright say.
@@ -136,6 +137,8 @@ def plan_repository(
 
     limits, doors: ``guard_limits`` and ``guard_doors`` of what is served; empty where its requests are not ours.
     """
+    for path in (repository, *([run_folder] if server.wheel else [])):
+        _check_shell(path)
     port = choose_port(listen.address, listen.grpc_port)
     _make_run_folder(run_folder)
     flags = [
@@ -189,6 +192,15 @@ def tensorrt_flags(server: Tritonserver, plugins: Path | None = None) -> tuple[s
         raise ArtefactError(f"--plugins {plugins}: no such file; `make plugins` builds one, found without the option")
     library = plugins or autoload_library()
     return (f"--backend-config=tensorrt,plugins={library.resolve()}",)
+
+
+def _check_shell(path: Path) -> None:
+    """Triton's Python backend starts its stubs by a line for bash, in which it quotes no path. Raises ConfigError."""
+    if found := sorted(set(str(path)) & _SHELL_READS):
+        raise ConfigError(
+            f"{str(path)!r} holds {' '.join(map(repr, found))}, which Triton's Python backend hands to a shell as it "
+            "is: put the deployment, and the folder of --run, where no path holds a blank or a sign that shells read"
+        )
 
 
 def _make_run_folder(folder: Path) -> None:

@@ -80,8 +80,8 @@ daemon off;
 {_worker_user()}worker_processes {min(4, os.cpu_count() or 1)};
 worker_rlimit_nofile {_open_files()};
 worker_shutdown_timeout {2 * timeout}s;
-pid {folder}/nginx.pid;
-error_log {folder}/nginx.log warn;
+pid {_quoted(folder / "nginx.pid")};
+error_log {_quoted(folder / "nginx.log")} warn;
 events {{ worker_connections {_CONNECTIONS}; }}
 http {{
     access_log off;
@@ -169,7 +169,13 @@ def _refusal(location: str, status: int, message: str) -> str:
 def _temporary_folders(folder: Path) -> str:
     """nginx makes them all, whether it uses them or not, and its own are root's."""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    return "\n".join(f"    {kind}_temp_path {folder}/tmp_{kind};" for kind in kinds)
+    return "\n".join(f"    {kind}_temp_path {_quoted(folder / f'tmp_{kind}')};" for kind in kinds)
+
+
+def _quoted(path: Path) -> str:
+    """A path as a directive without variables takes it, whatever it is made of."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 def _worker_user() -> str:

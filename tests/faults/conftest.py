@@ -32,8 +32,11 @@ def other_deployment(golden, tmp_path_factory) -> Deployment:
 
 @pytest.fixture(scope="session")
 def fleet(deployment, tmp_path_factory):
-    """A fleet of two replicas for all tests of this folder; each leaves two that are well."""
+    """A fleet of two replicas for all tests of this folder; each leaves two that are well.
+
+    Its folder has a blank in its name, as folders have.
+    """
     # Below the ports that the kernel gives to connections, and not those of another run on this machine.
     base = 20_000 + os.getpid() % 120 * 100
-    with running_fleet(deployment, tmp_path_factory.mktemp("fleet") / "run", 2, base, base + 1) as running:
+    with running_fleet(deployment, tmp_path_factory.mktemp("fleet") / "a run", 2, base, base + 1) as running:
         yield running

@@ -255,6 +255,20 @@ def test_a_killed_master_is_started_again(gateway):
     assert call(gateway.url)
 
 
+@pytest.mark.parametrize("name", ["a b", "a;b", "{a}", "#a", "a$b", "'a", 'a"b', "a\\nb", "a\nb"], ids=repr)
+def test_any_folder_will_do(tmp_path, servers, name):
+    """nginx reads what paths are made of: blanks end a directive's argument, semicolons the directive."""
+    folder = tmp_path / name
+    running = RunningGateway(folder)
+    try:
+        running.do("start", upstreams(servers[:1]))
+        assert call(running.url) == "s0"
+        assert int((folder / "nginx.pid").read_text()) == running.gateway.pid
+        assert {f"tmp_{kind}" for kind in ("client_body", "proxy")} <= {path.name for path in folder.iterdir()}
+    finally:
+        running.close()
+
+
 def test_a_taken_port_is_told(tmp_path, servers):
     running = RunningGateway(tmp_path)
     with socket.socket() as other:

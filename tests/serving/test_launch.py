@@ -1,5 +1,6 @@
 """What is refused before a server is launched: ports, addresses, programs, folders, damaged tables."""
 
+import re
 import socket
 
 import pytest
@@ -51,6 +52,17 @@ def test_run_folder_must_be_writable(tmp_path):
     (tmp_path / "run").write_text("not a folder")
     with pytest.raises(ArtefactError, match=f"cannot write to {tmp_path / 'run'}"):
         plan_repository(Tritonserver(binary=tmp_path), tmp_path, tmp_path / "run", Listen(grpc_port=0), limits="")
+
+
+@pytest.mark.parametrize("place", ["repository", "run"])
+@pytest.mark.parametrize("name", ["a b", "a;b", "a$b", "a'b"])
+def test_a_path_that_a_shell_reads_otherwise_is_refused(tmp_path, place, name):
+    """Triton's Python backend hands the paths of its stubs to bash as they are."""
+    folders = {"repository": tmp_path / "models", "run": tmp_path / "run"} | {place: tmp_path / name}
+    server = Tritonserver(binary=tmp_path, wheel=tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(name) + ".* which Triton's Python backend hands to a shell"):
+        plan_repository(server, folders["repository"], folders["run"], Listen(grpc_port=0), limits="")
+    assert not (tmp_path / name).exists()
 
 
 def test_damaged_tables_are_refused_before_the_launch(make_model, tmp_path):
