@@ -279,10 +279,13 @@ def inputs_of(tensors: Tensors) -> list[Any]:
 
 
 def answer_of(result: Any) -> Answer:
-    """What Triton's client got, from a model that ranks."""
-    counts = result.as_numpy(ROW_STATUS).reshape(-1, len(RowStatus)).sum(axis=0)
+    """What Triton's client got, from a model that ranks. Raises ServerError where outputs are missing."""
+    found = {name: result.as_numpy(name) for name in ("preds", ROW_STATUS, TABLES_VERSION)}
+    if missing := [name for name, array in found.items() if array is None]:
+        raise ServerError(f"an answer without {', '.join(missing)}: it is not that of a model that ranks")
+    counts = found[ROW_STATUS].reshape(-1, len(RowStatus)).sum(axis=0)
     rows = {status.name.lower(): int(counts[status]) for status in RowStatus if counts[status]}
-    return Answer(result.as_numpy("preds"), result.as_numpy(TABLES_VERSION).ravel()[0].decode(), rows)
+    return Answer(found["preds"], found[TABLES_VERSION].ravel()[0].decode(), rows)
 
 
 def ranked_text(config: HstuConfig, request: RankRequest, scores: NDArray) -> str:

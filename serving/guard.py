@@ -79,12 +79,11 @@ def find_guard(address: str, loopback: str) -> Path | None:
 
 
 def _can_preload() -> bool:
-    # LD_PRELOAD takes " " and ":" for the end of a path. A library of an earlier build would bound nothing.
-    return (
-        FRONTEND.is_file()
-        and not any(char in str(FRONTEND) for char in " :")
-        and DOORS_VARIABLE.encode() in FRONTEND.read_bytes()
-    )
+    # LD_PRELOAD takes " " and ":" for the end of a path. A library of an earlier build would lack some of it.
+    if not FRONTEND.is_file() or any(char in str(FRONTEND) for char in " :"):
+        return False
+    content = FRONTEND.read_bytes()
+    return all(mark in content for mark in (DOORS_VARIABLE.encode(), b"sem_clockwait"))
 
 
 def guard_environment(limits: str) -> dict[str, str]:

@@ -5,12 +5,18 @@
 //   Requests for classes in place of scores are refused. Servers before July 2025 divide by the item size of the output,
 //   which is 0 for strings: one request for the classes of `tables_version` ended the server. Later ones sort every
 //   element of an output, however large. Scores are no classes, so nobody needs them.
+//   What the Python backend and its stubs wait for, a second until a time of the day, becomes a wait of a second. A wall
+//   clock that is set forward would end their waits for messages, upon which they call a model process unhealthy and
+//   fail its requests from then on; one that is set back would make them wait for the hours that it was set by.
 //
 // The environment says how many requests to a model may be in flight, as HSTU_TRT_DOORS="ranking=embedding_lookup:8+3":
 // 8 that wait and 3 that are worked on, and which model the count of refused requests names. A model that it does not
 // name has no bound. Declares what it uses of tritonserver.h, whose ABI has been stable since version 1.
 
 #include <dlfcn.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <time.h>
 
 #include <atomic>
 #include <cstdint>
@@ -133,11 +139,31 @@ void answer(void* response, const uint32_t flags, void* argument) {
   told.answered(response, flags, told.argument);
 }
 
+// The moment of the monotonic clock that is as far away as this one of the wall clock is now.
+timespec monotonic(const timespec* due) {
+  constexpr int64_t kSecond = 1'000'000'000;
+  timespec wall, now;
+  clock_gettime(CLOCK_REALTIME, &wall);
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  int64_t ns = now.tv_nsec + due->tv_nsec - wall.tv_nsec, carried = (ns + 2 * kSecond) / kSecond - 2;
+  return {now.tv_sec + (due->tv_sec - wall.tv_sec) + carried, ns - carried * kSecond};
+}
+
 }  // namespace
 
-#define EXPORT extern "C" __attribute__((visibility("default"))) TRITONSERVER_Error*
+#define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT TRITONSERVER_InferenceRequestNew(void** request, void* server, const char* model, int64_t version) {
+EXPORT int sem_timedwait(sem_t* semaphore, const timespec* due) {
+  const timespec until = monotonic(due);
+  return sem_clockwait(semaphore, CLOCK_MONOTONIC, &until);
+}
+
+EXPORT int pthread_mutex_timedlock(pthread_mutex_t* mutex, const timespec* due) noexcept {
+  const timespec until = monotonic(due);
+  return pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &until);
+}
+
+EXPORT TRITONSERVER_Error* TRITONSERVER_InferenceRequestNew(void** request, void* server, const char* model, int64_t version) {
   static auto made = real<TRITONSERVER_Error* (*)(void**, void*, const char*, int64_t)>(__func__);
   prepared = Prepared{};
   auto found = doors().find(model);
@@ -148,7 +174,7 @@ EXPORT TRITONSERVER_InferenceRequestNew(void** request, void* server, const char
   return error;
 }
 
-EXPORT TRITONSERVER_InferenceRequestSetResponseCallback(
+EXPORT TRITONSERVER_Error* TRITONSERVER_InferenceRequestSetResponseCallback(
     void* request, void* allocator, void* allocator_argument, Answered answered, void* argument) {
   static auto set = real<TRITONSERVER_Error* (*)(void*, void*, void*, Answered, void*)>(__func__);
   if (prepared.request != request || prepared.door == nullptr) {
@@ -158,7 +184,7 @@ EXPORT TRITONSERVER_InferenceRequestSetResponseCallback(
   return set(request, allocator, allocator_argument, answer, prepared.ticket.get());
 }
 
-EXPORT TRITONSERVER_ServerInferAsync(void* server, void* request, void* trace) {
+EXPORT TRITONSERVER_Error* TRITONSERVER_ServerInferAsync(void* server, void* request, void* trace) {
   static auto send = real<TRITONSERVER_Error* (*)(void*, void*, void*)>(__func__);
   if (prepared.request != request || prepared.ticket == nullptr) return send(server, request, trace);
   Door* door = prepared.door;
@@ -172,6 +198,6 @@ EXPORT TRITONSERVER_ServerInferAsync(void* server, void* request, void* trace) {
   return error;
 }
 
-EXPORT TRITONSERVER_ServerModelBatchProperties(void*, const char*, int64_t, uint32_t*, void**) {
+EXPORT TRITONSERVER_Error* TRITONSERVER_ServerModelBatchProperties(void*, const char*, int64_t, uint32_t*, void**) {
   return TRITONSERVER_ErrorNew(kInvalid, "parameter 'classification' of an output is not served: leave it out");
 }

@@ -21,7 +21,7 @@ from hstu_trt.serving.server import LOOPBACK
 def libraries(tmp_path, monkeypatch):
     """Both libraries, in a folder of their own."""
     for name, file in (("LIBRARY", "guard.so"), ("FRONTEND", "frontend.so")):
-        (tmp_path / file).write_bytes(b"\x7fELF ... HSTU_TRT_DOORS ...")
+        (tmp_path / file).write_bytes(b"\x7fELF ... HSTU_TRT_DOORS ... sem_clockwait ...")
         monkeypatch.setattr(guard, name, tmp_path / file)
     return tmp_path
 
@@ -38,9 +38,10 @@ def test_without_it_nobody_else_is_let_in(libraries, missing):
         find_guard("0.0.0.0", LOOPBACK)
 
 
-def test_one_of_an_earlier_build_counts_as_missing(libraries):
-    """It would be loaded, and bound nothing."""
-    (libraries / "frontend.so").write_bytes(b"\x7fELF")
+@pytest.mark.parametrize("content", [b"", b" HSTU_TRT_DOORS", b" sem_clockwait"])
+def test_one_of_an_earlier_build_counts_as_missing(libraries, content):
+    """It would be loaded, and bound nothing, or leave the server to jumps of the clock."""
+    (libraries / "frontend.so").write_bytes(b"\x7fELF" + content)
     assert door_environment("ranking=embedding_lookup:8+3") == {}
     assert find_guard(LOOPBACK, LOOPBACK) is None
     with pytest.raises(ConfigError, match="of this version"):

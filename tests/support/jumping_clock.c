@@ -2,7 +2,7 @@
    named by JUMPING_CLOCK, an int64 that may change at any time. CLOCK_MONOTONIC, and the times of files, stay.
 
    Waits until an absolute wall time end as they would in a kernel whose clock was set: at once after a jump forward,
-   late after one back. They are waits of 20 ms at most, after each of which the clock is looked at again. */
+   late after one back. They are waits of 1 ms at most, after each of which the clock is looked at again. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -24,7 +24,7 @@
     static __typeof__(&name) found_; \
     found_ ? found_ : (found_ = (__typeof__(&name))dlsym(RTLD_NEXT, #name)); \
   })
-static const int64_t SECOND = 1000000000, SLICE = 20000000;
+static const int64_t SECOND = 1000000000, SLICE = 1000000;
 static const int64_t* jump;
 
 __attribute__((constructor)) static void map(void) {
