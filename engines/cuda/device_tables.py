@@ -6,6 +6,7 @@ An MLP over the rows of a small table has few distinct outputs: they are compute
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from torch import Tensor
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.contract.stored_table import StoredTable
 from hstu_trt.contract.table_format import SHARD_TENSOR, read_tables
+from hstu_trt.engines.cuda.memory import require_free
 from hstu_trt.engines.cuda.weights import ModelWeights
 from hstu_trt.plugins import embedding
 
@@ -22,21 +25,31 @@ FOLDED_ROWS = 1 << 16
 
 
 def load_tables(model: ModelFolder, device: torch.device) -> dict[str, Tensor]:
-    """The tables of a model folder [rows, dim] on a device. Raises ConfigError for rows that are quantised or moved."""
-    from safetensors import safe_open
+    """The tables of a model folder [rows, dim] on a device.
 
-    tables = {}
-    for name, table in read_tables(model.tables, regenerate="hstu-trt export ...").items():
+    Raises ConfigError for rows that are quantised or moved, DeviceMemoryError for more than the device has free.
+    """
+    stored = read_tables(model.tables, regenerate="hstu-trt export ...")
+    for name, table in stored.items():
         if table.is_quantised or table.row_order != "identity":
             raise ConfigError(
                 f"table {name} of {model.path}: the cuda runner takes plain rows in the order of their ids"
             )
-        shards = []
-        for shard in table.shards:
-            with safe_open(model.tables / shard.file, framework="pt") as file:
-                shards.append(file.get_tensor(SHARD_TENSOR).to(device))
-        tables[name] = shards[0] if len(shards) == 1 else torch.cat(shards)
-    return tables
+    require_free(sum(table.payload_bytes for table in stored.values()), device)
+    return {name: _load_table(model.tables, table, device) for name, table in stored.items()}
+
+
+def _load_table(folder: Path, table: StoredTable, device: torch.device) -> Tensor:
+    """Rows [rows, dim], in their place at once: beside its shards a table would take twice the memory."""
+    from safetensors import safe_open
+
+    whole, begin = torch.empty((table.rows, table.dim), dtype=getattr(torch, table.dtype), device=device), 0
+    for shard in table.shards:
+        with safe_open(folder / shard.file, framework="pt") as file:
+            rows = file.get_tensor(SHARD_TENSOR)
+        whole[begin : begin + len(rows)].copy_(rows)
+        begin += len(rows)
+    return whole
 
 
 class DeviceTables:

@@ -7,6 +7,7 @@ has the time (``Graphs.capture_next``).
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -72,8 +73,11 @@ class Forward:
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             self()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # what went wrong first counts
+                graph.capture_end()
+            raise
+        graph.capture_end()
         return graph
 
 

@@ -7,7 +7,8 @@ copies back. A slot is the memory of one batch on its way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -78,13 +79,12 @@ class Pipeline:
             with torch.cuda.stream(self._copies):
                 slot.device[:used].copy_(slot.host[:used], non_blocking=True)
                 slot.copied.record()
-            with torch.cuda.stream(self._compute):
+            with torch.cuda.stream(self._compute), self._recorded(slot):
                 slot.copied.wait()
                 inputs[:used].copy_(slot.device[:used])
                 self.graphs.stage(Key(bucket, copies=False))
                 self.graphs.run(Key(bucket, copies=False))
                 slot.scores[: bucket.candidates].copy_(scores[: bucket.candidates], non_blocking=True)
-                slot.done.record()
         return slot
 
     def collect(self, slot: Slot, candidates: int) -> NDArray:
@@ -96,16 +96,24 @@ class Pipeline:
         """A batch with nothing beside it: its scores. All slots must have been collected."""
         slot = self._slots[0]
         self._lay_out(slot, feeds, bucket)
-        with torch.cuda.device(self._device), torch.cuda.stream(self._compute):
+        with torch.cuda.device(self._device), torch.cuda.stream(self._compute), self._recorded(slot):
             self.graphs.stage(Key(bucket, copies=True))
             self.graphs.run(Key(bucket, copies=True))
-            self._compute.synchronize()
+        slot.done.synchronize()
         return np.array(slot.scores[:candidates].numpy())
 
     def capture_next(self) -> None:
         """Captures one graph that a batch had to do without, if any: milliseconds in which no batch is submitted."""
         with torch.cuda.device(self._device), torch.cuda.stream(self._compute):
             self.graphs.capture_next()
+
+    @contextmanager
+    def _recorded(self, slot: Slot) -> Iterator[None]:
+        """Records the end of what is enqueued, be it a part: where memory lacks, what came before reads the slot."""
+        try:
+            yield
+        finally:
+            slot.done.record()
 
     def _lay_out(self, slot: Slot, feeds: Sequence[UserFeed], bucket: Bucket) -> StagingLayout:
         """Writes a batch to a slot's host memory.

@@ -5,6 +5,7 @@ Without a GPU it runs on plain PyTorch, which is how its logic is tested; that n
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.errors import ConfigError, DeviceMemoryError
 from hstu_trt.contract.features import Tensors, check_request
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder
@@ -79,12 +80,13 @@ class CudaModel:
 
     @classmethod
     def of_folder(cls, model: ModelFolder, options: CudaOptions, *, with_tables: bool) -> CudaModel:
-        """The model of a folder."""
+        """The model of a folder. Raises DeviceMemoryError where the GPU lacks the memory for it."""
         from safetensors.torch import load_file
 
         dense = {key: value for key, value in load_file(model.weights).items() if key.startswith("_")}
-        tables = load_tables(model, torch.device(options.device)) if with_tables else None
-        return cls(model.ranking_config, dense, model.precision, tables, options)
+        with naming_lack_of_memory():
+            tables = load_tables(model, torch.device(options.device)) if with_tables else None
+            return cls(model.ranking_config, dense, model.precision, tables, options)
 
 
 class CudaRunner:
@@ -202,7 +204,8 @@ class FusedRunner:
             if len(waiting) == self.depth:
                 scores += self.collect(waiting.popleft())
             waiting.append(self.submit(users[run.start : run.stop], alone=len(runs) == 1))
-            self.capture_next()
+            with contextlib.suppress(DeviceMemoryError):  # then such batches go on without a graph
+                self.capture_next()
         while waiting:
             scores += self.collect(waiting.popleft())
         return scores

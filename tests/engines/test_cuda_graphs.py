@@ -10,7 +10,7 @@ import torch
 from golden_cases import load_case
 
 from hstu_trt.contract.errors import ConfigError
-from hstu_trt.engines.cuda.graphs import Graphs, Key
+from hstu_trt.engines.cuda.graphs import Forward, Graphs, Key
 from hstu_trt.engines.cuda.packing import Bucket
 from hstu_trt.engines.cuda.pipeline import Pipeline
 from hstu_trt.engines.cuda.staging import StagingLayout
@@ -103,6 +103,40 @@ def test_a_capture_that_fails_is_asked_for_anew(done: list[str], monkeypatch: py
     run(graphs, KEY)
     graphs.capture_next()
     assert done == ["operators 128", "operators 128", "capture 128"]
+
+
+def test_a_capture_without_memory_is_ended_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ending it says of the part that was recorded is not the cause."""
+    said: list[str] = []
+
+    class Graph:
+        def capture_begin(self, **_: object) -> None:
+            said.append("begun")
+
+        def capture_end(self) -> None:
+            said.append("ended")
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    class Lacking(Forward):
+        def __init__(self) -> None:
+            pass
+
+        def __call__(self) -> None:
+            raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        Lacking().captured(None)
+    assert said == ["begun", "ended"]
+
+
+def test_a_batch_that_raised_is_waited_for_before_its_slot_is_written() -> None:
+    """The part of it that was enqueued reads the slot, offsets and all."""
+    done: list[str] = []
+    slot: Any = SimpleNamespace(done=SimpleNamespace(record=lambda: done.append("recorded")))
+    with pytest.raises(torch.OutOfMemoryError), Pipeline.__new__(Pipeline)._recorded(slot):
+        raise torch.OutOfMemoryError("full")
+    assert done == ["recorded"]
 
 
 def test_a_slot_is_written_when_its_last_batch_is_done() -> None:

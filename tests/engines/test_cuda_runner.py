@@ -163,6 +163,9 @@ class LackingPipeline:
         self._lack("collect")
         return np.zeros((candidates, 1), np.float32)
 
+    def capture_next(self) -> None:
+        self._lack("capture")
+
 
 @pytest.mark.parametrize(("lacks", "alone"), [("submit", False), ("compute", True), ("collect", False)])
 def test_a_micro_batch_names_the_lack_of_memory(monkeypatch: pytest.MonkeyPatch, lacks: str, alone: bool) -> None:
@@ -173,6 +176,13 @@ def test_a_micro_batch_names_the_lack_of_memory(monkeypatch: pytest.MonkeyPatch,
         runner.collect(runner.submit(users, alone=alone))
     monkeypatch.setattr(runner, "_pipeline", LackingPipeline("nothing"))
     assert len(runner.collect(runner.submit(users, alone=alone))) == len(users)
+
+
+def test_no_memory_for_a_graph_costs_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = fused_runner(load_case("caseA"), "fp32", CPU)
+    monkeypatch.setattr(runner, "_pipeline", LackingPipeline("capture"))
+    users = list(one_user_feeds(fused_feed(load_case("caseA").request)))
+    assert len(runner.run_many(users)) == len(users)
 
 
 def test_no_gpu_is_said_in_words(
