@@ -8,7 +8,6 @@ else fails, throughput stays, memory does not grow, all is normal soon after it,
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, poisson
+from hstu_trt.bench.load.cpus import Cpus, cpu_set, pin
 from hstu_trt.bench.load.machine_watch import MachineWatch
 from hstu_trt.bench.load.process_watch import UsageWatch, family, usage
 from hstu_trt.bench.load.processes import Clients
@@ -28,7 +28,7 @@ from hstu_trt.bench.load.provenance import device_here, provenance_here
 from hstu_trt.bench.load.stats import summarise
 from hstu_trt.bench.load.target import TritonAddress
 from hstu_trt.bench.load.workbench import running
-from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows
+from hstu_trt.bench.result_rows import Provenance, ResultRow, append_rows
 from hstu_trt.bench.serving.overload_load import (
     Connections,
     Split,
@@ -38,6 +38,7 @@ from hstu_trt.bench.serving.overload_load import (
     recovery_s,
     split,
 )
+from hstu_trt.bench.serving.overload_settings import Promises, Setting, parser_of
 from hstu_trt.bench.workloads.requests_source import generate_requests
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
@@ -45,7 +46,6 @@ from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.deployment import Deployment, read_deployment
-from hstu_trt.serving.models.waiting_room import DEFAULT_PLACES
 
 SUITE = "overload"
 GATE_EXIT_CODE = 1
@@ -57,40 +57,6 @@ _HANDLE_SLACK = 20
 
 _SHED_SLACK = 0.05
 """Of the requests of a second, which are few."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promises:
-    """What must hold. The rows tell what did."""
-
-    refusal_p99_ms: float = 100.0
-    """"At once": far below what waiting would have cost, and below what a caller needs to try another replica."""
-    latency_ratio: float = 2.0
-    throughput_share: float = 0.9
-    memory_growth: float = 0.1
-    """Of the anonymous memory of server and model processes, from before the burst to its end."""
-    normal_shed: float = 0.1
-    """Refused at the normal rate, whose arrivals come in clumps."""
-    recovery_s: float = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """How a run is driven."""
-
-    factor: float = 3.0
-    share: float = 0.8
-    """Of the peak: the rate at which the service level is measured."""
-    seconds: float = 10.0
-    after_s: float = 5.0
-    in_flight: int = DEFAULT_PLACES
-    connections: int = 1000
-    timeout_s: float = 30.0
-    seed: int = 1001
-
-    def __post_init__(self) -> None:
-        if self.factor <= 1 or not 0 < self.share < 1 or min(self.seconds, self.after_s, self.in_flight) <= 0:
-            raise ConfigError("an overload run needs a factor above 1, a share of the peak below 1, and seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,13 +139,20 @@ def _server_pid() -> int:
     return next(pid for pid in family(os.getpid()) if "tritonserver" in Path(f"/proc/{pid}/comm").read_text())
 
 
+def _part(server: int, cpus: Cpus) -> None:
+    """Gives the server and us cores of our own; the clients, which are children of ours, are not there yet."""
+    for processes, chosen in ((family(server), cpus.server), ([os.getpid()], cpus.client)):
+        if chosen is not None:
+            pin(processes, chosen)
+
+
 def overload_run(url: str, pid: int, served: str, requests: Sequence[Tensors], setting: Setting) -> Overload:
     """All parts of a run on one served model of a running server.
 
     pid: of the process whose descendants are the server and its models.
     """
     address = TritonAddress(url=url, model=served, timeout_s=setting.timeout_s)
-    with Clients(address, requests) as clients, MachineWatch() as machine:
+    with Clients(address, requests, processes=setting.clients) as clients, MachineWatch() as machine:
         clients.run(ClosedLoop(in_flight=4, requests=30))
         peak = summarise(clients.run(ClosedLoop(in_flight=setting.in_flight, seconds=setting.seconds)))
         rate = setting.share * peak.per_s
@@ -239,31 +212,16 @@ def text(rows: Sequence[ResultRow]) -> str:
     return text_table(("figure", *(row.variant for row in rows)), lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    setting, promises = Setting(), Promises()
-    parser = argparse.ArgumentParser(prog="hstu-trt bench overload", description=(__doc__ or "").replace("``", ""))
-    parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
-    parser.add_argument("--served", default="both", choices=("both", ENSEMBLE, FUSED), help="(default: both)")
-    parser.add_argument("--factor", type=float, default=setting.factor, help="of the peak (default: 3)")
-    parser.add_argument("--share", type=float, default=setting.share, help="of the peak: normal load (default: 0.8)")
-    parser.add_argument("--seconds", type=float, default=setting.seconds, help="of each part (default: 10)")
-    parser.add_argument("--in-flight", type=int, default=setting.in_flight, help="to find the peak (default: 8)")
-    parser.add_argument("--connections", type=int, default=setting.connections, help="(default: 1000)")
-    parser.add_argument("--refusal-ms", type=float, default=promises.refusal_p99_ms, help="bound on p99 (default: 100)")
-    parser.add_argument("--profile", default="ci", help="of the workload (default: ci)")
-    parser.add_argument("--commit", help="for the rows, where this is no git checkout")
-    parser.add_argument("--out", type=Path, default=RESULTS / "overload_cpu.jsonl", help="rows are added to this file")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    return parser
-
-
 def main(argv: Sequence[str]) -> int:
     """The verb."""
-    args = _parser().parse_args(argv)
+    args = parser_of("hstu-trt bench overload", __doc__ or "").parse_args(argv)
+    cpus = Cpus(server=cpu_set(args.server_cpus), client=cpu_set(args.client_cpus))
     setting = Setting(
         factor=args.factor, share=args.share, seconds=args.seconds, in_flight=args.in_flight,
-        connections=args.connections,
+        connections=args.connections, clients=args.clients, server_cpus=args.server_cpus, client_cpus=args.client_cpus,
     )  # fmt: skip
+    if (args.url is None) != (args.server_pid is None):
+        raise ConfigError("--url and --server-pid go together")
     promises = Promises(refusal_p99_ms=args.refusal_ms)
     deployment = read_deployment(args.deployment)
     source = generate_requests(deployment.model, profile=args.profile, count=64, seed=setting.seed)
@@ -271,9 +229,11 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     provenance = provenance_here(args.commit)
     rows, failures = [], []
-    with running(deployment) as (url, _):
+    with running(deployment, args.url) as (url, _):
+        pid = _server_pid() if args.server_pid is None else args.server_pid
+        _part(pid, cpus)
         for served in (ENSEMBLE, FUSED) if args.served == "both" else (args.served,):
-            found = overload_run(url, _server_pid(), served, requests, setting)
+            found = overload_run(url, pid, served, requests, setting)
             missed = found.missed(promises)
             failures += [f"{served}: {sentence}" for sentence in missed]
             rows.append(row_of(found, _case(deployment, source.source), setting, provenance, missed))

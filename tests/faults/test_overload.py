@@ -18,7 +18,7 @@ from hstu_trt.bench.load.target import TritonAddress
 from hstu_trt.bench.result_rows import read_rows
 from hstu_trt.bench.serving import overload
 from hstu_trt.bench.serving.overload_load import answers_per_s, ask_over_connections, recovery_s, split
-from hstu_trt.contract.errors import InputError
+from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import OverloadedError, RankingClient, ServerError
@@ -270,7 +270,7 @@ def test_shed_load_and_batches_are_in_the_metrics(server, narrow, metrics_port, 
     assert added[6] == 0
 
 
-def test_a_run_under_overload_is_measured_and_written_down(exported, tmp_path, capsys):
+def test_a_run_under_overload_is_measured_and_written_down(exported, tmp_path, capsys, monkeypatch):
     """The whole verb, short. Its bounds on time are for a quiet machine: the rows tell which were kept.
 
     A toy model is no measure of speed under overload: refusing a request costs about what serving one does, on the
@@ -278,17 +278,38 @@ def test_a_run_under_overload_is_measured_and_written_down(exported, tmp_path, c
     """
     deployment = assemble(read_model_folder(exported("fp32")), tmp_path / "deployment", Options())
     out = tmp_path / "rows.jsonl"
+    core, parted = str(min(os.sched_getaffinity(0))), []
+    monkeypatch.setattr(overload, "pin", lambda processes, cpus: parted.append((set(processes), cpus)))
     argv = ["--deployment", str(deployment.path), "--seconds", "2", "--connections", "100", "--out", str(out)]
+    argv += ["--clients", "2", "--server-cpus", core, "--client-cpus", core]
     code = overload.main([*argv, "--refusal-ms", "2000", "--commit", "abc"])
     rows = read_rows([out])
     assert [row.variant for row in rows] == [f"{model} at 3 x peak" for model in MODELS]
     assert code == (1 if any(row.details["missed"] for row in rows) else 0)
+    (server, its_cores), (client, our_cores) = parted
+    assert client == {os.getpid()} and not server & client and len(server) > 4
+    assert its_cores == our_cores == {int(core)}
     for row in rows:
-        checks = row.checks
+        checks, setting = row.checks, row.details["setting"]
+        assert (setting["clients"], setting["server_cpus"], setting["client_cpus"]) == (2, core, core)
         assert checks["failed"] == 0 and checks["refused"] > 0 and checks["accepted"] > 0
         assert checks["connections_answered"] + checks["connections_shed"] == 100
         assert checks["throughput_share"] > 0.2 and checks["memory_growth"] < 0.5
     assert "throughput_share" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--url", "127.0.0.1:1"], "--url and --server-pid go together"),
+        (["--server-pid", "1"], "--url and --server-pid go together"),
+        (["--clients", "0"], "an overload run needs"),
+        (["--client-cpus", "none"], "write them as 0-7,12"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, options, said):
+    with pytest.raises(ConfigError, match=said):
+        overload.main(["--deployment", str(tmp_path), *options])
 
 
 def records(done, errors, *, rate=100.0):
