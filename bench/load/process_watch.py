@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ class Usage:
     shared_bytes: int
     """Of the regions in /dev/shm that they map, each counted once."""
     processes: int
+    gpu_bytes: int = 0
+    """Of all GPUs' memory, whoever holds it: a container's process ids are not those that the driver knows."""
 
     def facts(self) -> dict[str, int]:
         """For JSON."""
@@ -56,7 +60,20 @@ def usage(pid: int) -> Usage:
         threads=sum(_entries(folder / "task") for _, folder in members),
         shared_bytes=sum(_allocated(Path(region)) for region in regions),
         processes=len(members),
+        gpu_bytes=gpu_bytes(),
     )
+
+
+def gpu_bytes() -> int:
+    """Memory in use on all GPUs here; 0 where there is none, or nvidia-smi cannot tell."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+        return sum(int(line) << 20 for line in said.split())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0
 
 
 def _anonymous(folder: Path) -> int:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,8 @@ LIMITS = {
     # Triton's Python backend grows its regions by a MiB, and never shrinks them.
     "shared_bytes": Limit(share=0.0, floor=2 * _MIB),
     "processes": Limit(share=0.0, floor=0.5),
+    # Graphs of sizes of batches that are met late, and PyTorch's reserve for them.
+    "gpu_bytes": Limit(share=0.01, floor=64 * _MIB),
 }
 
 
@@ -160,18 +162,31 @@ def soak(model: ModelFolder, folder: Path, seconds: float, rate: float) -> Soake
     versions.mkdir()
     publish_again(versions, model, 0)
     assemble(model, folder / "deployment", Options(refresh=RefreshSettings(tables=versions, poll_s=0.5)))
-    source = generate_requests(model, profile="ci", count=64, seed=1)
+    with served(folder / "deployment") as facts:
+        return soak_server(
+            facts["url"], facts["serve_pid"], model, "ci", seconds, rate,
+            lambda number: publish_again(versions, model, number),
+        )  # fmt: skip
+
+
+def soak_server(
+    url: str, pid: int, model: ModelFolder, profile: str, seconds: float, rate: float,
+    refresh: Callable[[int], None] | None = None,
+) -> Soaked:  # fmt: skip
+    """Sends requests to a server that runs. pid: of its ``serve``. refresh: called at each turn of the load."""
+    source = generate_requests(model, profile=profile, count=64, seed=1)
     requests = [source.pack([row]) for row in range(len(source))]
     turn_s = max(2.0, seconds / _TURNS)
     sent = shed = number = 0
     failed: dict[str, int] = {}
-    with served(folder / "deployment") as facts, UsageWatch(facts["serve_pid"], max(0.5, seconds / 400)) as watch:
+    with UsageWatch(pid, max(0.5, seconds / 400)) as watch:
         began = time.monotonic()
         while time.monotonic() - began < seconds:
             number += 1
-            publish_again(versions, model, number)
+            if refresh is not None:
+                refresh(number)
             name = (ENSEMBLE, FUSED)[number % 2]
-            with Clients(TritonAddress(url=facts["url"], model=name), requests) as clients:
+            with Clients(TritonAddress(url=url, model=name), requests) as clients:
                 loop = OpenLoop(offsets_s=poisson(rate, turn_s, number), most_waiting=1 << 30)
                 records = clients.run(loop)
             refused = set(records.shed)
@@ -179,8 +194,8 @@ def soak(model: ModelFolder, folder: Path, seconds: float, rate: float) -> Soake
             for text in (text for at, text in records.errors.items() if at not in refused):
                 failed[text] = failed.get(text, 0) + 1
     return Soaked(
-        seconds=watch.seen[-1][0], requests=sent, shed=shed, failed=failed, refreshes=number,
-        growths=trends(watch.seen),
+        seconds=watch.seen[-1][0], requests=sent, shed=shed, failed=failed,
+        refreshes=0 if refresh is None else number, growths=trends(watch.seen),
     )  # fmt: skip
 
 
@@ -205,16 +220,24 @@ def main(argv: Sequence[str]) -> int:
     """The verb."""
     parser = argparse.ArgumentParser(prog="hstu-trt bench soak", description=(__doc__ or "").replace("``", ""))
     parser.add_argument("--model", type=Path, required=True, help="model folder, made by hstu-trt export")
+    parser.add_argument("--url", help="of a server of that model which runs, with --server-pid: nothing is published")
+    parser.add_argument("--server-pid", type=int, help="process id of the serve that watches over it")
+    parser.add_argument("--profile", default="ci", help="of the workload, with --url (default: ci)")
     parser.add_argument("--seconds", type=float, default=1800.0, help="(default: 1800)")
     parser.add_argument("--rate", type=float, default=40.0, help="requests per second (default: 40)")
     parser.add_argument("--out", type=Path, default=RESULTS / "soak_cpu.jsonl", help="the row is added to this file")
     args = parser.parse_args(argv)
     if args.seconds < 20 or args.rate <= 0:
         raise ConfigError("a soak takes at least 20 seconds, and a rate above 0")
+    if (args.url is None) != (args.server_pid is None):
+        raise ConfigError("--url and --server-pid go together")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     model = read_model_folder(args.model)
-    with tempfile.TemporaryDirectory(prefix="hstu-trt-soak-") as folder:
-        found = soak(model, Path(folder), args.seconds, args.rate)
+    if args.url is not None:
+        found = soak_server(args.url, args.server_pid, model, args.profile, args.seconds, args.rate)
+    else:
+        with tempfile.TemporaryDirectory(prefix="hstu-trt-soak-") as folder:
+            found = soak(model, Path(folder), args.seconds, args.rate)
     append_rows(args.out, [row_of(found, model, args.rate)])
     lines = [(g.name, f"{g.median:.4g}", f"{g.growth:+.4g}", f"{g.allowed:.4g}") for g in found.growths]
     print(text_table(("figure", "median", "growth", "allowed"), lines))

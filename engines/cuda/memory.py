@@ -39,7 +39,15 @@ def require_free(needed: int, device: torch.device) -> None:
     """Raises DeviceMemoryError where tables of so many bytes cannot be loaded; on a GPU only."""
     if device.type != "cuda":
         return
-    free, total = torch.cuda.mem_get_info(device)
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError as error:
+        if not _lacks_memory(error):
+            raise
+        raise DeviceMemoryError(
+            f"{device} has not even memory free for a CUDA context (nvidia-smi lists what holds it), and the tables "
+            f"take {needed / _GIB:.2f} GiB"
+        ) from None
     if needed > free:
         raise DeviceMemoryError(
             f"the tables take {needed / _GIB:.2f} GiB of GPU memory, and {free / _GIB:.2f} of the {total / _GIB:.2f} "

@@ -69,6 +69,15 @@ def test_what_is_needed_and_what_is_free_is_said(monkeypatch: pytest.MonkeyPatch
     require_free(needed, torch.device("cpu"))
 
 
+def test_no_memory_for_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(device: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(memory.torch.cuda, "mem_get_info", lack)
+    with pytest.raises(DeviceMemoryError, match=r"not even memory free for a CUDA context .* take 3.00 GiB"):
+        require_free(3 * GIB, torch.device("cuda"))
+
+
 def test_tables_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As their shards hold them, end to end; asked for by all their bytes."""
     asked: list[int] = []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hstu_trt.bench.load.process_watch import Usage
+from hstu_trt.bench.load.process_watch import Usage, gpu_bytes
 from hstu_trt.bench.result_rows import read_rows
 from hstu_trt.bench.serving import soak
 from hstu_trt.contract.cli import main as cli
@@ -26,6 +26,7 @@ def samples(seconds=180.0, count=360, seed=0, **grows):
             "threads": 90 + random.integers(0, 3),
             "shared_bytes": 20 * MIB * warm,
             "processes": 6,
+            "gpu_bytes": 12_000 * MIB * (0.9 + 0.1 * warm),
         }
         found.append((moment, Usage(**{k: int(v + grows.get(k, 0) * max(0, share - 0.25)) for k, v in values.items()})))
     return found
@@ -36,7 +37,14 @@ def test_noise_spikes_and_warm_up_are_no_leak(seed):
     assert [g.name for g in soak.trends(samples(seed=seed)) if g.is_leak] == []
 
 
-LEAKS = {"memory_bytes": 40 * MIB, "handles": 20, "threads": 10, "shared_bytes": 8 * MIB, "processes": 2}
+LEAKS = {
+    "memory_bytes": 40 * MIB,
+    "handles": 20,
+    "threads": 10,
+    "shared_bytes": 8 * MIB,
+    "processes": 2,
+    "gpu_bytes": 300 * MIB,
+}
 
 
 @pytest.mark.parametrize(("name", "grows"), LEAKS.items(), ids=LEAKS.keys())
@@ -59,6 +67,22 @@ def test_what_was_missed_is_said():
     )
     first, second = found.missed()
     assert "handles grew by 25" in first and "2 requests failed: INTERNAL: broken" in second
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "found"), [("512\\n1024\\n", 0, 1536 * MIB), ("[N/A]\\n", 0, 0), ("no driver", 9, 0)]
+)
+def test_memory_of_gpus(tmp_path, monkeypatch, said, code, found):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\nprintf '{said}'\nexit {code}\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert gpu_bytes() == found
+
+
+def test_a_running_server_goes_with_its_process(tmp_path, capsys):
+    assert cli(["bench", "soak", "--model", str(tmp_path), "--url", "127.0.0.1:1"]) == 2
+    assert "--url and --server-pid go together" in capsys.readouterr().err
 
 
 def test_too_short_a_run_is_refused(exported, capsys):

@@ -30,8 +30,8 @@ class Hammer:
     cases: model -> [(request, right scores)].
     """
 
-    def __init__(self, url, cases, timeout_s=20.0):
-        self.outcome = Outcome()
+    def __init__(self, url, cases, timeout_s=20.0, atol=EXACT):
+        self.outcome, self._atol = Outcome(), atol
         self._url, self._cases, self._timeout_s = url, cases, timeout_s
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(model,)) for model in BOTH]
@@ -80,7 +80,7 @@ class Hammer:
             self.outcome.failed.append((now, now - began, model, str(error)))
             time.sleep(0.02)  # refused at once: not so many that nothing else runs
             return
-        if scores.shape == expected.shape and np.abs(scores - expected).max() <= EXACT:
+        if scores.shape == expected.shape and np.abs(scores - expected).max() <= self._atol:
             self.outcome.right[model].append(time.monotonic())
         else:
             self.outcome.wrong.append(f"{model}: {scores.ravel()[:3]} instead of {expected.ravel()[:3]}")
