@@ -137,8 +137,7 @@ def plan_repository(
 
     limits, doors: ``guard_limits`` and ``guard_doors`` of what is served; empty where its requests are not ours.
     """
-    for path in (repository, *([run_folder] if server.wheel else [])):
-        _check_shell(path)
+    _check_shell([repository, run_folder] if server.wheel else [repository])
     port = choose_port(listen.address, listen.grpc_port)
     _make_run_folder(run_folder)
     flags = [
@@ -194,11 +193,13 @@ def tensorrt_flags(server: Tritonserver, plugins: Path | None = None) -> tuple[s
     return (f"--backend-config=tensorrt,plugins={library.resolve()}",)
 
 
-def _check_shell(path: Path) -> None:
+def _check_shell(paths: Sequence[Path]) -> None:
     """Triton's Python backend starts its stubs by a line for bash, in which it quotes no path. Raises ConfigError."""
-    if found := sorted(set(str(path)) & _SHELL_READS):
+    for path, signs in ((path, sorted(set(str(path)) & _SHELL_READS)) for path in paths):
+        if not signs:
+            continue
         raise ConfigError(
-            f"{str(path)!r} holds {' '.join(map(repr, found))}, which Triton's Python backend hands to a shell as it "
+            f"{str(path)!r} holds {' '.join(map(repr, signs))}, which Triton's Python backend hands to a shell as it "
             "is: put the deployment, and the folder of --run, where no path holds a blank or a sign that shells read"
         )
 
