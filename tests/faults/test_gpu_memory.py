@@ -91,7 +91,7 @@ def check_a_start_without_memory(deployment, leave):
     """Refused in words, soon, and a start with memory succeeds afterwards; returns what was said."""
     command = [sys.executable, "-m", "hstu_trt.serving.serve", "--deployment", str(deployment.path), "--grpc-port", "0"]
     with gpu_taken(leave):
-        refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=150)
+        refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
     print(refused.stderr)
     assert refused.returncode not in (0, None) and "Traceback" not in refused.stderr
     assert re.search(r"GiB of GPU memory|memory free for a CUDA context|out of memory", refused.stderr)
