@@ -85,9 +85,8 @@ def told(deployment, tmp_path_factory):
             wait_for_refreshes(run, "ok")
             (versions / CURRENT_NAME).write_text("nothing\n")
             wait_for_refreshes(run, "refused")
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-                metrics = exposed(answer.read().decode())
-            spans = collector.wait_for(lambda spans: len(beginnings(spans)) >= len(answered), PATIENCE_S)
+            metrics = metrics_once_told(port)
+            spans = collector.wait_for(lambda spans: are_whole(spans, answered), PATIENCE_S)
         finally:
             code = serve.stop()
     assert code == 0
@@ -125,9 +124,22 @@ def wait_for_refreshes(run, result):
                 waiting.discard(line["source"])
 
 
-def beginnings(spans):
-    """The spans that gRPC begins a request with; they are sent last."""
-    return [span for span in spans if span["name"] == "InferRequest"]
+def metrics_once_told(port):
+    """What is exposed once the models have told of all that they count, or after the timeout."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            found = exposed(answer.read().decode())
+        if {name for name in families() if not name.startswith(REMOTE)} <= found.keys() or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
+def are_whole(spans, answered):
+    """Whether every span of the traces is there: of those that end at the same time, each may be sent first."""
+    traces = [span["traceId"] for span in spans]
+    ensemble, fused = (traces.count(answered[model][0]) for model in MODELS)
+    return ensemble >= 2 + 2 * len(STEPS) and fused >= 3
 
 
 @pytest.mark.triton
@@ -198,6 +210,7 @@ def families():
 
 
 # What the server of these tests cannot show: clusters (tests of the remote tier do), GPUs, and Prometheus's own.
+REMOTE = "hstu_trt_remote_"
 ELSEWHERE = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "up"}
 ADDED_BY_PROMETHEUS = {"instance", "job"}
 
@@ -226,7 +239,7 @@ def unknown(expression, metrics, elsewhere):
 @pytest.mark.triton
 @pytest.mark.faults
 def test_dashboard_and_alerts_ask_for_what_a_server_exposes(told):
-    elsewhere = ELSEWHERE | {name for name in families() if name.startswith("hstu_trt_remote_")}
+    elsewhere = ELSEWHERE | {name for name in families() if name.startswith(REMOTE)}
     asked = list(expressions())
     assert len(asked) > 25
     assert {

@@ -30,6 +30,10 @@ class Supervised(Serve):
         """The process of the server that runs now."""
         return [self.facts["pid"], *(event["pid"] for event in list(self.events) if event["pid"])][-1]
 
+    def count(self, event):
+        """How many events of a kind there were."""
+        return [known["event"] for known in list(self.events)].count(event)
+
     def wait_for(self, event, count=1, timeout_s=60.0):
         """The last of so many events of a kind."""
         deadline = time.monotonic() + timeout_s
