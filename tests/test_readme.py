@@ -20,7 +20,7 @@ SCRIPT = ROOT / "tests" / "readme.sh"
 
 def run_readme(readme: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(SCRIPT), str(readme)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1800, check=False)
 
 
 @pytest.fixture

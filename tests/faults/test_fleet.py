@@ -134,7 +134,7 @@ def test_adding_draining_and_replacing_cost_no_answer(fleet, load):
         code, _, said = fleet.command("fleet", "add")
         assert code == 0, said
         load.wait_for_more()
-        assert len(fleet.status()["gets_requests"]) == 3
+        fleet.wait_for(lambda status: len(status["gets_requests"]) == 3, "the third replica")
         code, _, said = fleet.command("fleet", "drain", first)
         assert code == 0, said
         load.wait_for_more()
@@ -147,7 +147,8 @@ def test_adding_draining_and_replacing_cost_no_answer(fleet, load):
     assert len(names) == 2 and first not in names and replaced not in names
     starts, ends = (said.index(text) for text in ("gets requests", f"{replaced} gets no new requests"))
     assert starts < ends, "never one replica too few"
-    assert load.failed_over <= 2 * CLIENTS  # a reload can close a connection under a request that sets out on it
+    # Each of four reloads can close a connection under a request that sets out on it.
+    assert load.failed_over <= 4 * CLIENTS
     only_right(load)
 
 

@@ -193,7 +193,7 @@ PATIENCE_S = 25  # for a right answer of a busy machine; what is not there is to
 
 def ask(url, *given):
     command = [sys.executable, "-m", "hstu_trt.serving.probe", "--url", url, *map(str, given)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.triton

@@ -57,7 +57,7 @@ class FleetUnderTest:
     def replicas(self):
         return self.status()["current"]["replicas"]
 
-    def wait_for(self, condition, what, timeout_s=90):
+    def wait_for(self, condition, what, timeout_s=180):
         """Polls the status until ``condition(status)``; returns the seconds that it took.
 
         Past the command line, whose start may take longer than what is waited for lasts.
@@ -80,7 +80,7 @@ class FleetUnderTest:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(90)
+        return self.process.wait(180)
 
 
 @dataclass

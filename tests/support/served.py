@@ -27,7 +27,7 @@ class Serve:
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(120)  # it waits up to 15 s for quiet, and 40 s for what runs
 
 
 def request_of(deployment, events, items, seed=0):
