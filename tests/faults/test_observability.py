@@ -119,7 +119,8 @@ def wait_for_refreshes(run, result):
     while waiting:
         assert time.monotonic() < deadline, waiting
         time.sleep(0.05)
-        for line in map(json.loads, (run / events.EVENTS_FILE).read_text().splitlines()):
+        whole, _, _ = (run / events.EVENTS_FILE).read_text().rpartition("\n")  # the last line may be on its way
+        for line in map(json.loads, whole.splitlines()):
             if line["event"] == "refresh" and line["result"] == result:
                 waiting.discard(line["source"])
 
