@@ -18,7 +18,8 @@ class Supervised(Serve):
     def __init__(self, deployment, *options):
         super().__init__(deployment, *options)
         self.events = []
-        self._reader = threading.Thread(target=self._read)
+        # A test that fails leaves it waiting for the server's end: it must not hold up ours.
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self):

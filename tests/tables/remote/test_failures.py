@@ -161,14 +161,15 @@ def test_resharding_while_reading(open_tables, unharmed, items):
     reader = threading.Thread(target=read)
     reader.start()
     keys = [version.partition_key(partition) for partition in range(12)]
-    for key in keys:
-        source = master_of(unharmed, key)
-        target = next(node for node in unharmed.nodes if node is not source and unharmed.role(node) == "master")
-        move_key(source, target, key, lambda: np.testing.assert_array_equal(timed(tables, 1000)[0], items))
-    np.testing.assert_array_equal(timed(tables, 1000)[0], items)
-    stop.set()
-    reader.join(10)
-    assert not reader.is_alive()
+    try:
+        for key in keys:
+            source = master_of(unharmed, key)
+            target = next(node for node in unharmed.nodes if node is not source and unharmed.role(node) == "master")
+            move_key(source, target, key, lambda: np.testing.assert_array_equal(timed(tables, 1000)[0], items))
+        np.testing.assert_array_equal(timed(tables, 1000)[0], items)
+    finally:
+        stop.set()
+        reader.join()
     assert not wrong
     counted = tables.counters()
     assert counted["ask"] >= len(keys), "each was asked for where it had gone; again, if that came late"
