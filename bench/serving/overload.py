@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,11 +133,6 @@ def _percentile(values: Any, percentile: float) -> float:
     return float(np.percentile(values, percentile)) if len(values) else 0.0
 
 
-def _server_pid() -> int:
-    """The child of ours that serves: our own memory grows with what we write down."""
-    return next(pid for pid in family(os.getpid()) if "tritonserver" in Path(f"/proc/{pid}/comm").read_text())
-
-
 def _part(server: int, cpus: Cpus) -> None:
     """Gives the server and us cores of our own; the clients, which are children of ours, are not there yet."""
     for processes, chosen in ((family(server), cpus.server), ([os.getpid()], cpus.client)):
@@ -229,8 +223,9 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     provenance = provenance_here(args.commit)
     rows, failures = [], []
-    with running(deployment, args.url) as (url, _):
-        pid = _server_pid() if args.server_pid is None else args.server_pid
+    with running(deployment, args.url) as (url, _, started):
+        pid = args.server_pid if started is None else started
+        assert pid is not None
         _part(pid, cpus)
         for served in (ENSEMBLE, FUSED) if args.served == "both" else (args.served,):
             found = overload_run(url, pid, served, requests, setting)
