@@ -2,12 +2,12 @@
 //
 //   Too many in flight are refused with UNAVAILABLE, as soon as the name of their model is known: before their tensors
 //   are looked at, and before any queue, of which Triton's own have no bound.
-//   Requests for classes in place of scores are refused. Servers before July 2025 divide by the item size of the
-//   output, which is 0 for strings: one request for the classes of `tables_version` ended the server. Later ones sort
-//   every element of an output, however large. Scores are no classes, so nobody needs them. What the Python backend and
-//   its stubs wait for, a second until a time of the day, becomes a wait of a second. A wall clock that is set forward
-//   would end their waits for messages, upon which they call a model process unhealthy and fail its requests from then
-//   on; one that is set back would make them wait for the hours that it was set by.
+//   Requests for classes in place of scores are refused. Servers before July 2025 divide by the item size of the output,
+//   which is 0 for strings: one request for the classes of `tables_version` ended the server. Later ones sort every
+//   element of an output, however large. Scores are no classes, so nobody needs them.
+//   What the Python backend and its stubs wait for, a second until a time of the day, becomes a wait of a second. A wall
+//   clock that is set forward would end their waits for messages, upon which they call a model process unhealthy and
+//   fail its requests from then on; one that is set back would make them wait for the hours that it was set by.
 //
 // The environment says how many requests to a model may be in flight, as HSTU_TRT_DOORS="ranking=embedding_lookup:8+3":
 // 8 that wait and 3 that are worked on, and which model the count of refused requests names. A model that it does not
@@ -29,12 +29,12 @@
 
 extern "C" {
 struct TRITONSERVER_Error;
-TRITONSERVER_Error* TRITONSERVER_ErrorNew(int code, char const* message);
+TRITONSERVER_Error* TRITONSERVER_ErrorNew(int code, const char* message);
 void TRITONSERVER_ErrorDelete(TRITONSERVER_Error* error);
-void* TRITONSERVER_ParameterNew(char const* name, int type, void const* value);
+void* TRITONSERVER_ParameterNew(const char* name, int type, const void* value);
 void TRITONSERVER_ParameterDelete(void* parameter);
-TRITONSERVER_Error* TRITONSERVER_MetricFamilyNew(void** family, int kind, char const* name, char const* description);
-TRITONSERVER_Error* TRITONSERVER_MetricNew(void** metric, void* family, void const** labels, uint64_t count);
+TRITONSERVER_Error* TRITONSERVER_MetricFamilyNew(void** family, int kind, const char* name, const char* description);
+TRITONSERVER_Error* TRITONSERVER_MetricNew(void** metric, void* family, const void** labels, uint64_t count);
 TRITONSERVER_Error* TRITONSERVER_MetricIncrement(void* metric, double by);
 }
 
@@ -48,14 +48,14 @@ constexpr int kString = 0, kCounter = 0;       // TRITONSERVER_ParameterType, TR
 constexpr char kShed[] = "hstu_trt_shed_total";
 constexpr char kShedText[] = "Requests refused at once (UNAVAILABLE), since too many waited";
 
-using Answered = void (*)(void* response, uint32_t const flags, void* argument);
+using Answered = void (*)(void* response, const uint32_t flags, void* argument);
 
 void ignore(TRITONSERVER_Error* error) {
   if (error != nullptr) TRITONSERVER_ErrorDelete(error);
 }
 
 template <typename Function>
-Function real(char const* name) {
+Function real(const char* name) {
   return reinterpret_cast<Function>(dlsym(RTLD_NEXT, name));
 }
 
@@ -83,15 +83,15 @@ class Door {
       ignore(TRITONSERVER_MetricFamilyNew(&family, kCounter, kShed, kShedText));
       if (family == nullptr) return;
       void* parameter = TRITONSERVER_ParameterNew("model", kString, label_.c_str());
-      void const* labels[] = {parameter};
+      const void* labels[] = {parameter};
       ignore(TRITONSERVER_MetricNew(&shed_, family, labels, 1));
       TRITONSERVER_ParameterDelete(parameter);
     });
     if (shed_ != nullptr) ignore(TRITONSERVER_MetricIncrement(shed_, 1));
   }
 
-  std::string const label_, refusal_;
-  int64_t const most_;
+  const std::string label_, refusal_;
+  const int64_t most_;
   std::atomic<int64_t> in_flight_{0};
   std::once_flag counted_;
   void* shed_ = nullptr;
@@ -101,7 +101,7 @@ class Door {
 std::map<std::string, Door, std::less<>>& doors() {
   static auto* found = [] {
     auto* doors = new std::map<std::string, Door, std::less<>>;
-    char const* text = std::getenv(kDoors);
+    const char* text = std::getenv(kDoors);
     std::istringstream words(text == nullptr ? "" : text);
     for (std::string word; words >> word;) {
       size_t equals = word.find('='), colon = word.find(':'), plus = word.find('+');
@@ -123,15 +123,15 @@ struct Ticket {
 
 // The request that this thread prepares: the server makes one, says whom to tell, and sends it off, in this order.
 struct Prepared {
-  void const* request = nullptr;
+  const void* request = nullptr;
   Door* door = nullptr;
   std::unique_ptr<Ticket> ticket;
 };
 thread_local Prepared prepared;
 
-void answer(void* response, uint32_t const flags, void* argument) {
+void answer(void* response, const uint32_t flags, void* argument) {
   auto* ticket = static_cast<Ticket*>(argument);
-  Ticket const told = *ticket;
+  const Ticket told = *ticket;
   if (flags & kFinal) {  // before the client knows, who may send the next at once
     told.door->leave();
     delete ticket;
@@ -140,7 +140,7 @@ void answer(void* response, uint32_t const flags, void* argument) {
 }
 
 // The moment of the monotonic clock that is as far away as this one of the wall clock is now.
-timespec monotonic(timespec const* due) {
+timespec monotonic(const timespec* due) {
   constexpr int64_t kSecond = 1'000'000'000;
   timespec wall, now;
   clock_gettime(CLOCK_REALTIME, &wall);
@@ -153,19 +153,18 @@ timespec monotonic(timespec const* due) {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT int sem_timedwait(sem_t* semaphore, timespec const* due) {
-  timespec const until = monotonic(due);
+EXPORT int sem_timedwait(sem_t* semaphore, const timespec* due) {
+  const timespec until = monotonic(due);
   return sem_clockwait(semaphore, CLOCK_MONOTONIC, &until);
 }
 
-EXPORT int pthread_mutex_timedlock(pthread_mutex_t* mutex, timespec const* due) noexcept {
-  timespec const until = monotonic(due);
+EXPORT int pthread_mutex_timedlock(pthread_mutex_t* mutex, const timespec* due) noexcept {
+  const timespec until = monotonic(due);
   return pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &until);
 }
 
-EXPORT TRITONSERVER_Error* TRITONSERVER_InferenceRequestNew(void** request, void* server, char const* model,
-                                                            int64_t version) {
-  static auto made = real<TRITONSERVER_Error* (*)(void**, void*, char const*, int64_t)>(__func__);
+EXPORT TRITONSERVER_Error* TRITONSERVER_InferenceRequestNew(void** request, void* server, const char* model, int64_t version) {
+  static auto made = real<TRITONSERVER_Error* (*)(void**, void*, const char*, int64_t)>(__func__);
   prepared = Prepared{};
   auto found = doors().find(model);
   Door* door = found == doors().end() ? nullptr : &found->second;
@@ -175,9 +174,8 @@ EXPORT TRITONSERVER_Error* TRITONSERVER_InferenceRequestNew(void** request, void
   return error;
 }
 
-EXPORT TRITONSERVER_Error* TRITONSERVER_InferenceRequestSetResponseCallback(void* request, void* allocator,
-                                                                            void* allocator_argument, Answered answered,
-                                                                            void* argument) {
+EXPORT TRITONSERVER_Error* TRITONSERVER_InferenceRequestSetResponseCallback(
+    void* request, void* allocator, void* allocator_argument, Answered answered, void* argument) {
   static auto set = real<TRITONSERVER_Error* (*)(void*, void*, void*, Answered, void*)>(__func__);
   if (prepared.request != request || prepared.door == nullptr) {
     return set(request, allocator, allocator_argument, answered, argument);
@@ -200,6 +198,6 @@ EXPORT TRITONSERVER_Error* TRITONSERVER_ServerInferAsync(void* server, void* req
   return error;
 }
 
-EXPORT TRITONSERVER_Error* TRITONSERVER_ServerModelBatchProperties(void*, char const*, int64_t, uint32_t*, void**) {
+EXPORT TRITONSERVER_Error* TRITONSERVER_ServerModelBatchProperties(void*, const char*, int64_t, uint32_t*, void**) {
   return TRITONSERVER_ErrorNew(kInvalid, "parameter 'classification' of an output is not served: leave it out");
 }
