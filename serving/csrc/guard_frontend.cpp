@@ -139,14 +139,17 @@ void answer(void* response, const uint32_t flags, void* argument) {
   told.answered(response, flags, told.argument);
 }
 
-// The moment of the monotonic clock that is as far away as this one of the wall clock is now.
+// The moment of the monotonic clock that is as far away as this one of the wall clock is now. All that waits here waits
+// for a second; a moment that has passed, or is minutes away, means that the clock was set since it was chosen.
 timespec monotonic(const timespec* due) {
   constexpr int64_t kSecond = 1'000'000'000;
   timespec wall, now;
   clock_gettime(CLOCK_REALTIME, &wall);
   clock_gettime(CLOCK_MONOTONIC, &now);
-  int64_t ns = now.tv_nsec + due->tv_nsec - wall.tv_nsec, carried = (ns + 2 * kSecond) / kSecond - 2;
-  return {now.tv_sec + (due->tv_sec - wall.tv_sec) + carried, ns - carried * kSecond};
+  int64_t left = (due->tv_sec - wall.tv_sec) * kSecond + due->tv_nsec - wall.tv_nsec;
+  if (left < 0 || left > 60 * kSecond) left = kSecond;
+  const int64_t until = now.tv_sec * kSecond + now.tv_nsec + left;
+  return {until / kSecond, until % kSecond};
 }
 
 }  // namespace
