@@ -6,7 +6,7 @@ Each rule is a function from a repository to messages that say what to do. Rules
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.engine_steps import PLAN_FILE
 from hstu_trt.serving.models.waiting_room import queue_places
-from hstu_trt.serving.signature import LOOKUP_MODELS, QUEUE_PARAMETER, TIERS_PARAMETER, Port, Signature, signatures
+from hstu_trt.serving.served import LOOKUP_MODELS, SERVED, models_of
+from hstu_trt.serving.signature import MODELS, QUEUE_PARAMETER, TIERS_PARAMETER, Port, Signature, signatures
 from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
 
 
@@ -57,16 +58,17 @@ def _rule(identity: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def lint(path: Path, model: ModelFolder, flavour: str = "cpu") -> list[Finding]:
+def lint(path: Path, model: ModelFolder, flavour: str = "cpu", served: Sequence[str] = SERVED) -> list[Finding]:
     """Every finding in the repository at ``path`` that serves ``model`` in a flavour."""
-    wanted = signatures(model.ranking_config, model.limits, model.precision, flavour)
+    signed = signatures(model.ranking_config, model.limits, model.precision, flavour)
+    wanted = {name: signed[name] for name in models_of(served)}
     repository = Repository(path, pbtxt.read_repository(path), wanted)
     return [Finding(identity, message) for identity, rule in RULES.items() for message in rule(repository)]
 
 
-def require_clean(path: Path, model: ModelFolder, flavour: str = "cpu") -> None:
+def require_clean(path: Path, model: ModelFolder, flavour: str = "cpu", served: Sequence[str] = SERVED) -> None:
     """Raises GateError that lists every finding."""
-    if findings := lint(path, model, flavour):
+    if findings := lint(path, model, flavour, served):
         raise GateError("the model repository has faults:\n" + "\n".join(f"  {finding}" for finding in findings))
 
 
@@ -215,6 +217,13 @@ def contract_signature(repository: Repository) -> Iterator[str]:
             yield f"{name}: max_batch_size must be {signature.max_batch_size}, got {found.max_batch_size}"
         yield from _port_differences(name, "input", signature.inputs, found.inputs)
         yield from _port_differences(name, "output", signature.outputs, found.outputs)
+
+
+@_rule("R18-not-served")
+def not_served(repository: Repository) -> Iterator[str]:
+    """Triton loads whatever is there: memory for a model that nobody is to ask, and that no canary watches."""
+    for name in (name for name in MODELS if name in repository.configs and name not in repository.wanted):
+        yield f"{name} belongs to nothing that is served; remove its folder, or assemble the deployment with it"
 
 
 def _port_differences(model: str, kind: str, wanted: tuple[Port, ...], found: tuple[Port, ...]) -> Iterator[str]:

@@ -124,7 +124,8 @@ def plan_launch(
     server: Tritonserver, deployment: Deployment, listen: Listen, backend_flags: Sequence[str] = ()
 ) -> LaunchPlan:
     """How to serve a deployment, guarded by its model's limits and its queues. Raises ArtefactError or ConfigError."""
-    limits, doors = guard_limits(deployment.model), guard_doors(deployment.queue, deployment.flavour)
+    limits = guard_limits(deployment.model, deployment.served)
+    doors = guard_doors(deployment.queue, deployment.flavour)
     return plan_repository(server, deployment.repository, deployment.run, listen, limits, backend_flags, doors)
 
 

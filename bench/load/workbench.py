@@ -16,8 +16,8 @@ from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.serve import check, start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch, tensorrt_flags
+from hstu_trt.serving.starting import check, start
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,8 @@ from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.models.held import LIVE_FOLDER
 from hstu_trt.serving.refresh.settings import RefreshSettings
-from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
+from hstu_trt.serving.starting import start
 
 POLL_S = 0.1
 PHASES = ("between refreshes", "while tables are replaced", "while dense weights are replaced")

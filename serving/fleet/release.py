@@ -43,7 +43,7 @@ async def release(fleet: Fleet, deployment: Path, golden: Golden | None, tell: T
         before = fleet.serving()
         new = await fleet.new_generation(deployment, len(before.replicas))
         try:
-            tell(f"{len(new.replicas)} new replicas answer on both models")
+            tell(f"{len(new.replicas)} new replicas answer to requests for {' and '.join(new.deployment.served)}")
             if golden is not None:
                 count = await asyncio.to_thread(try_golden, golden, new)
                 tell(f"{count} golden requests give the expected scores")
@@ -101,7 +101,7 @@ async def _check_files(deployment: Path, options: tuple[str, ...]) -> None:
 
 
 def try_golden(golden: Golden, generation: Generation) -> int:
-    """Sends the golden requests to both models of every replica; returns how many there are.
+    """Sends the golden requests to every served model of every replica; returns how many there are.
 
     Raises InputError for files that cannot be used, GateError for other scores than expected.
     """
@@ -110,7 +110,7 @@ def try_golden(golden: Golden, generation: Generation) -> int:
     expected = _read_scores(golden.expected, users)
     allowed = TOLERANCES[ENSEMBLE, model.tolerances].atol
     for replica in generation.replicas:
-        for name in (ENSEMBLE, FUSED):
+        for name in generation.deployment.served:
             with RankingClient(replica.plan.address, name) as client:
                 for number, (user, scores) in enumerate(zip(users, expected, strict=True)):
                     got = client.infer(one_user(user) if name == FUSED else user).reshape(scores.shape)

@@ -24,7 +24,6 @@ from hstu_trt.contract.errors import ConfigError, DeviceMemoryError, HstuTrtErro
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.runner import Runner
-from hstu_trt.contract.tensors import STAGES
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.deployment import run_folder_of_model
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
@@ -40,10 +39,10 @@ from hstu_trt.serving.models.waiting_room import queue_places
 from hstu_trt.serving.refresh.releases import Release, ReleaseFolder
 from hstu_trt.serving.refresh.settings import positive_seconds, refresh_mode, takes_previous
 from hstu_trt.serving.refresh.watching import Refresh, Watcher
+from hstu_trt.serving.served import LOOKUP_MODELS
 from hstu_trt.serving.signature import (
     ATTENTION_NORM,
     ENGINE_STEPS,
-    LOOKUP_MODELS,
     OUT_OF_REACH,
     QUEUE_PARAMETER,
     TIERS_PARAMETER,
@@ -147,7 +146,7 @@ class TritonModel:
         options = RefreshOptions(
             mode=refresh_mode(self._parameter("refresh")),
             memory_budget=None if budget is None else int(budget),
-            processes=len(LOOKUP_MODELS),
+            processes=sum(self._is_served(name) for name in LOOKUP_MODELS),
         )
         named = self._parameters.get(TIERS_PARAMETER)
         tiers = Tiers(TierSettings() if named is None else read_tier_settings((self._folder / named).resolve()))
@@ -196,8 +195,13 @@ class TritonModel:
             self._metrics.in_use(serves(release))
 
     def _own_metrics(self) -> LiveMetrics:
-        """Of the models of a server, the first step tells how often it was restarted."""
-        return LiveMetrics(self._name, Board(self._run, os.getppid()) if self._name == STAGES[0] else None)
+        """Of the models of a server, the first that looks rows up tells how often it was restarted."""
+        tells = self._name == next(filter(self._is_served, LOOKUP_MODELS))
+        return LiveMetrics(self._name, Board(self._run, os.getppid()) if tells else None)
+
+    def _is_served(self, name: str) -> bool:
+        """Whether this server's repository holds a model: it holds what is served (``served.py``)."""
+        return (self._folder.parent / name).is_dir()
 
     def _parameter(self, key: str) -> str:
         if key not in self._parameters:

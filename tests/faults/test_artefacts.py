@@ -22,7 +22,7 @@ from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient, ServerError
 from hstu_trt.serving.deployment import read_deployment
 from hstu_trt.serving.engine_steps import read_engines
-from hstu_trt.serving.serve import check
+from hstu_trt.serving.starting import check
 from hstu_trt.serving.supervision import mapped_files
 
 pytestmark = [pytest.mark.faults]

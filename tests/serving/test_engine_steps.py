@@ -15,9 +15,9 @@ from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.engine_steps import read_engines
 from hstu_trt.serving.models.stages import GuardedLookup
 from hstu_trt.serving.requests import pack, sample
-from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, Tritonserver, find_tritonserver, plan_launch, tensorrt_flags
 from hstu_trt.serving.signature import MODELS, signatures
+from hstu_trt.serving.starting import start
 from hstu_trt.tables.lookup_stage import HostLookup
 
 STAGES = ("embedding_lookup", "hstu", "mlp_head", "ranking_fused")

@@ -17,8 +17,8 @@ from hstu_trt.contract.tensors import feature_columns
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient, ServerError
 from hstu_trt.serving.requests import one_user, pack, sample
-from hstu_trt.serving.serve import check, start
 from hstu_trt.serving.server import Listen, choose_port, find_tritonserver, plan_launch
+from hstu_trt.serving.starting import check, start
 from hstu_trt.tables.ids import RowStatus
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_push import Push

@@ -26,8 +26,8 @@ from hstu_trt.serving.client import RankingClient, ServerError
 from hstu_trt.serving.deployment import read_deployment
 from hstu_trt.serving.models.live_stages import text_tensor
 from hstu_trt.serving.requests import one_user, pack
-from hstu_trt.serving.serve import StartError, start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
+from hstu_trt.serving.starting import StartError, start
 from hstu_trt.tables.lookup_stage import HostLookup
 
 pytestmark = pytest.mark.triton
