@@ -120,7 +120,11 @@ def memory_note(deployment: Deployment) -> str:
         return (
             f"{bytes_text(size)} of tables on the GPU in {where}{total}; a CUDA context for each of {', '.join(runs)}"
         )
-    return f"{bytes_text(sum(table.memory for table in placed))} of rows, in {where}; mapped tables: the page cache"
+    mapped = sum(table.bytes for table in placed if table.tier == "mapped")
+    resident = sum(table.memory for table in placed)
+    parts = [f"{bytes_text(mapped)} of mapped tables in the page cache"] if mapped or not resident else []
+    parts += [f"{bytes_text(resident)} of rows in memory, of {where}"] if resident else []
+    return "; ".join(parts)
 
 
 def _steps(deployment: Deployment) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ import numpy as np
 
 from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, poisson
 from hstu_trt.bench.load.machine_watch import MachineWatch
+from hstu_trt.bench.load.options import add_served_option, served_of
 from hstu_trt.bench.load.process_watch import UsageWatch, family, usage
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import device_here, provenance_here
@@ -42,7 +43,6 @@ from hstu_trt.bench.workloads.requests_source import generate_requests
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.features import Tensors
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.models.waiting_room import DEFAULT_PLACES
@@ -243,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     setting, promises = Setting(), Promises()
     parser = argparse.ArgumentParser(prog="hstu-trt bench overload", description=(__doc__ or "").replace("``", ""))
     parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
-    parser.add_argument("--served", default="both", choices=("both", ENSEMBLE, FUSED), help="(default: both)")
+    add_served_option(parser)
     parser.add_argument("--factor", type=float, default=setting.factor, help="of the peak (default: 3)")
     parser.add_argument("--share", type=float, default=setting.share, help="of the peak: normal load (default: 0.8)")
     parser.add_argument("--seconds", type=float, default=setting.seconds, help="of each part (default: 10)")
@@ -266,13 +266,14 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     promises = Promises(refusal_p99_ms=args.refusal_ms)
     deployment = read_deployment(args.deployment)
+    models = served_of(args, deployment)
     source = generate_requests(deployment.model, profile=args.profile, count=64, seed=setting.seed)
     requests = [source.pack([row]) for row in range(len(source))]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     provenance = provenance_here(args.commit)
     rows, failures = [], []
     with running(deployment) as (url, _):
-        for served in (ENSEMBLE, FUSED) if args.served == "both" else (args.served,):
+        for served in models:
             found = overload_run(url, _server_pid(), served, requests, setting)
             missed = found.missed(promises)
             failures += [f"{served}: {sentence}" for sentence in missed]
