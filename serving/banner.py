@@ -11,7 +11,8 @@ from typing import Any
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.guard import guard_note
 from hstu_trt.serving.served import models_of
-from hstu_trt.serving.server import SAFE_HTTP_VERSION, LaunchPlan, ServerProcess
+from hstu_trt.serving.server import SAFE_HTTP_VERSION, LaunchPlan
+from hstu_trt.serving.server_process import ServerProcess
 from hstu_trt.serving.starting import Ready
 from hstu_trt.serving.tier_report import PlacedTable, tables_json, tables_text
 

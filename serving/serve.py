@@ -22,12 +22,12 @@ from hstu_trt.serving.server import (
     LOOPBACK,
     LaunchPlan,
     Listen,
-    ServerProcess,
     Tritonserver,
     find_tritonserver,
     plan_launch,
     tensorrt_flags,
 )
+from hstu_trt.serving.server_process import ServerProcess
 from hstu_trt.serving.starting import POLL_S, READY_TIMEOUT_S, check, start, start_error
 from hstu_trt.serving.supervision.drain import wait_until_quiet
 from hstu_trt.serving.supervision.supervisor import Event, Supervisor, supervisor_of

@@ -26,7 +26,8 @@ from hstu_trt.serving.refresh.releases import ReleaseFolder, check_published
 from hstu_trt.serving.refresh.settings import takes_previous
 from hstu_trt.serving.requests import sample
 from hstu_trt.serving.served import models_of
-from hstu_trt.serving.server import LaunchPlan, ServerProcess
+from hstu_trt.serving.server import LaunchPlan
+from hstu_trt.serving.server_process import ServerProcess
 from hstu_trt.serving.supervision.failure import cause_of_failure
 from hstu_trt.serving.tier_report import check_tiers
 from hstu_trt.serving.tls import ClientTls, connect

@@ -16,7 +16,8 @@ from hstu_trt.contract.tensors import ENSEMBLE
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.assemble import Options, fitted_configs
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.server import Listen, ServerProcess, find_tritonserver, plan_repository
+from hstu_trt.serving.server import Listen, find_tritonserver, plan_repository
+from hstu_trt.serving.server_process import ServerProcess
 
 EAGER = {"pytorch_eager": None, "pytorch_eager_per_core": 1}
 """Served model -> threads of PyTorch. As it comes: one instance with PyTorch's threads; and tuned: an instance per core

@@ -15,7 +15,7 @@ from hstu_trt.serving.models.front_door import TURN_S, response_to, size_of_ragg
 from hstu_trt.serving.models.live_models import LiveFused
 from hstu_trt.serving.models.live_stages import FixedFusedStage, FusedAnswer, LiveFusedStage
 from hstu_trt.serving.models.stages import FusedStage, RequestError
-from hstu_trt.serving.models.triton_models import TritonModel
+from hstu_trt.serving.models.triton_base import TritonModel
 from hstu_trt.serving.signature import ATTENTION_NORM, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
 
 

@@ -21,7 +21,7 @@ from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.models.held import SUPERVISOR, Board
 from hstu_trt.serving.served import LOOKUPS
-from hstu_trt.serving.server import ServerProcess
+from hstu_trt.serving.server_process import ServerProcess
 from hstu_trt.serving.supervision.canary import Canary
 from hstu_trt.serving.supervision.watch import LOOK_S, Patience, Watch
 

@@ -86,7 +86,7 @@ def test_only_inference_is_open(served, call):
 def test_the_key_would_open_them(deployment, tmp_path):
     """Else the test above would pass for another reason."""
     plan = plan_launch(find_tritonserver(), in_run_folder(deployment, tmp_path), Listen(grpc_port=0))
-    from hstu_trt.serving.server import ServerProcess
+    from hstu_trt.serving.server_process import ServerProcess
     from hstu_trt.serving.starting import _wait_until_ready
 
     (restricted,) = [word for word in plan.command if "admin-key" in word]
