@@ -25,7 +25,7 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.manifest import read_manifest
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.serving.model_code import check_model_code
-from hstu_trt.serving.served import SERVED, known_served
+from hstu_trt.serving.served import SERVED, known_served, lookups_of
 from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
 from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
 
@@ -58,6 +58,11 @@ class Deployment:
     tiers: TierSettings = field(default_factory=TierSettings)
     run_folder: Path | None = None
     """None: in the deployment."""
+
+    @property
+    def kind_text(self) -> str:
+        """Its flavour, and whether it serves one model alone: what figures of two deployments must share."""
+        return self.flavour if len(self.served) > 1 else f"{self.flavour} {self.served[0]} alone"
 
     @property
     def repository(self) -> Path:
@@ -94,15 +99,16 @@ def read_deployment(folder: Path, *, verify: bool = True) -> Deployment:
         )
     model = read_model_folder(link.resolve(), verify=verify)
     try:
+        served = _served_of(document, folder)
         deployment = Deployment(
             path=folder,
             model=model,
             flavour=document["flavour"],
             attention_norm=document["attention_norm"],
             id_policy=document["id_policy"],
-            served=_served_of(document, folder),
+            served=served,
             bad_version=document.get("bad_version", "refuse"),
-            queue=document["queue"],
+            queue={name: document["queue"][name] for name in lookups_of(served)},
             tiers=read_tier_settings(folder / TIERS_FILE) if TIERS_FILE in document["files"] else TierSettings(),
         )
         digest = document["model"]["digest"]

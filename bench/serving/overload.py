@@ -229,7 +229,7 @@ def row_of(found: Overload, case: str, setting: Setting, provenance: Provenance,
 
 def _case(deployment: Deployment, source: str) -> str:
     model = deployment.model
-    return f"{model.name} {model.precision} {deployment.flavour}, {source}"
+    return f"{model.name} {model.precision} {deployment.kind_text}, {source}"
 
 
 def text(rows: Sequence[ResultRow]) -> str:

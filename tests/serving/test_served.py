@@ -151,12 +151,20 @@ def test_a_manifest_that_names_something_else_is_refused(made, tmp_path, wrong):
 
 def test_a_manifest_and_its_models_go_together(made, tmp_path):
     """More, or less, than is served: the lint says which."""
-    less = changed_manifest(made(("ranking_fused",)), tmp_path / "less", served=["ranking", "ranking_fused"])
+    both = {"served": list(SERVED), "queue": {"embedding_lookup": 8, "ranking_fused": 8}}
+    less = changed_manifest(made(("ranking_fused",)), tmp_path / "less", **both)
     with pytest.raises(GateError, match="R12-contract: hstu is missing; assemble the deployment again"):
         starting.check(read_deployment(less))
     more = changed_manifest(made(SERVED), tmp_path / "more", served=["ranking_fused"])
     with pytest.raises(GateError, match="R18-not-served: ranking belongs to nothing that is served; remove its folder"):
         starting.check(read_deployment(more))
+
+
+def test_every_door_has_its_places(made, tmp_path):
+    """Without them the guard would bound nothing."""
+    folder = changed_manifest(made(SERVED), tmp_path / "wrong", queue={"embedding_lookup": 8})
+    with pytest.raises(ArtefactError, match="its manifest lacks 'ranking_fused'"):
+        read_deployment(folder)
 
 
 DOORS = {"ranking": "ranking=embedding_lookup:8+3", "ranking_fused": "ranking_fused=ranking_fused:8+8"}
