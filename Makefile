@@ -40,9 +40,10 @@ PLAN := build/plans/$(MODEL)
 # How a deployment runs; other flavours than cpu have a deployment of their own for each precision.
 FLAVOUR ?= cpu
 OF_FLAVOUR := $(if $(filter-out cpu,$(FLAVOUR)),-$(FLAVOUR)-$(PRECISION))
-# What a deployment serves: ranking, ranking_fused, or both where it is empty; one of them has a deployment of its own.
+# What it serves: ranking, ranking_fused, or both where it is empty; one of them has a deployment of its own, too.
 SERVED ?=
-DEPLOYMENT ?= build/deployments/$(MODEL)$(OF_FLAVOUR)$(SERVED:%=-%)
+OF_KIND := $(OF_FLAVOUR)$(SERVED:%=-%)
+DEPLOYMENT ?= build/deployments/$(MODEL)$(OF_KIND)
 
 # What the TensorRT plugins are compiled with where this machine has no headers of its own, and NVIDIA's runtimes (the
 # libraries without the builder) that the tests load them into.
@@ -330,5 +331,5 @@ build/onnx/%/manifest.json: look | install
 
 look:
 
-build/deployments/%$(OF_FLAVOUR)/manifest.json: build/onnx/%/$(PRECISION)/manifest.json
+build/deployments/%$(OF_KIND)/manifest.json: build/onnx/%/$(PRECISION)/manifest.json
 	$(BIN)/hstu-trt assemble --model $(<D) --flavour $(FLAVOUR) $(SERVED:%=--served %) --out $(@D)
