@@ -251,19 +251,17 @@ def _check_offsets(
     offsets = tensors[name].astype(np.int64)
     if offsets[0] != 0:
         raise InputError(f"tensor {name!r} must begin with 0, got {offsets[0]} at [0]")
-    lengths = np.diff(offsets)
-    falling = np.flatnonzero(lengths < 0)
-    if falling.size:
-        at = int(falling[0])
+    lengths = offsets[1:] - offsets[:-1]
+    if (lengths < 0).any():
+        at = int(np.flatnonzero(lengths < 0)[0])
         raise InputError(f"tensor {name!r} falls from {offsets[at]} at [{at}] to {offsets[at + 1]} at [{at + 1}]")
     if values_name in tensors and offsets[-1] != tensors[values_name].shape[0]:
         size = tensors[values_name].shape[0]
         raise InputError(
             f"tensor {name!r} ends with {offsets[-1]} at [{len(offsets) - 1}], but {values_name!r} has {size}"
         )
-    too_long = np.flatnonzero(lengths > limit)
-    if too_long.size:
-        user = int(too_long[0])
+    if (lengths > limit).any():
+        user = int(np.flatnonzero(lengths > limit)[0])
         raise InputError(f"user {user} has {lengths[user]} {what} ({name!r}); at most {limit} are served")
     if not allow_empty and (lengths == 0).any():
         user = int(np.flatnonzero(lengths == 0)[0])

@@ -1,4 +1,4 @@
-"""The README's commands run as they stand, and what it names exists."""
+"""The commands of the README and of docs/ run as they stand, and what the pages name exists."""
 
 import re
 import shutil
@@ -12,13 +12,15 @@ from hstu_trt.contract.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+ALL_PAGES = "\n".join(PAGES.values())
 ROOMS = ("contract", "export", "plugins", "engines", "tables", "serving", "bench", "triton_repo")
 SCRIPT = ROOT / "tests" / "readme.sh"
 
 
 def run_readme(readme: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(SCRIPT), str(readme)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=540, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1800, check=False)
 
 
 @pytest.fixture
@@ -51,6 +53,11 @@ def test_the_commands_run(checkout):
     result = run_readme(checkout / "README.md", checkout)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
     assert "demo passed" in result.stdout
+    pages = [path for path, text in PAGES.items() if "```bash run" in text and path.parent.name == "docs"]
+    assert pages
+    for path in pages:
+        result = run_readme(path, checkout)
+        assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
 
 
 def planted(*blocks: tuple[str, str]) -> str:
@@ -80,9 +87,26 @@ def test_the_script_can_fail(tmp_path, text, code, said):
 
 
 def test_files_in_code_spans_exist():
-    files = re.findall(r"`((?:[\w.]+/)+[\w.]+\.(?:py|md|sh|pbtxt|safetensors))`", README)
+    files = re.findall(r"`((?:[\w.]+/)+[\w.]+\.(?:py|md|sh|pbtxt|safetensors))`", ALL_PAGES)
     assert files
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def anchors(page: str) -> set[str]:
+    """What a link may name behind #: headings in lower case, blanks as -, without punctuation."""
+    prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *ROOT.glob("[!.b]*/**/README.md")], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_links_lead_somewhere(page):
+    for name, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
+        target = page.parent / name if name else page
+        assert target.exists(), name
+        assert not anchor or anchor in anchors(target.read_text()), f"{name}#{anchor}"
 
 
 def test_every_environment_variable_is_explained():
@@ -92,17 +116,19 @@ def test_every_environment_variable_is_explained():
     named = set(re.findall(r'"(HSTU_TRT_[A-Z_]+)"|\$ENV\{(\w+)\}', text))
     variables = {name for match in named for name in match if name}
     assert {"HSTU_TRT_TABLES", "HSTU_TRT_PLUGINS", "HSTU_TRT_LIB", "TENSORRT_ROOT", "TRT_ROOT"} <= variables
-    assert {name for name in variables if f"`{name}`" not in README} == set()
+    assert {name for name in variables if f"`{name}`" not in ALL_PAGES} == set()
 
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
+    named = re.findall(r"(?:`|^)make ([a-z-]+)", ALL_PAGES, flags=re.MULTILINE)
+    assert named
+    assert set(named) <= targets
 
 
 def test_every_verb_is_explained():
-    assert set(re.findall(r"`hstu-trt ([a-z]+)`", README)) == set(VERBS)
+    assert set(re.findall(r"`hstu-trt ([a-z]+)`", ALL_PAGES)) == set(VERBS)
 
 
 def test_every_verb_that_is_called_exists():
-    assert set(re.findall(r"bin/hstu-trt ([a-z]+)", README)) <= set(VERBS)
+    assert set(re.findall(r"bin/hstu-trt ([a-z]+)", ALL_PAGES)) <= set(VERBS)

@@ -86,20 +86,20 @@ def _children() -> dict[int, list[int]]:
 
 def _name(pid: int) -> str:
     with suppress(OSError):
-        return (_PROC / str(pid) / "comm").read_text().strip()
+        return (_PROC / str(pid) / "comm").read_text(errors="replace").strip()
     return ""
 
 
 def _resident_mib(pid: int) -> float:
     with suppress(OSError, StopIteration):
-        lines = (_PROC / str(pid) / "status").read_text().splitlines()
+        lines = (_PROC / str(pid) / "status").read_text(errors="replace").splitlines()
         return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
     return 0.0
 
 
 def _shared_files(pid: int) -> set[str]:
     with suppress(OSError):
-        return set(_SHARED.findall((_PROC / str(pid) / "maps").read_text()))
+        return set(_SHARED.findall((_PROC / str(pid) / "maps").read_text(errors="replace")))
     return set()
 
 

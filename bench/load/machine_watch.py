@@ -106,7 +106,7 @@ def _family_ticks() -> int:
     for path in _STAT.parent.glob("[0-9]*/stat"):
         try:
             # The name, in brackets, may hold anything.
-            fields = path.read_text().rpartition(")")[2].split()
+            fields = path.read_text(errors="replace").rpartition(")")[2].split()
         except OSError:
             continue
         pid = int(path.parent.name)

@@ -37,7 +37,7 @@ def family(pid: int) -> list[int]:
     for path in _PROC.glob("[0-9]*/stat"):
         try:
             # The name, in brackets, may hold anything.
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+            parents[int(path.parent.name)] = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
         except (OSError, IndexError):
             continue  # ended meanwhile
     found = {pid} & parents.keys()
@@ -76,7 +76,7 @@ def _entries(folder: Path) -> int:
 
 def _shared_regions(folder: Path) -> Iterator[str]:
     try:
-        yield from set(_SHARED.findall((folder / "maps").read_text()))
+        yield from set(_SHARED.findall((folder / "maps").read_text(errors="replace")))
     except OSError:
         return
 

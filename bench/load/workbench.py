@@ -73,13 +73,16 @@ class Workbench:
 @contextlib.contextmanager
 def running(
     deployment: Deployment, url: str | None = None, metrics_port: int | None = None
-) -> Iterator[tuple[str, str]]:
-    """The deployment's server: a running one, or one that is started and drained; its url and version."""
+) -> Iterator[tuple[str, str, int | None]]:
+    """The deployment's server: a running one, or one that is started and drained.
+
+    Yields its url, its version, and its process id, None for one that ran before.
+    """
     if url is not None:
         import tritonclient.grpc as grpc_client
 
         with grpc_client.InferenceServerClient(url) as client:
-            yield url, str(client.get_server_metadata().version)
+            yield url, str(client.get_server_metadata().version), None
         return
     check(deployment)
     server = find_tritonserver()
@@ -87,7 +90,7 @@ def running(
     plan = plan_launch(server, deployment, Listen(grpc_port=0, metrics_port=metrics_port), flags)
     process, ready = start(deployment, plan)
     try:
-        yield process.plan.url, ready.version
+        yield process.plan.url, ready.version, process.pid
     finally:
         process.drain()
 

@@ -9,7 +9,6 @@ else fails, throughput stays, memory does not grow, all is normal soon after it,
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import time
@@ -23,7 +22,7 @@ import numpy as np
 from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, poisson
 from hstu_trt.bench.load.machine_watch import MachineWatch
 from hstu_trt.bench.load.options import add_served_option, served_of
-from hstu_trt.bench.load.process_watch import UsageWatch, family, usage
+from hstu_trt.bench.load.process_watch import UsageWatch, usage
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import device_here, provenance_here
 from hstu_trt.bench.load.stats import summarise
@@ -168,11 +167,6 @@ def _percentile(values: Any, percentile: float) -> float:
     return float(np.percentile(values, percentile)) if len(values) else 0.0
 
 
-def _server_pid() -> int:
-    """The child of ours that serves: our own memory grows with what we write down."""
-    return next(pid for pid in family(os.getpid()) if "tritonserver" in Path(f"/proc/{pid}/comm").read_text())
-
-
 def overload_run(url: str, pid: int, served: str, requests: Sequence[Tensors], setting: Setting) -> Overload:
     """All parts of a run on one served model of a running server.
 
@@ -272,9 +266,10 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     provenance = provenance_here(args.commit)
     rows, failures = [], []
-    with running(deployment) as (url, _):
+    with running(deployment) as (url, _, pid):
+        assert pid is not None
         for served in models:
-            found = overload_run(url, _server_pid(), served, requests, setting)
+            found = overload_run(url, pid, served, requests, setting)
             missed = found.missed(promises)
             failures += [f"{served}: {sentence}" for sentence in missed]
             rows.append(row_of(found, _case(deployment, source.source), setting, provenance, missed))

@@ -177,7 +177,7 @@ def main(argv: Sequence[str]) -> int:
     requests = requests_of(args, deployment.model)
     reference = read_model_folder(args.reference) if args.reference else deployment.model
     rows, failures, tables = [], [], []
-    with running(deployment, args.url) as (url, version):
+    with running(deployment, args.url) as (url, version, _):
         bench = open_workbench(
             deployment, requests, url, version,
             checked=min(args.check, len(requests)), reference=reference, device=args.reference_device,

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     rows, failures = [], []
     interrupted: KeyboardInterrupt | None = None
     metrics = metrics_port_for(deployment) if args.url is None else None
-    with running(deployment, args.url, metrics.port if metrics else None) as (url, version):
+    with running(deployment, args.url, metrics.port if metrics else None) as (url, version, _):
         checked = min(args.check, len(requests))
         bench = open_workbench(
             deployment, requests, url, version, checked=checked, reference=reference, device=args.reference_device

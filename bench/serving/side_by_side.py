@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
     deployment = read_deployment(args.deployment)
     requests = requests_of(args, deployment.model)
     with ExitStack() as stack:
-        url, version = stack.enter_context(running(deployment))
+        url, version, _ = stack.enter_context(running(deployment))
         eager_url = stack.enter_context(eager_server(deployment, args.work))
         bench = open_workbench(
             deployment, requests, url, version,

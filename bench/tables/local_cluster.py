@@ -21,7 +21,7 @@ SERVER_VARIABLE = "HSTU_TRT_REDIS_SERVER"
 """Environment variable with the path of another server, Valkey's say."""
 SLOTS = 16384
 NODE_TIMEOUT_MS = 1500
-_START_S = 20.0
+_START_S = 60.0
 
 
 def find_server() -> Path | None:

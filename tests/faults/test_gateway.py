@@ -113,7 +113,7 @@ def test_what_a_dying_replica_was_answering_fails_and_the_client_may_send_it_aga
             connection.recv(1 << 16)
             connection.close()
 
-        thread = threading.Thread(target=die)
+        thread = threading.Thread(target=die, daemon=True)
         thread.start()
         gateway.switch([Upstream(address=f"127.0.0.1:{dying.getsockname()[1]}"), *upstreams(servers, down=servers)])
         with pytest.raises(grpc.RpcError) as lost:
@@ -153,7 +153,7 @@ def test_reloads_under_load_fail_nothing(gateway, servers):
                 except grpc.RpcError as error:
                     failures.append((error.code(), error.details()))
 
-    threads = [threading.Thread(target=send, args=(index,)) for index in range(4)]
+    threads = [threading.Thread(target=send, args=(index,), daemon=True) for index in range(4)]
     for thread in threads:
         thread.start()
     for turn in range(20):

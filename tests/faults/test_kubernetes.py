@@ -188,9 +188,12 @@ def test_the_autoscaler_s_metric_is_made_of_what_the_dashboard_asks_for(manifest
     assert all(name in (ROOT / "ops/grafana/hstu-trt.json").read_text() for name in asked)
 
 
+PATIENCE_S = 25  # for a right answer of a busy machine; what is not there is told at once
+
+
 def ask(url, *given):
     command = [sys.executable, "-m", "hstu_trt.serving.probe", "--url", url, *map(str, given)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.triton
@@ -201,7 +204,7 @@ def test_the_probe_tells_a_server_that_answers(deployment, tmp_path):
     files = ["--tls-cert", cert, "--tls-key", key, "--tls-client-ca", ca.path]
     running = Serve(deployment, *map(str, files))
     try:
-        healthy, without_tls = ask(running.url, *files), ask(running.url)
+        healthy, without_tls = ask(running.url, *files, "--deadline", PATIENCE_S), ask(running.url)
         assert healthy.returncode == 0, healthy
         assert healthy.stdout == "ranking: right answer; ranking_fused: right answer\n"
         assert without_tls.returncode == 1 and "UNAVAILABLE" in without_tls.stderr
@@ -221,4 +224,4 @@ def test_the_probe_tells_a_model_that_died(deployment):
         sick = ask(running.url)
         assert sick.returncode == 1 and "ranking_fused" in sick.stderr, sick
     finally:
-        running.process.kill()
+        running.stop(signal.SIGKILL)

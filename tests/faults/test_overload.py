@@ -3,12 +3,12 @@
 import os
 import re
 import signal
-import time
 import urllib.request
 
 import numpy as np
 import pytest
 from served import Serve, in_process, request_of
+from waiting import eventually, holds_eventually, settled
 
 from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, Records
 from hstu_trt.bench.load.process_watch import family, usage
@@ -22,6 +22,7 @@ from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import OverloadedError, RankingClient, ServerError
+from hstu_trt.serving.refresh.settings import DEFAULT_POLL_S
 from hstu_trt.serving.requests import one_user, pack
 from hstu_trt.serving.server import choose_port
 from hstu_trt.serving.signature import OVERLOADED
@@ -33,6 +34,10 @@ PLACES = 4
 MODELS = ("ranking", "ranking_fused")
 IN_FLIGHT = {"ranking": PLACES + 3, "ranking_fused": 2 * PLACES}
 """Those that wait, and one in each step, or a batch of as many."""
+SENT = 40
+"""While models stand still: few, since Triton gives models up that stand still for a second."""
+TOLD_S = 2.5 * DEFAULT_POLL_S
+"""By then the models have brought their metrics up to date."""
 
 
 @pytest.fixture(scope="module")
@@ -88,15 +93,15 @@ def test_as_many_are_taken_in_as_have_places_and_the_rest_is_refused_before_any_
         for stub in stubs:
             os.kill(stub, signal.SIGSTOP)
         try:
-            futures = [client._send(feed) for _ in range(100)]
+            futures = [client._send(feed) for _ in range(SENT)]
             # The two threads of the server that take requests in may let one more in each.
-            refused = range(100 - IN_FLIGHT[model] - 2, 100 - IN_FLIGHT[model] + 1)
-            assert wait_until(lambda: sum(future.done() for future in futures) in refused)
+            refused = range(SENT - IN_FLIGHT[model] - 2, SENT - IN_FLIGHT[model] + 1)
+            eventually(lambda: sum(future.done() for future in futures) in refused)
         finally:
             for stub in stubs:
                 os.kill(stub, signal.SIGCONT)
         answers = [future.result() for future in futures if future.exception(60) is None]
-        assert 100 - len(answers) in refused
+        assert SENT - len(answers) in refused
         for answer in answers:
             np.testing.assert_allclose(answer.as_numpy("preds"), expected, atol=1e-5, rtol=0)
 
@@ -128,7 +133,7 @@ def test_requests_that_end_otherwise_give_their_places_back(server, narrow, mode
             futures = [client._send(feed) for _ in range(IN_FLIGHT[model])]
             return all(future.exception(60) is None for future in futures)
 
-        assert wait_until(all_free)
+        eventually(all_free)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -211,19 +216,10 @@ def test_a_thousand_connections_are_answered_or_refused(server, narrow):
     def left():
         return usage(pid).handles - before.handles
 
-    assert wait_until(lambda: left() <= 20), f"{left()} handles left of 1000 connections"
+    eventually(lambda: left() <= 20, lambda: f"{left()} handles left of 1000 connections")
     assert usage(pid).processes == before.processes
     with RankingClient(server.url) as client:
         client.infer(packed(narrow, "ranking"))
-
-
-def wait_until(is_so, timeout_s=20.0):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if is_so():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def metrics(port):
@@ -234,19 +230,6 @@ def metrics(port):
 def total(found, name, **labels):
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     return sum(value for key, value in found.items() if re.match(rf"{name}\b", key) and all(w in key for w in wanted))
-
-
-def settled(read):
-    """What is read twice in a row, with a poll of the models, which bring their metrics up to date, in between."""
-    seen = [read()]
-
-    def same_again():
-        time.sleep(2.2)
-        seen.append(read())
-        return (seen[-1] == seen[-2]).all()
-
-    assert wait_until(same_again)
-    return seen[-1]
 
 
 @pytest.mark.parametrize(("model", "door"), [("ranking", "embedding_lookup"), ("ranking_fused", "ranking_fused")])
@@ -260,14 +243,20 @@ def test_shed_load_and_batches_are_in_the_metrics(server, narrow, metrics_port, 
         waited = sum(total(found, "nv_inference_queue_duration_us", model=step) for step in steps)
         return np.array([*(total(found, f"hstu_trt_{name}_total", model=door) for name in names), waited, triton])
 
-    before = settled(read)
+    before = settled(read, TOLD_S)
     records = flood(server, narrow, model, 200)
     shed, answered = len(records.shed), 200 - len(records.errors)
-    added = settled(read) - before
-    assert added[0] == shed > 0 and added[2] == answered * 120
-    assert 0 < added[1] <= answered and added[3] > 0 and added[4] == answered and added[5] > 0
-    # Triton's own counters do not tell shed load: what it never saw it does not count.
-    assert added[6] == 0
+
+    def all_told():
+        added = read() - before
+        assert added[0] == shed > 0 and added[2] == answered * 120
+        assert 0 < added[1] <= answered and added[3] > 0 and added[4] == answered and added[5] > 0
+        # Triton's own counters do not tell shed load: what it never saw it does not count.
+        assert added[6] == 0
+
+    holds_eventually(all_told)
+    settled(read, TOLD_S)
+    all_told()
 
 
 def test_a_run_under_overload_is_measured_and_written_down(exported, tmp_path, capsys):

@@ -89,6 +89,7 @@ def test_a_broken_release_changes_nothing(fleet, load, deployment, golden_files,
     (copy / "model").unlink()
     shutil.copytree(deployment.model.path, copy / "model")
     broken(copy)
+    fleet.all_serve(2)
     before = fleet.status()
     with load:
         load.wait_for_more()
@@ -100,7 +101,8 @@ def test_a_broken_release_changes_nothing(fleet, load, deployment, golden_files,
     after = fleet.status()
     names = [(replica["name"], replica["restarts"]) for replica in after["current"]["replicas"]]
     assert names == [(replica["name"], replica["restarts"]) for replica in before["current"]["replicas"]]
-    assert after["gets_requests"] == before["gets_requests"]
+    # On a busy machine one may be down for a moment, for being late.
+    fleet.wait_for(lambda status: status["gets_requests"] == before["gets_requests"], "the replicas of before")
 
 
 def test_the_folder_in_use_is_not_released_again(fleet, deployment):

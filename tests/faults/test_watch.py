@@ -1,16 +1,22 @@
 """When a watch calls a server broken, and when slow: with stand-ins for server, canary and clock."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from waiting import eventually
 
+from hstu_trt.bench.fuzz.watch import held_by
+from hstu_trt.bench.load.process_watch import family
+from hstu_trt.serving.fleet.gateway import children_of
 from hstu_trt.serving.supervision import watch as watching
 from hstu_trt.serving.supervision.canary import Reading, Verdict
-from hstu_trt.serving.supervision.processes import SERVER, Watched
+from hstu_trt.serving.supervision.processes import SERVER, Watched, _stat, processes_of
 from hstu_trt.serving.supervision.watch import Patience, Pulse
 
 pytestmark = pytest.mark.faults
@@ -164,14 +170,6 @@ def child():
     process.wait()
 
 
-def eventually(condition, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
-
-
 def test_processes_that_stop_or_die(child):
     watched = Watched(child.pid, "hstu")
     assert watched.look() is None
@@ -186,9 +184,26 @@ def test_processes_that_stop_or_die(child):
 
 
 def test_a_process_that_sleeps_is_idle_and_one_that_computes_is_not(child):
+    eventually(lambda: _stat(child.pid)[0] == "S", "it sleeps")
     idle, busy = Watched(child.pid, "idle"), Watched(os.getpid(), "busy")
     began = time.monotonic()
-    while time.monotonic() - began < 1.2:
+    while time.monotonic() - began < 3:
         idle.look(), busy.look()
-    assert busy.active_at - began > 0.5
-    assert idle.active_at <= began + 0.6, "what it did before the first look counts for a window"
+    assert busy.active_at - began > 2
+    assert idle.active_at <= began + 1, "what it did before the first look counts for a window"
+
+
+def test_any_name_of_any_process(tmp_path):
+    """The kernel cuts names at 15 bytes, in the middle of a letter too: whoever reads them must not stumble."""
+    program = tmp_path / "fourteen bytes\N{LATIN SMALL LETTER E WITH ACUTE}"
+    program.symlink_to(shutil.which("sleep"))
+    process = subprocess.Popen([program, "100"])
+    try:
+        eventually(lambda: Path(f"/proc/{process.pid}/comm").read_bytes() == b"fourteen bytes\xc3\n", "its name")
+        assert Watched(process.pid, "odd").look() is None
+        assert [found.pid for found in processes_of(process.pid)] == [process.pid]
+        assert process.pid in family(os.getpid()) and process.pid in children_of(os.getpid())
+        assert process.pid in held_by(os.getpid()).processes
+    finally:
+        process.kill()
+        process.wait()

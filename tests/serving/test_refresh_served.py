@@ -3,11 +3,11 @@
 import json
 import os
 import re
-import time
 import urllib.request
 
 import numpy as np
 import pytest
+from waiting import holds_eventually
 
 from hstu_trt.bench.tables.refresh import PHASES, POLL_S, plan_steps, run_under_load
 from hstu_trt.bench.tables.refresh_load import Load, check_tellable, expected_scores, wait_for
@@ -113,26 +113,18 @@ def test_ten_refreshes_under_load(server, steps, own, requests):
         for phase in PHASES:
             if len(figures := outcome.latencies_ms(model, phase)):  # a phase may be shorter than a request
                 print(f"{model}: p99 of {len(figures)} {np.percentile(figures, 99):.1f} ms {phase}")
-    eventually(lambda: check_metrics(before, metrics_of(port), steps[-1].version.label))
-    log = plan_log(deployment)
-    assert re.search(r"embedding_lookup: refused foreign.*belongs to the dense weights 0000", log)
-    assert re.search(r"ranking_fused: refused damaged.*does not match the sha256", log)
+    holds_eventually(lambda: check_metrics(before, metrics_of(port), steps[-1].version.label))
+
+    def check_log():
+        log = plan_log(deployment)
+        assert re.search(r"embedding_lookup: refused foreign.*belongs to the dense weights 0000", log)
+        assert re.search(r"ranking_fused: refused damaged.*does not match the sha256", log)
+
+    holds_eventually(check_log)
 
 
 def plan_log(deployment):
     return max(deployment.run.glob("triton-*.log"), key=os.path.getmtime).read_text()
-
-
-def eventually(check, timeout_s=5.0):
-    """Metrics follow within a poll."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return check()
-        except AssertionError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(0.05)
 
 
 def check_metrics(before, after, label):
@@ -160,7 +152,7 @@ def test_bad_ids_are_counted_by_table(server, requests, name):
     def check():
         assert sum_of(metrics_of(port), "hstu_trt_tables_bad_ids_total", model=model, table="item_id") > 0
 
-    eventually(check)
+    holds_eventually(check)
 
 
 def test_command_line_publishes_and_rolls_back(server, store, steps, requests, capsys):
@@ -215,10 +207,14 @@ def test_a_server_starts_with_the_version_before_a_bad_one(model, store, steps, 
             answer = client.ask_packed(requests[0])
         assert answer.tables_version == versions["v7"].label
         assert np.abs(answer.scores - expected).max() < 1e-5
-        found = metrics_of(port)
-        for name in ("embedding_lookup", "ranking_fused"):
-            assert sum_of(found, "hstu_trt_tables_instead_of_current", model=name) == 1
-            assert sum_of(found, "hstu_trt_refreshes_total", model=name, result="refused") == 1
+
+        def check():
+            found = metrics_of(port)
+            for name in ("embedding_lookup", "ranking_fused"):
+                assert sum_of(found, "hstu_trt_tables_instead_of_current", model=name) == 1
+                assert sum_of(found, "hstu_trt_refreshes_total", model=name, result="refused") == 1
+
+        holds_eventually(check)
     finally:
         process.drain()
         assert cli(["tables", "publish", str(store.root / "v7")]) == 0

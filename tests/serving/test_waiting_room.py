@@ -120,7 +120,7 @@ def test_waiting_ends_when_enough_have_been_begun(sides):
         assert lookup.has_room
         for _ in range(MOST_AHEAD):
             lookup.sent()
-        waiter = threading.Thread(target=lookup.wait_for_room)
+        waiter = threading.Thread(target=lookup.wait_for_room, daemon=True)
         waiter.start()
         waiter.join(10 * handover.LOST_S)
         assert waiter.is_alive()
@@ -133,7 +133,7 @@ def test_requests_that_got_lost_on_the_way_block_nobody_for_long(sides):
     lookup, _ = sides
     for _ in range(MOST_AHEAD):
         lookup.sent()
-    waiter = threading.Thread(target=lookup.wait_for_room)
+    waiter = threading.Thread(target=lookup.wait_for_room, daemon=True)
     waiter.start()
     waiter.join(10)
     assert not waiter.is_alive() and lookup.has_room

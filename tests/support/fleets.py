@@ -15,6 +15,7 @@ import numpy as np
 from served import in_process, request_of
 
 from hstu_trt.serving.client import RankingClient
+from hstu_trt.serving.fleet.control import ask
 from hstu_trt.serving.fleet.gateway import children_of
 
 MODELS = ("ranking", "ranking_fused")
@@ -56,12 +57,15 @@ class FleetUnderTest:
     def replicas(self):
         return self.status()["current"]["replicas"]
 
-    def wait_for(self, condition, what, timeout_s=90):
-        """Polls the status until ``condition(status)``; returns the seconds that it took."""
+    def wait_for(self, condition, what, timeout_s=180):
+        """Polls the status until ``condition(status)``; returns the seconds that it took.
+
+        Past the command line, whose start may take longer than what is waited for lasts.
+        """
         began = time.monotonic()
-        while not condition(self.status()):
-            assert time.monotonic() - began < timeout_s, (what, self.status(), self.lines[-20:])
-            time.sleep(0.1)
+        while not condition(status := ask(self.run, {"do": "status"}, print)):
+            assert time.monotonic() - began < timeout_s, (what, status, self.lines[-20:])
+            time.sleep(0.05)
         return time.monotonic() - began
 
     def all_serve(self, count):
@@ -76,7 +80,7 @@ class FleetUnderTest:
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(90)
+        return self.process.wait(180)
 
 
 @dataclass
@@ -127,7 +131,7 @@ class Load:
             thread.join()
 
     def wait_for_more(self, count=20):
-        """Waits until every client has sent some more requests."""
+        """Waits until the clients have had some more answers."""
         target = len(self.sent) + count
         while len(self.sent) < target:
             assert all(thread.is_alive() for thread in self._threads)
@@ -200,4 +204,10 @@ def running_fleet(deployment, run, replicas, port, first_replica_port, *options)
 
 def children(parent):
     """The tritonserver of a ``serve``, whose other child only waits to clean up after it."""
-    return {pid for pid in children_of(parent) if Path(f"/proc/{pid}/comm").read_text().strip() == "tritonserver"}
+    return {pid for pid in children_of(parent) if _name_of(pid) == "tritonserver"}
+
+
+def _name_of(pid):
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    return None

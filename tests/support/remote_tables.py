@@ -45,7 +45,7 @@ def wait_for_replicas(servers):
         lines = node.command("INFO", "replication").decode().splitlines()
         return next((line.split(":")[1] for line in lines if line.startswith(field)), None)
 
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + 60
     while time.monotonic() < limit:
         masters = {offset(node, "master_replid:"): offset(node, "master_repl_offset:") for node in servers.nodes}
         if all(masters[offset(n, "master_replid:")] == offset(n, "master_repl_offset:") for n in servers.nodes):

@@ -1,5 +1,6 @@
 """A deployment behind a real ``hstu-trt serve``, requests for it, and the scores that it must answer."""
 
+import atexit
 import json
 import signal
 import subprocess
@@ -20,6 +21,7 @@ class Serve:
         command = [sys.executable, "-m", "hstu_trt.serving.serve", "--deployment", str(deployment.path)]
         command += ["--grpc-port", "0", "--json", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        atexit.register(self.process.kill)  # of a test that failed before it came to the end
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
         self.facts = json.loads(line)
@@ -27,7 +29,7 @@ class Serve:
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(120)  # it waits up to 15 s for quiet, and 40 s for what runs
 
 
 def request_of(deployment, events, items, seed=0):

@@ -24,7 +24,8 @@ class Supervised(Serve):
     def __init__(self, deployment, *options):
         super().__init__(deployment, *options)
         self.events = []
-        self._reader = threading.Thread(target=self._read)
+        # A test that fails leaves it waiting for the server's end: it must not hold up ours.
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self):
@@ -35,6 +36,10 @@ class Supervised(Serve):
     def server(self):
         """The process of the server that runs now."""
         return [self.facts["pid"], *(event["pid"] for event in list(self.events) if event["pid"])][-1]
+
+    def count(self, event):
+        """How many events of a kind there were."""
+        return [known["event"] for known in list(self.events)].count(event)
 
     def wait_for(self, event, count=1, timeout_s=60.0):
         """The last of so many events of a kind."""

@@ -100,7 +100,7 @@ class Readers:
             self.wrong += any(rows != self.expected[digest] for rows in found)
 
     def wait_until_seen(self, digest):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while digest not in self.seen and time.monotonic() < deadline:
             time.sleep(0.0005)
         assert digest in self.seen

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from remote_tables import master_of, partition_key, table_values
+from waiting import eventually
 
 from hstu_trt.tables.host import LookupOptions
 from hstu_trt.tables.ids import RowStatus
@@ -16,10 +17,11 @@ from hstu_trt.tables.remote_resp import RemoteError
 pytestmark = [pytest.mark.redis, pytest.mark.faults]
 
 ALL = np.arange(10_007)
+NO_TAKEOVER = "cluster-replica-no-failover"
 FP16 = LookupOptions(dtype="float16")
 HEALTHY_MS = 500
 """A deadline that a node that runs keeps, on a loaded machine too."""
-SLACK_MS = 60
+SLACK_MS = 200
 """What a loaded machine may add to a deadline: copying rows, filling in defaults, and its scheduler."""
 
 
@@ -28,37 +30,51 @@ def items():
     return table_values("items")
 
 
+@pytest.fixture
+def no_takeover(unharmed):
+    """A master that is stopped stays the master, for as long as a busy machine may take."""
+    for node in unharmed.nodes:
+        node.command("CONFIG", "SET", NO_TAKEOVER, "yes")
+    yield
+    for node in unharmed.nodes:
+        node.signal(signal.SIGCONT)
+        node.command("CONFIG", "SET", NO_TAKEOVER, "no")
+
+
 def timed(tables, deadline_ms, ids=ALL):
     started = time.monotonic()
     rows, status = tables.lookup("items", ids, FP16, deadline_ms=deadline_ms)
     return rows, status, (time.monotonic() - started) * 1e3
 
 
-def test_a_hung_master_is_read_from_its_replica(open_tables, unharmed, items):
-    tables = open_tables(cluster={"breaker_failures": 2, "breaker_open_ms": 300.0})
+def test_a_hung_master_is_read_from_its_replica(open_tables, unharmed, no_takeover, items):
+    tables = open_tables(cluster={"breaker_failures": 2, "breaker_open_ms": 2000.0})
     timed(tables, 1000)
     master = master_of(unharmed, partition_key(tables.tables["items"], 0))
     master.signal(signal.SIGSTOP)
     for _ in range(2):
-        rows, status, took_ms = timed(tables, 300)
+        rows, status, took_ms = timed(tables, HEALTHY_MS)
         np.testing.assert_array_equal(rows, items)
         assert (status == RowStatus.REMOTE).all()
-        assert took_ms < 300 + SLACK_MS
+        assert took_ms < HEALTHY_MS + SLACK_MS
     assert tables._cluster.breakers()[master.name]
-    # Its breaker is open: nobody waits for it any more.
-    rows, _, took_ms = timed(tables, 300)
+    # Its breaker is open: nobody waits for it any more, which would take half of the time.
+    rows, _, took_ms = timed(tables, HEALTHY_MS)
     np.testing.assert_array_equal(rows, items)
     counted = tables.counters()
-    assert (counted["breaker_opened"], counted["node_timeouts"]) == (1, 2)
+    assert counted["breaker_opened"] == 1 and counted["node_timeouts"] >= 2, "others may have been late once"
     assert counted["replica_commands"] > 0 < counted["breaker_skips"]
-    assert took_ms < 150
+    assert took_ms < HEALTHY_MS / 2
     master.signal(signal.SIGCONT)
-    time.sleep(0.35)
-    timed(tables, 1000)
-    assert not tables._cluster.breakers()[master.name]
+
+    def is_asked_again():
+        timed(tables, 1000)
+        return not tables._cluster.breakers()[master.name]
+
+    eventually(is_asked_again)
 
 
-def test_the_deadline_holds_without_replicas(open_tables, unharmed, items, folder):
+def test_the_deadline_holds_without_replicas(open_tables, unharmed, no_takeover, items, folder):
     options = {"replica_reads": False, "breaker_failures": 2, "breaker_open_ms": 60_000.0}
     lenient, failing = open_tables(on_failure="default", cluster=options), open_tables(cluster=options)
     covered, hurried = (open_tables(local=folder, cluster=options) for _ in range(2))
@@ -93,7 +109,7 @@ def test_the_deadline_holds_without_replicas(open_tables, unharmed, items, folde
 def test_a_killed_master_costs_no_row(open_tables, unharmed, items):
     tables, killed_at = open_tables(), None
     master = master_of(unharmed, partition_key(tables.tables["items"], 1))
-    slowest, lookups, limit = 0.0, 0, time.monotonic() + 12
+    slowest, lookups, limit = 0.0, 0, time.monotonic() + 60
     while tables.counters()["map_refreshes"] < 3 or master_of_or_none(unharmed, master) is None:
         assert time.monotonic() < limit, "no replica took over"
         if lookups == 3:
@@ -145,17 +161,18 @@ def test_resharding_while_reading(open_tables, unharmed, items):
     reader = threading.Thread(target=read)
     reader.start()
     keys = [version.partition_key(partition) for partition in range(12)]
-    for key in keys:
-        source = master_of(unharmed, key)
-        target = next(node for node in unharmed.nodes if node is not source and unharmed.role(node) == "master")
-        move_key(source, target, key, lambda: np.testing.assert_array_equal(timed(tables, 1000)[0], items))
-    np.testing.assert_array_equal(timed(tables, 1000)[0], items)
-    stop.set()
-    reader.join(10)
-    assert not reader.is_alive()
+    try:
+        for key in keys:
+            source = master_of(unharmed, key)
+            target = next(node for node in unharmed.nodes if node is not source and unharmed.role(node) == "master")
+            move_key(source, target, key, lambda: np.testing.assert_array_equal(timed(tables, 1000)[0], items))
+        np.testing.assert_array_equal(timed(tables, 1000)[0], items)
+    finally:
+        stop.set()
+        reader.join()
     assert not wrong
     counted = tables.counters()
-    assert counted["ask"] == len(keys)
+    assert counted["ask"] >= len(keys), "each was asked for where it had gone; again, if that came late"
     assert counted["moved"] + counted["map_refreshes"] > 1
     assert counted["rows_unavailable"] == watched.counters()["rows_unavailable"] == 0
 

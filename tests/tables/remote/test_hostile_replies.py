@@ -25,6 +25,10 @@ pytestmark = pytest.mark.redis
 ROWS = np.arange(6, dtype=np.int64)
 VERSION = RemoteVersion(table="t", version="v", rows=6, dim=2, dtype="float32", features=(), partitions=1, digest="d")
 
+DEADLINE_MS = 2000.0
+AT_ONCE_S = 1.5
+"""Sooner than the deadline, by what a busy machine may add."""
+
 
 def value(row):
     return np.full(2, row, np.float32).tobytes()
@@ -34,7 +38,7 @@ def honest(parts):
     return bulks([value(int.from_bytes(field, "little")) for field in parts[2:]])
 
 
-def read(node, deadline_ms=150.0, reads=1, **options):
+def read(node, deadline_ms=DEADLINE_MS, reads=1, **options):
     """(values, status, trouble, seconds, counters) of the last of some reads."""
     values, status = np.full((6, 2), np.nan, np.float32), np.full(6, 99, np.uint8)
     with Cluster(ClusterOptions(nodes=(node.name,), **options)) as cluster:
@@ -91,7 +95,7 @@ def test_broken_replies_make_rows_unavailable(reply):
     assert status.tolist() == NOBODY
     assert not values.any()
     assert trouble
-    assert seconds < 0.2
+    assert seconds < AT_ONCE_S
 
 
 VALUES = {
@@ -120,16 +124,16 @@ def test_wrong_types_are_refused_one_by_one():
 
 def test_a_reply_byte_by_byte():
     with FakeNode(lambda parts: [WHOLE[at : at + 1] for at in range(len(WHOLE))]) as node:
-        values, status, *_ = read(node, deadline_ms=2000)
+        values, status, *_ = read(node)
     np.testing.assert_array_equal(values[:, 0], ROWS)
     assert (status == FOUND).all()
 
 
 def test_the_whole_reply_and_the_end_are_not_waited_for():
     with FakeNode(lambda parts: [WHOLE, None]) as node:
-        _, status, _, seconds, _ = read(node, deadline_ms=2000, reads=3)
+        _, status, _, seconds, _ = read(node, reads=3)
     assert (status == FOUND).all()
-    assert seconds < 0.5
+    assert seconds < AT_ONCE_S
 
 
 def test_moved_in_a_circle_ends():
@@ -137,15 +141,15 @@ def test_moved_in_a_circle_ends():
         _, status, _, seconds, counters = read(node)
     assert status.tolist() == NOBODY
     assert 1 <= counters["moved"] <= 10
-    assert seconds < 0.2
+    assert seconds < AT_ONCE_S
 
 
 def test_moved_to_the_dead_is_unavailable_at_once():
     with FakeNode(lambda parts: b"-MOVED 9831 127.0.0.1:1\r\n") as node:
-        _, status, trouble, seconds, _ = read(node, deadline_ms=2000)
+        _, status, trouble, seconds, _ = read(node)
     assert status.tolist() == NOBODY
     assert "127.0.0.1:1: Connection refused" in trouble
-    assert seconds < 0.5
+    assert seconds < AT_ONCE_S
 
 
 def test_random_damage_never_gives_a_wrong_row():
@@ -192,6 +196,6 @@ def test_a_slow_node_is_not_taken_for_a_dead_one():
         return honest(parts)
 
     with FakeNode(slow) as node:
-        _, status, _, _, counters = read(node, deadline_ms=500, reads=3)
+        _, status, _, _, counters = read(node, reads=3)
     assert (status == FOUND).all()
     assert counters["node_failures"] == 0

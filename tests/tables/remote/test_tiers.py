@@ -209,7 +209,7 @@ def test_a_local_copy_serves_until_the_cluster_is_there(unharmed, folder, open_t
         node.start()
     unharmed.wait()
     push_again(unharmed, folder)
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     while (status == RowStatus.HOST).any() and time.monotonic() < limit:
         time.sleep(0.05)
         rows, status = laid.lookup_features_with_status(ALL, IDS, LookupOptions())
@@ -227,7 +227,7 @@ def push_again(servers, folder):
 
 def test_round_trips_and_the_deadline_are_a_requests(open_tiers, unharmed):
     """However many groups of settings, parts and overlays there are."""
-    lost = {"tier": "remote", "local_copy": False, "on_failure": "default", "deadline_ms": 300}
+    lost = {"tier": "remote", "local_copy": False, "on_failure": "default", "deadline_ms": 1000}
     one_group, tiers = open_tiers(items=lost, users=lost)
     laid = overlaid_tables(one_group, one_group.folder, {}, {})
     (cluster,) = tiers._clusters.values()
@@ -235,14 +235,14 @@ def test_round_trips_and_the_deadline_are_a_requests(open_tiers, unharmed):
     before = cluster.counters()["requests"]
     lookup_parts(laid, [part, part])
     assert cluster.counters()["requests"] == before + 1
-    two_groups, _ = open_tiers(items=lost, users={**lost, "deadline_ms": 299})
+    two_groups, _ = open_tiers(items=lost, users={**lost, "deadline_ms": 999})
     over_remote = overlaid_tables(one_group, one_group.folder, {"items": nothing_over(one_group, "items")}, {})
     for node in unharmed.nodes:
         node.signal(signal.SIGSTOP)
     for tables in (two_groups, over_remote):
         began = time.monotonic()
         ((_, status), _) = lookup_parts(tables, [part, part])
-        assert time.monotonic() - began < 0.55
+        assert time.monotonic() - began < 1.8, "two deadlines, one after the other"
         assert (status == RowStatus.UNAVAILABLE).all()
 
 
