@@ -40,7 +40,10 @@ PLAN := build/plans/$(MODEL)
 # How a deployment runs; other flavours than cpu have a deployment of their own for each precision.
 FLAVOUR ?= cpu
 OF_FLAVOUR := $(if $(filter-out cpu,$(FLAVOUR)),-$(FLAVOUR)-$(PRECISION))
-DEPLOYMENT ?= build/deployments/$(MODEL)$(OF_FLAVOUR)
+# What it serves: ranking, ranking_fused, or both where it is empty; one of them has a deployment of its own, too.
+SERVED ?=
+OF_KIND := $(OF_FLAVOUR)$(SERVED:%=-%)
+DEPLOYMENT ?= build/deployments/$(MODEL)$(OF_KIND)
 
 # What the TensorRT plugins are compiled with where this machine has no headers of its own, and NVIDIA's runtimes (the
 # libraries without the builder) that the tests load them into.
@@ -67,7 +70,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install guard-lib  ## checkpoint -> ONNX -> Triton -> ranked candidates, checked on the way
 	$(BIN)/hstu-trt bench demo
 
-serve: install guard-lib $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION=
+serve: install guard-lib $(DEPLOYMENT)/manifest.json  ## serve an exported model until Ctrl-C: MODEL= PRECISION= SERVED=ranking|ranking_fused
 	$(BIN)/hstu-trt serve --deployment $(DEPLOYMENT)
 
 test: install guard-lib $(LEAN) tables-lib remote-if-possible nginx-if-possible kustomize-if-possible  ## every test that this machine can run, but for test-faults
@@ -82,7 +85,7 @@ test-faults: install guard-lib tables-lib remote-if-possible nginx-if-possible  
 # Half an hour at a moderate rate; three minutes of the same are part of the tests.
 SOAK_S ?= 1800
 soak: install tables-lib $(ONNX32)/manifest.json  ## a served model under load for long: nothing may grow; a row to bench/results/: SOAK_S= MODEL=
-	$(BIN)/hstu-trt bench soak --model $(ONNX32) --seconds $(SOAK_S)
+	$(BIN)/hstu-trt bench soak --model $(ONNX32) --seconds $(SOAK_S) $(SERVED:%=--served %)
 
 test-plugins: plugins $(LEAN)  ## the plugins in NVIDIA's lean runtimes, and all else about plugins/ that needs no GPU
 	$(BIN)/pytest tests/plugins -m "not gpu"
@@ -229,16 +232,16 @@ bench-kernels: plugins  ## check and time the CUDA kernels beside PyTorch, on a 
 
 # Load on a deployment: MODEL= or DEPLOYMENT=, and options of the command in LOAD=, e.g. LOAD="--slo-ms 20 --seconds 60".
 LOAD ?=
-SERVED := --deployment $(DEPLOYMENT) $(LOAD)
+LOADED := --deployment $(DEPLOYMENT) $(LOAD)
 
 bench-serve: install $(DEPLOYMENT)/manifest.json  ## load on a deployment: single, offline, the rate at a bound, the curve; rows to bench/results/: MODEL= FLAVOUR=cpu|cuda PRECISION= LOAD=
-	$(BIN)/hstu-trt bench serve $(SERVED)
+	$(BIN)/hstu-trt bench serve $(LOADED)
 
 perf: install $(DEPLOYMENT)/manifest.json $(PERF_ANALYZER)  ## NVIDIA's perf_analyzer on a deployment, beside our client in the same run: MODEL= LOAD=
-	$(BIN)/hstu-trt bench perf $(SERVED)
+	$(BIN)/hstu-trt bench perf $(LOADED)
 
 side-by-side: install $(DEPLOYMENT)/manifest.json  ## a CPU deployment beside PyTorch eager in a Triton Python backend: MODEL= LOAD=
-	$(BIN)/hstu-trt bench side-by-side $(SERVED)
+	$(BIN)/hstu-trt bench side-by-side $(LOADED)
 
 report: install  ## every row in bench/results/ as one HTML page: build/report/report.html
 	$(BIN)/hstu-trt bench report --out build/report/report.html
@@ -328,5 +331,5 @@ build/onnx/%/manifest.json: look | install
 
 look:
 
-build/deployments/%$(OF_FLAVOUR)/manifest.json: build/onnx/%/$(PRECISION)/manifest.json
-	$(BIN)/hstu-trt assemble --model $(<D) --flavour $(FLAVOUR) --out $(@D)
+build/deployments/%$(OF_KIND)/manifest.json: build/onnx/%/$(PRECISION)/manifest.json
+	$(BIN)/hstu-trt assemble --model $(<D) --flavour $(FLAVOUR) $(SERVED:%=--served %) --out $(@D)

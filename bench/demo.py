@@ -41,8 +41,8 @@ from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.requests import one_user
-from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
+from hstu_trt.serving.starting import start
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 FUSED_CLIENTS = 8

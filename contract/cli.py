@@ -21,7 +21,7 @@ VERBS = {
     "tables": ("hstu_trt.tables.__main__", "make, check, quantise, plan and refresh embedding tables"),
     "score": ("hstu_trt.bench.score", "score an input file with one runner"),
     "diff": ("hstu_trt.bench.diff.verb", "compare two score files, tensor by tensor"),
-    "assemble": ("hstu_trt.serving.assemble", "ONNX files + tables -> a Triton deployment"),
+    "assemble": ("hstu_trt.serving.assemble_command", "ONNX files + tables -> a Triton deployment"),
     "serve": ("hstu_trt.serving.serve", "launch Triton on a deployment"),
     "fleet": ("hstu_trt.serving.fleet.command", "several replicas behind a gateway, and commands to them"),
     "release": ("hstu_trt.serving.fleet.release_command", "a new deployment for a running fleet, and the way back"),

@@ -1,31 +1,24 @@
-"""``hstu-trt assemble``: triton_repo + an exported model -> a deployment folder for one flavour."""
+"""triton_repo + an exported model -> a deployment folder for one flavour (``assemble_command.py``)."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import os
-import shlex
 import shutil
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from hstu_trt.contract.attention_norm import parse_fixed_norm
-from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.config_json import config_to_json
 from hstu_trt.contract.errors import ArtefactError, ConfigError
-from hstu_trt.contract.manifest import MANIFEST_NAME, read_document, write_manifest, write_text_atomically
-from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
+from hstu_trt.contract.manifest import read_document, write_manifest, write_text_atomically
+from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.staging import staged_folder
 from hstu_trt.contract.table_versions import current_tables
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
-from hstu_trt.serving import lint, pbtxt
-from hstu_trt.serving.cuda_steps import DEVICES, CudaSettings, place_models, require_servable, use_cuda
+from hstu_trt.serving import lint, pbtxt, reference_answer
+from hstu_trt.serving.cuda_steps import CudaSettings, place_models, require_servable, use_cuda
 from hstu_trt.serving.deployment import (
     DEPLOYMENT_KIND,
     ENGINES_LINK,
@@ -35,20 +28,18 @@ from hstu_trt.serving.deployment import (
     Deployment,
     read_deployment,
 )
-from hstu_trt.serving.engine_steps import place_plans, read_engines, use_engines
+from hstu_trt.serving.engine_steps import ServedEngines, place_plans, read_engines, stages_of, use_engines
 from hstu_trt.serving.models.waiting_room import BATCHED_PLACES, DEFAULT_PLACES, queue_places
-from hstu_trt.serving.refresh.settings import BAD_VERSIONS, DEFAULT_POLL_S, RefreshSettings
+from hstu_trt.serving.refresh.settings import RefreshSettings
+from hstu_trt.serving.served import LOOKUP_MODELS, SERVED, known_served, lookups_of, models_of
 from hstu_trt.serving.signature import (
     ATTENTION_NORM,
     FLAVOURS,
-    LOOKUP_MODELS,
-    MODELS,
     QUEUE_PARAMETER,
     TIERS_PARAMETER,
     signatures,
 )
 from hstu_trt.tables.ids import POLICIES
-from hstu_trt.tables.refresh import REFRESH_MODES
 from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
 from hstu_trt.tables.tier_settings import TierSettings, read_tier_settings
 from hstu_trt.tables.tiers import Tiers
@@ -61,6 +52,8 @@ _HEADER = "# Made by hstu-trt assemble from triton_repo/{name}/{file}; edit that
 class Options:
     """What a deployment fixes beside the model."""
 
+    served: tuple[str, ...] = SERVED
+    """The models that requests may come to; nothing is placed that only others need."""
     flavour: str = "cpu"
     engines: Path | None = None
     """Flavour ``tensorrt``: the folder that ``hstu-trt engines`` wrote."""
@@ -79,6 +72,7 @@ class Options:
     """Flavour ``cuda``."""
 
     def __post_init__(self) -> None:
+        known_served(self.served)
         if self.flavour not in FLAVOURS:
             raise ConfigError(f"unknown flavour {self.flavour!r}: choose from {', '.join(FLAVOURS)}")
         if (self.flavour == "tensorrt") != (self.engines is not None):
@@ -113,12 +107,13 @@ class Options:
 
 def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.ModelConfig]:
     """The repository's configs with the model's widths, dtypes, inputs and parameters. Raises ArtefactError."""
-    engines = None if options.engines is None else read_engines(options.engines, model)
+    engines = _engines_of(model, options)
     configs = pbtxt.read_repository(REPOSITORY)
-    missing = set(MODELS) - set(configs)
+    names = models_of(options.served)
+    missing = set(names) - set(configs)
     if missing:
         raise ArtefactError(f"{REPOSITORY} lacks the models {', '.join(sorted(missing))}")
-    configs = {name: configs[name] for name in MODELS}
+    configs = {name: configs[name] for name in names}
     wanted = signatures(model.ranking_config, model.limits, model.precision, options.flavour)
     if engines is not None:
         use_engines(configs, wanted, engines)
@@ -135,16 +130,22 @@ def fitted_configs(model: ModelFolder, options: Options) -> dict[str, pbtxt.Mode
         pbtxt.fit(config, wanted[name])
         for key in parameters.keys() & set(config.parameters):
             pbtxt.set_parameter(config, key, parameters[key])
-        if name in LOOKUP_MODELS:
-            pbtxt.set_parameter(config, QUEUE_PARAMETER, str(options.places(name)))
-        if options.tiers is not None and name in LOOKUP_MODELS:
-            pbtxt.set_parameter(config, TIERS_PARAMETER, f"../../{TIERS_FILE}")
         if "refresh" in config.parameters and "refresh_memory_bytes" in parameters:
             pbtxt.set_parameter(config, "refresh_memory_bytes", parameters["refresh_memory_bytes"])
-        if name in (ENSEMBLE, FUSED):
-            pbtxt.set_parameter(config, "limits", json.dumps(dataclasses.asdict(model.limits)))
-    pbtxt.fit_steps(configs[ENSEMBLE], wanted)
+        _set_own_parameters(name, config, model, options)
+    if ENSEMBLE in configs:
+        pbtxt.fit_steps(configs[ENSEMBLE], wanted)
     return configs
+
+
+def _set_own_parameters(name: str, config: pbtxt.ModelConfig, model: ModelFolder, options: Options) -> None:
+    """Those that the model alone has, where requests come in or rows are looked up."""
+    if name in LOOKUP_MODELS:
+        pbtxt.set_parameter(config, QUEUE_PARAMETER, str(options.places(name)))
+        if options.tiers is not None:
+            pbtxt.set_parameter(config, TIERS_PARAMETER, f"../../{TIERS_FILE}")
+    if name in options.served:
+        pbtxt.set_parameter(config, "limits", json.dumps(dataclasses.asdict(model.limits)))
 
 
 def assemble(model: ModelFolder, out: Path, options: Options) -> Deployment:
@@ -160,14 +161,23 @@ def assemble(model: ModelFolder, out: Path, options: Options) -> Deployment:
             _write_model(REPOSITORY / name, folder / REPOSITORY_FOLDER / name, config)
         if tiers is not None:
             write_text_atomically(folder / TIERS_FILE, json.dumps(tiers.to_json(), indent=2) + "\n")
-        if options.engines is not None:
+        if options.engines is not None and (engines := _engines_of(model, options)) is not None:
             (folder / ENGINES_LINK).symlink_to(options.engines.resolve(), target_is_directory=True)
-            place_plans(read_engines(options.engines, model), folder / REPOSITORY_FOLDER)
+            place_plans(engines, folder / REPOSITORY_FOLDER)
         if options.flavour == "cuda":
             place_models(folder / REPOSITORY_FOLDER, options.cuda.device)
-        lint.require_clean(folder / REPOSITORY_FOLDER, model, options.flavour)
+        lint.require_clean(folder / REPOSITORY_FOLDER, model, options.flavour, options.served)
+        if len(options.served) == 1 and (tiers is None or not tiers.may_lack_rows):
+            reference_answer.write_reference(folder, model, options.norm_text(model))
         _write_deployment_manifest(folder, out, model, options)
     return read_deployment(out, verify=False)
+
+
+def _engines_of(model: ModelFolder, options: Options) -> ServedEngines | None:
+    """The engines that the deployment runs. Raises ArtefactError."""
+    if options.engines is None:
+        return None
+    return read_engines(options.engines, model, stages_of(options.served, has_tiers=options.tiers is not None))
 
 
 def _tiers_of(model: ModelFolder, path: Path) -> TierSettings:
@@ -201,8 +211,9 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
         folder,
         kind=DEPLOYMENT_KIND,
         made_by=(
-            f"hstu-trt assemble --model {model.path} --flavour {options.flavour} --attention-norm {norm} "
-            f"--id-policy {options.id_policy} {f'--queue {options.queue} ' if options.queue else ''}"
+            f"hstu-trt assemble --model {model.path} {_served_text(options.served)}--flavour {options.flavour} "
+            f"--attention-norm {norm} --id-policy {options.id_policy} "
+            f"{f'--queue {options.queue} ' if options.queue else ''}"
             f"{f'--engines {options.engines} ' if options.engines else ''}"
             f"{options.cuda.command_text if options.flavour == 'cuda' else ''}"
             f"{f'--tables {options.refresh.tables} ' if options.refresh.tables else ''}"
@@ -211,14 +222,15 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
         ),
         files=[
             *(path.relative_to(folder).as_posix() for path in repository.rglob("*") if path.is_file()),
-            *([TIERS_FILE] if options.tiers else []),
+            *(name for name in (TIERS_FILE, reference_answer.FILE) if (folder / name).is_file()),
         ],
         facts={
+            "served": list(options.served),
             "flavour": options.flavour,
             "attention_norm": norm,
             "id_policy": options.id_policy,
             "bad_version": options.refresh.bad_version,
-            "queue": {name: options.places(name) for name in LOOKUP_MODELS},
+            "queue": {name: options.places(name) for name in lookups_of(options.served)},
             "model": {"name": model.name, "digest": model.digest, "precision": model.precision},
             "limits": dataclasses.asdict(model.limits),
             "versions": {name: metadata.version(name) for name in ("hstu-trt", "tritonclient", "numpy")},
@@ -226,108 +238,6 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hstu-trt assemble", description="Put a Triton deployment together.")
-    parser.add_argument("--model", type=Path, required=True, help="model folder, made by hstu-trt export")
-    parser.add_argument("--flavour", choices=FLAVOURS, default="cpu", help="how the models run (default: cpu)")
-    parser.add_argument("--engines", type=Path, help="flavour tensorrt: folder made by hstu-trt engines")
-    parser.add_argument(
-        "--device",
-        choices=DEVICES,
-        default="cuda",
-        help="flavour cuda: cpu is plain PyTorch, for tests (default: cuda)",
-    )
-    parser.add_argument(
-        "--batch-tokens", type=int, default=CudaSettings().batch_tokens, metavar="N",
-        help="flavour cuda: tokens of a micro-batch (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--attention-norm", metavar="fixed:N", help="N of the attention's 1/N (default: max_seq_len)")
-    parser.add_argument("--id-policy", choices=POLICIES, default="reject", help="ids outside a table (default: reject)")
-    parser.add_argument(
-        "--queue", type=int, metavar="N",
-        help=f"requests that may wait, per model (default: {DEFAULT_PLACES}, {BATCHED_PLACES} for batches on a GPU)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--tiers", type=Path, metavar="FILE", help="tiers of the tables, as tables.json says (default: mapped files)"
-    )
-    parser.add_argument("--tables", type=Path, metavar="DIR", help="folder of versions of the tables, watched")
-    parser.add_argument(
-        "--refresh", choices=REFRESH_MODES, default="auto", help="versions side by side or as overlays (default: auto)"
-    )
-    parser.add_argument(
-        "--refresh-memory", type=float, metavar="GB", help="rows in memory, per process (default: free)"
-    )
-    parser.add_argument("--refresh-poll", type=float, default=DEFAULT_POLL_S, help="seconds between looks (default: 1)")
-    parser.add_argument(
-        "--bad-version", choices=BAD_VERSIONS, default="refuse",
-        help="a start that cannot serve the version in use ends, or serves the one before it (default: refuse)",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, help="deployment folder to write")
-    parser.add_argument("--dry-run", action="store_true", help="print the difference to the repository, write nothing")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
-    """The ``assemble`` verb."""
-    args = _parser().parse_args(argv)
-    refresh = RefreshSettings(
-        tables=args.tables,
-        mode=args.refresh,
-        memory_bytes=None if args.refresh_memory is None else int(args.refresh_memory * 1e9),
-        poll_s=args.refresh_poll,
-        bad_version=args.bad_version,
-    )
-    options = Options(
-        flavour=args.flavour,
-        engines=args.engines,
-        attention_norm=args.attention_norm,
-        id_policy=args.id_policy,
-        queue=args.queue,
-        tiers=args.tiers,
-        refresh=refresh,
-        cuda=CudaSettings(device=args.device, batch_tokens=args.batch_tokens),
-    )
-    model = read_model_folder(args.model)
-    if args.dry_run:
-        return _print_differences(model, options, as_json=args.json)
-    deployment = assemble(model, args.out, options)
-    if args.json:
-        print(json.dumps(_summary(deployment)))
-    else:
-        _print_deployment(deployment, args.out)
-    return 0
-
-
-def _print_differences(model: ModelFolder, options: Options, *, as_json: bool) -> int:
-    before = pbtxt.read_repository(REPOSITORY)
-    fitted = fitted_configs(model, options)
-    differences = {name: pbtxt.difference(name, before[name], config) for name, config in fitted.items()}
-    print(json.dumps(differences) if as_json else "\n".join(filter(None, differences.values())))
-    return 0
-
-
-def _summary(deployment: Deployment) -> dict[str, Any]:
-    return {
-        "deployment": str(deployment.path),
-        "manifest": str(deployment.path / MANIFEST_NAME),
-        "models": list(MODELS),
-        "flavour": deployment.flavour,
-        "attention_norm": deployment.attention_norm,
-        "id_policy": deployment.id_policy,
-        "model": deployment.model.name,
-        "precision": deployment.model.precision,
-    }
-
-
-def _print_deployment(deployment: Deployment, out: Path) -> None:
-    model = deployment.model
-    print(f"assembled {out} ({deployment.flavour}) from {model.name} {model.precision}")
-    print(f"  models          {', '.join(MODELS)}")
-    print(f"  attention norm  {deployment.attention_norm}")
-    print(f"  ids             {deployment.id_policy} those outside a table")
-    print(f"serve it with: hstu-trt serve --deployment {shlex.quote(os.path.relpath(out))}")
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt assemble"))
+def _served_text(served: tuple[str, ...]) -> str:
+    """As an option of ``assemble``; nothing where it is the default."""
+    return "" if served == SERVED else f"--served {','.join(served)} "

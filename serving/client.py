@@ -22,9 +22,8 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import tritonclient.grpc as grpc_client
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.config_json import config_from_json
@@ -33,19 +32,17 @@ from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.presets import PRESETS
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
-from hstu_trt.contract.text import text_table
+from hstu_trt.serving.answers import Answer, ServerError, answer_of, inputs_of, ranked_text
 from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
+from hstu_trt.serving.served import SERVED
 from hstu_trt.serving.signature import (
     DRAINING,
     OUT_OF_REACH,
     OVERLOADED,
     REPLICA_LOST,
-    ROW_STATUS,
-    TABLES_VERSION,
     USER_METADATA,
 )
 from hstu_trt.serving.tls import ClientTls, add_client_options, client_tls, connect
-from hstu_trt.tables.ids import RowStatus
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_URL = "127.0.0.1:8001"
@@ -57,39 +54,11 @@ _SIDE_BY_SIDE = 8
 """Requests of one call to ``rank_many`` at a time: more would fill the server's queue, and be refused."""
 
 
-class ServerError(HstuTrtError):
-    """The server cannot be reached, has no such model, or failed on a good request."""
-
-    exit_code = 1
-
-
 class OverloadedError(ServerError):
     """The server runs, and refused the request before any work on it, since too many wait.
 
     The same request may be sent again, to another replica at once, or here after a pause.
     """
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a request got."""
-
-    scores: NDArray
-    """``preds``."""
-    tables_version: str
-    """Name and digest of the tables that answered, as in ``v000002@1f0c5a9be21d``."""
-    rows: dict[str, int]
-    """How many of the request's rows came from where, by RowStatus in lower case; those with none are left out."""
-
-    @property
-    def tables_digest(self) -> str:
-        """The same for the same rows, whatever their version is called."""
-        return self.tables_version.rpartition("@")[2]
-
-    @property
-    def served_text(self) -> str:
-        """For people."""
-        return f"tables {self.tables_version}, rows: {', '.join(f'{n} {kind}' for kind, n in self.rows.items())}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,29 +80,31 @@ class Call:
 class RankingClient:
     """Ranks candidates through ``ranking`` (the ensemble) or ``ranking_fused``. A context manager.
 
-    The model's config comes from the server; no file of the deployment is needed.
+    The model's config comes from the server; no file of the deployment is needed. ``model``: the one that is asked.
     """
 
     def __init__(
         self,
         url: str = DEFAULT_URL,
-        model: str = ENSEMBLE,
+        model: str | None = None,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         tls: ClientTls | None = None,
     ) -> None:
         """Connects to ``host:port``, encrypted if ``tls`` says how.
 
+        model: None takes what the server serves, ``ranking`` where it serves both.
         Raises ServerError when the server or the model is not there, ConfigError for TLS files that cannot be read.
         """
-        if model not in (ENSEMBLE, FUSED):
+        if model not in (None, *SERVED):
             raise ConfigError(f"model {model!r} does not rank: choose {ENSEMBLE!r} or {FUSED!r}")
-        self.model = model
+        self.model = model or SERVED[0]
         self._url = url
         self._timeout_s = timeout_s
         self._client = connect(url, tls)
         try:
-            self.config, self.limits = self._read_config()
+            self.model, parameters = self._choose(model)
+            self.config, self.limits = self._read_config(parameters)
         except BaseException:
             self.close()
             raise
@@ -238,12 +209,27 @@ class RankingClient:
         scores: NDArray = future.result().as_numpy("preds")
         return scores
 
-    def _read_config(self) -> tuple[HstuConfig, Limits]:
+    def _choose(self, model: str | None) -> tuple[str, dict[str, str]]:
+        """The model to ask, and its parameters. Raises ServerError that names what is served instead."""
+        for name in SERVED if model is None else (model,):
+            if (parameters := self._parameters_of(name)) is not None:
+                return name, parameters
+        others = [name for name in SERVED if name != model and self._parameters_of(name) is not None]
+        if model is None or not others:
+            raise ServerError(f"the server at {self._url} serves neither {' nor '.join(SERVED)}")
+        raise ServerError(f"the server at {self._url} serves {' and '.join(others)}, not {model}")
+
+    def _parameters_of(self, model: str) -> dict[str, str] | None:
+        """Of ``config.pbtxt``; None: the server has no such model. Raises ServerError."""
         try:
-            answer = self._client.get_model_config(self.model, client_timeout=self._timeout_s)
+            answer = self._client.get_model_config(model, client_timeout=self._timeout_s)
         except InferenceServerException as error:
+            if _is_unknown(error):
+                return None
             raise self._translated(error) from None
-        parameters = {key: value.string_value for key, value in answer.config.parameters.items()}
+        return {key: value.string_value for key, value in answer.config.parameters.items()}
+
+    def _read_config(self, parameters: dict[str, str]) -> tuple[HstuConfig, Limits]:
         text = parameters.get("config", "")
         config = PRESETS[text]() if text in PRESETS else config_from_json(json.loads(text or "{}"))
         if not isinstance(config, HstuConfig):
@@ -263,47 +249,29 @@ class RankingClient:
             "UNAVAILABLE": ""
             if OUT_OF_REACH in message
             else "; is the server running? hstu-trt serve --deployment DIR starts one",
+            "NOT_FOUND": "; a client for what is served finds it, without a model named" if _is_unknown(error) else "",
             "DEADLINE_EXCEEDED": f"; no answer within {self._timeout_s:g} s",
         }.get(status.rpartition(".")[2], "")
         return ServerError(f"{self.model} at {self._url}: {message} ({status.rpartition('.')[2]}){hint}")
 
 
-def inputs_of(tensors: Tensors) -> list[Any]:
-    """Tensors as Triton's client takes them."""
-    inputs = []
-    for name, array in tensors.items():
-        tensor = grpc_client.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-        tensor.set_data_from_numpy(np.ascontiguousarray(array))
-        inputs.append(tensor)
-    return inputs
+def _is_unknown(error: InferenceServerException) -> bool:
+    """Whether the server has no such model; one that is stopping says NOT_FOUND, too, in other words."""
+    message = str(error.message())
+    return str(error.status()).endswith("NOT_FOUND") and not any(words in message for words in DRAINING)
 
 
-def answer_of(result: Any) -> Answer:
-    """What Triton's client got, from a model that ranks. Raises ServerError where outputs are missing."""
-    found = {name: result.as_numpy(name) for name in ("preds", ROW_STATUS, TABLES_VERSION)}
-    if missing := [name for name, array in found.items() if array is None]:
-        raise ServerError(f"an answer without {', '.join(missing)}: it is not that of a model that ranks")
-    counts = found[ROW_STATUS].reshape(-1, len(RowStatus)).sum(axis=0)
-    rows = {status.name.lower(): int(counts[status]) for status in RowStatus if counts[status]}
-    return Answer(found["preds"], found[TABLES_VERSION].ravel()[0].decode(), rows)
-
-
-def ranked_text(config: HstuConfig, request: RankRequest, scores: NDArray) -> str:
-    """The candidates of a request as a table, best first by the first task."""
-    order = np.argsort(-scores[:, 0], kind="stable")
-    features = config.candidate_features
-    rows = [
-        (rank, *(int(request.candidates[name][item]) for name in features), *(f"{score:.6f}" for score in scores[item]))
-        for rank, item in enumerate(order, start=1)
-    ]
-    return text_table(("rank", *features, *(task.name for task in config.tasks)), rows)
+def served_by(url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, tls: ClientTls | None = None) -> tuple[str, ...]:
+    """Which of ``SERVED`` the server at ``host:port`` serves. Raises ServerError where it says nothing, or none."""
+    with RankingClient(url, timeout_s=timeout_s, tls=tls) as client:
+        return tuple(name for name in SERVED if client._parameters_of(name) is not None)
 
 
 def main(argv: Sequence[str]) -> int:
     """``python -m hstu_trt.serving.client``: ranks the candidates of a sample request."""
     parser = argparse.ArgumentParser(prog="python -m hstu_trt.serving.client", description=main.__doc__)
     parser.add_argument("--url", default=DEFAULT_URL, help=f"host:port of the server's gRPC (default: {DEFAULT_URL})")
-    parser.add_argument("--model", choices=(ENSEMBLE, FUSED), default=ENSEMBLE)
+    parser.add_argument("--model", choices=SERVED, help=f"(default: what is served, {SERVED[0]} of both)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample request")
     parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="seconds to wait for an answer")
     add_client_options(parser)

@@ -13,7 +13,7 @@ from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.contract.model_folder import REGENERATE, ModelFolder
 from hstu_trt.contract.table_format import read_tables
-from hstu_trt.contract.tensors import FUSED, STAGES
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.engine_steps import send_through_lookup
 from hstu_trt.serving.signature import Signature
@@ -83,7 +83,7 @@ def require_servable(model: ModelFolder) -> None:
 
 def use_cuda(configs: Mapping[str, pbtxt.ModelConfig], wanted: Mapping[str, Signature], settings: CudaSettings) -> None:
     """Puts the steps of the repository on the device, in place."""
-    for name in (*STAGES, FUSED):
+    for name in (name for name in MODEL_CLASSES if name in configs):
         config = configs[name]
         del config.instance_group[:]
         if settings.device == "cpu":
@@ -97,12 +97,15 @@ def use_cuda(configs: Mapping[str, pbtxt.ModelConfig], wanted: Mapping[str, Sign
         for key, value in {**kept, **settings.parameters(), **given}.items():
             if value is not None:
                 pbtxt.set_parameter(config, key, value)
-    send_through_lookup(configs, wanted)
+    if ENSEMBLE in configs:
+        send_through_lookup(configs, wanted)
 
 
 def place_models(repository: Path, device: str) -> None:
     """Writes the Python files of the models, in place of those that run on the host."""
     for name, cls in MODEL_CLASSES.items():
+        if not (repository / name).is_dir():
+            continue  # not served
         imports = _PLAIN_OPERATORS if device == "cpu" else ""
         text = _MODEL_FILE.format(name=name, device=device, imports=imports, cls=cls)
         write_text_atomically(repository / name / "1" / "model.py", text)

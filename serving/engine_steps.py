@@ -8,7 +8,7 @@ Python model too, which batches users and runs the fused engine: Triton cannot c
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from hstu_trt.engines.modules import TENSORRT, open_module
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.deployment import ENGINES_LINK, Deployment
 from hstu_trt.serving.signature import ATTENTION_NORM, ENGINE_STEPS, Signature
+from hstu_trt.tables.tier_settings import FILE as TIERS_FILE
 
 PLAN_FILE = "model.plan"
 ENGINES_PARAMETER = "engines"
@@ -41,8 +42,17 @@ class ServedEngines:
     """Stage -> number of its optimisation profiles."""
 
 
-def read_engines(folder: Path, model: ModelFolder) -> ServedEngines:
-    """The plans of a folder that were built from ``model``. Raises ArtefactError."""
+def stages_of(served: Sequence[str], *, has_tiers: bool) -> tuple[str, ...]:
+    """The stages whose engines a deployment runs.
+
+    has_tiers: then ``ranking_fused`` looks rows up on the host, and runs the engines of the steps.
+    """
+    steps = ENGINE_STEPS if ENSEMBLE in served or has_tiers else ()
+    return (*steps, *((FUSED,) if FUSED in served and (ENSEMBLE in served or not has_tiers) else ()))
+
+
+def read_engines(folder: Path, model: ModelFolder, needed: Sequence[str] = (*ENGINE_STEPS, FUSED)) -> ServedEngines:
+    """The plans of a folder that were built from ``model``, among them those of needed stages. Raises ArtefactError."""
     regenerate = _REGENERATE.format(folder=folder)
     document = read_manifest(folder, kind=_KIND, regenerate=regenerate)
     try:
@@ -59,7 +69,7 @@ def read_engines(folder: Path, model: ModelFolder) -> ServedEngines:
         )
     if digest != model.digest:
         raise ArtefactError(f"{folder} was built from another export than {model.path}; make it with: {regenerate}")
-    missing = [stage for stage in (*ENGINE_STEPS, FUSED) if stage not in plans]
+    missing = [stage for stage in needed if stage not in plans]
     if missing:
         raise ArtefactError(f"{folder} has no engine of {', '.join(missing)}; make them with: {regenerate}")
     return ServedEngines(path=folder, plans=plans, profiles=profiles)
@@ -73,7 +83,8 @@ def check_engines(deployment: Deployment) -> None:
     """
     trt, device = open_module(TENSORRT), current_device()
     folder = (deployment.path / ENGINES_LINK).resolve()
-    for place, stage in enumerate((*ENGINE_STEPS, FUSED)):
+    stages = stages_of(deployment.served, has_tiers=(deployment.path / TIERS_FILE).is_file())
+    for place, stage in enumerate(stages):
         check_engine(read_engine_file(folder, stage, deployment.model, verify=place == 0), trt, device)
 
 
@@ -81,7 +92,7 @@ def use_engines(
     configs: Mapping[str, pbtxt.ModelConfig], wanted: Mapping[str, Signature], engines: ServedEngines
 ) -> None:
     """Turns the steps of the repository into plans, in place."""
-    for step in ENGINE_STEPS:
+    for step in (step for step in ENGINE_STEPS if step in configs):
         config = configs[step]
         config.backend, config.platform = "", "tensorrt_plan"
         config.default_model_filename = PLAN_FILE
@@ -89,8 +100,10 @@ def use_engines(
         del config.instance_group[:]
         numbers = [str(number) for number in range(engines.profiles[step])]
         config.instance_group.add(kind="KIND_GPU", count=1, gpus=[0], profile=numbers)
-    pbtxt.set_parameter(configs[FUSED], ENGINES_PARAMETER, f"../../{ENGINES_LINK}")
-    send_through_lookup(configs, wanted)
+    if FUSED in configs:
+        pbtxt.set_parameter(configs[FUSED], ENGINES_PARAMETER, f"../../{ENGINES_LINK}")
+    if ENSEMBLE in configs:
+        send_through_lookup(configs, wanted)
 
 
 def send_through_lookup(configs: Mapping[str, pbtxt.ModelConfig], wanted: Mapping[str, Signature]) -> None:
@@ -106,7 +119,7 @@ def send_through_lookup(configs: Mapping[str, pbtxt.ModelConfig], wanted: Mappin
 
 def place_plans(engines: ServedEngines, repository: Path) -> None:
     """Copies the plans to where Triton reads them, in place of the Python models."""
-    for step in ENGINE_STEPS:
+    for step in (step for step in ENGINE_STEPS if (repository / step).is_dir()):
         version = repository / step / "1"
         (version / "model.py").unlink(missing_ok=True)
         shutil.copyfile(engines.plans[step], version / PLAN_FILE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ import numpy as np
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES, Dim, StageSpec
-from hstu_trt.serving.signature import ENGINE_STEPS, LOOKUP_MODELS
+from hstu_trt.serving.served import LOOKUPS, SERVED, models_of
+from hstu_trt.serving.signature import ENGINE_STEPS
 
 LIBRARY = Path(__file__).resolve().parents[1] / "build/lib/libhstu_trt_guard.so"
 FRONTEND = LIBRARY.with_name("libhstu_trt_guard_frontend.so")
@@ -30,11 +31,12 @@ _BUILD = "make guard-lib"
 _SLACK_FACTOR, _SLACK_BYTES = 2, 65536
 
 
-def guard_limits(model: ModelFolder) -> str:
+def guard_limits(model: ModelFolder, served: Sequence[str] = SERVED) -> str:
     """How many bytes a request to each model may hold, as ``csrc/guard.cpp`` reads it."""
     specs = model.specs
     # In one flavour embedding_lookup sees the whole request, so it may everywhere.
     stages = {"embedding_lookup": specs[ENSEMBLE], FUSED: specs[FUSED]} | {step: specs[step] for step in ENGINE_STEPS}
+    stages = {name: spec for name, spec in stages.items() if name in models_of(served)}
     bounds = {name: _SLACK_FACTOR * largest_request(spec) + _SLACK_BYTES for name, spec in stages.items()}
     return " ".join(f"{name}={most}" for name, most in bounds.items())
 
@@ -42,12 +44,13 @@ def guard_limits(model: ModelFolder) -> str:
 def guard_doors(places: Mapping[str, int], flavour: str) -> str:
     """How many requests to each served model may be in flight, as ``csrc/guard_frontend.cpp`` reads it.
 
-    places: for each of LOOKUP_MODELS, how many may wait. A step of ``ranking`` works on one request at a time,
-    ``ranking_fused`` on all that have waited.
+    places: for each of LOOKUP_MODELS that runs, how many may wait. A step of ``ranking`` works on one request at a
+    time, ``ranking_fused`` on all that have waited.
     """
-    lookup = LOOKUP_MODELS[0]
-    doors = [f"{ENSEMBLE}={lookup}:{places[lookup]}+{len(STAGES)}"]
-    if flavour != "cuda":  # where micro-batches bound themselves, by what the GPU holds
+    doors, lookup = [], LOOKUPS[ENSEMBLE]
+    if lookup in places:
+        doors.append(f"{ENSEMBLE}={lookup}:{places[lookup]}+{len(STAGES)}")
+    if FUSED in places and flavour != "cuda":  # where micro-batches bound themselves, by what the GPU holds
         doors.append(f"{FUSED}={FUSED}:{places[FUSED]}+{places[FUSED]}")
     return " ".join(doors)
 

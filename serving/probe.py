@@ -1,7 +1,8 @@
 """A verdict on the server of this machine from what it answers, as an exit code: ``python -m hstu_trt.serving.probe``.
 
-    0   both models answer, or turn the request away because there is too much to do: another server would not help
-    1   one of them does not, within the deadline
+    0   all that is served answers, or turns the request away because there is too much to do: another server would not
+        help
+    1   a model does not, within the deadline
 
 For Kubernetes and others that start a command to ask; Triton's own readiness says nothing of a model that died.
 """
@@ -13,8 +14,9 @@ import sys
 from collections.abc import Sequence
 
 from hstu_trt.contract.cli import run_verb
-from hstu_trt.serving.client import DEFAULT_URL, RankingClient, ServerError
-from hstu_trt.serving.supervision.canary import SERVED, Canary, Reading
+from hstu_trt.serving.answers import ServerError
+from hstu_trt.serving.client import DEFAULT_URL, RankingClient, served_by
+from hstu_trt.serving.supervision.canary import Canary, Reading
 from hstu_trt.serving.tls import ClientTls, add_server_options, server_tls
 
 DEFAULT_DEADLINE_S = 5.0
@@ -40,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     own = server_tls(args)
     tls = None if own is None else own.own_client()
-    readings = [ask(args.url, model, args.deadline, tls) for model in SERVED]
+    served = served_by(args.url, timeout_s=args.deadline, tls=tls)
+    readings = [ask(args.url, model, args.deadline, tls) for model in served]
     if sick := [reading for reading in readings if not reading.verdict.is_healthy]:
         raise ServerError("; ".join(map(str, sick)))
     print("; ".join(map(str, readings)))

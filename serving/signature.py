@@ -17,9 +17,10 @@ from hstu_trt.contract.tensors import (
     TensorSpec,
     stage_specs,
 )
+from hstu_trt.serving.served import SERVED, models_of
 from hstu_trt.tables.ids import RowStatus
 
-MODELS = (*STAGES, ENSEMBLE, FUSED)
+MODELS = models_of(SERVED)
 """Every model of a repository, steps before the ensemble."""
 
 FLAVOURS = ("cpu", "cuda", "tensorrt")
@@ -31,11 +32,8 @@ FIXED_FLAVOURS = ("cuda", "tensorrt")
 ENGINE_STEPS = ("hstu", "mlp_head")
 """The steps that are TensorRT plans in the flavour ``tensorrt``."""
 
-LOOKUP_MODELS = ("embedding_lookup", FUSED)
-"""The models that look rows up."""
-
 TIERS_PARAMETER = "tiers"
-"""Their parameter that names the settings of the tables' tiers; without it all tables are mapped files."""
+"""Parameter of LOOKUP_MODELS that names the settings of the tables' tiers; without it all tables are mapped files."""
 
 ATTENTION_NORM = "attention_norm"
 OUT_OF_REACH = "rows or weights out of reach: "

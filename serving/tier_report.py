@@ -7,15 +7,18 @@ from typing import Any
 
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.table_versions import current_tables
+from hstu_trt.contract.tensors import ENSEMBLE
 from hstu_trt.contract.text import bytes_text, text_table
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.signature import LOOKUP_MODELS
+from hstu_trt.serving.served import lookups_of, models_of
 from hstu_trt.tables.memory import available_memory
 from hstu_trt.tables.tier_settings import TableTier
 from hstu_trt.tables.tiers import Tiers
 
-PROCESSES = len(LOOKUP_MODELS)
-"""Processes that look rows up; each reads resident tables into memory of its own."""
+
+def _processes(deployment: Deployment) -> int:
+    """Processes that look rows up; each reads resident tables into memory of its own."""
+    return len(lookups_of(deployment.served))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,24 +41,24 @@ class PlacedTable:
 def placed_tables(deployment: Deployment) -> list[PlacedTable]:
     """The tables by their names. Raises ArtefactError, or ConfigError for settings of tables that are not there."""
     found = Tiers(deployment.tiers).read_folder(current_tables(deployment.model.tables))
-    placed = []
+    placed, processes = [], _processes(deployment)
     for name, table in sorted(found.tables.items()):
         tier = deployment.tiers.of(name)
-        memory = table.payload_bytes * PROCESSES if tier.tier == "resident" else 0
+        memory = table.payload_bytes * processes if tier.tier == "resident" else 0
         placed.append(
             PlacedTable(
                 table=name, rows=table.rows, dim=table.dim, dtype=table.dtype, bytes=table.payload_bytes,
-                tier=tier.tier, memory=memory, detail=_detail(tier),
+                tier=tier.tier, memory=memory, detail=_detail(tier, processes),
             )
         )  # fmt: skip
     return placed
 
 
-def _detail(tier: TableTier) -> str:
+def _detail(tier: TableTier, processes: int) -> str:
     if tier.tier == "mapped":
         return "files, in the page cache as far as memory goes"
     if tier.remote is None:
-        return f"huge pages, once in each of {PROCESSES} processes"
+        return f"huge pages, once in each of {processes} processes" if processes > 1 else "huge pages, in one process"
     remote = tier.remote
     lacking = {"fail": "fails the request", "default": "default row"}[remote.on_failure]
     beyond = "local copy, mapped" if remote.local_copy else lacking
@@ -71,12 +74,14 @@ def check_tiers(deployment: Deployment, *, hash_tables: bool = False, connect: b
     """
     tiers = Tiers(deployment.tiers)
     found = tiers.read_folder(current_tables(deployment.model.tables), verify=hash_tables)
-    needed, available = PROCESSES * tiers.memory_of(found), available_memory()
+    processes = _processes(deployment)
+    needed, available = processes * tiers.memory_of(found), available_memory()
     if needed > available:
         largest = max(placed_tables(deployment), key=lambda placed: placed.memory)
         raise ConfigError(
-            f"resident tables take {bytes_text(needed)} in {PROCESSES} processes, {bytes_text(available)} of memory "
-            f"are available; make {largest.table!r} ({bytes_text(largest.memory)}) mapped or remote in tables.json, "
+            f"resident tables take {bytes_text(needed)} in {processes} process{'es' * (processes > 1)}, "
+            f"{bytes_text(available)} of memory are available; "
+            f"make {largest.table!r} ({bytes_text(largest.memory)}) mapped or remote in tables.json, "
             "or smaller with: hstu-trt tables quantise"
         )
     try:
@@ -103,3 +108,25 @@ def tables_text(placed: list[PlacedTable]) -> str:
 def tables_json(placed: list[PlacedTable]) -> list[dict[str, Any]]:
     """The same as JSON."""
     return [asdict(table) for table in placed]
+
+
+def memory_note(deployment: Deployment) -> str:
+    """What the choice of ``--served`` takes of memory, as far as files tell, for people."""
+    lookups, placed = lookups_of(deployment.served), placed_tables(deployment)
+    where = " and in ".join(lookups)
+    if deployment.flavour == "cuda":
+        size, runs = sum(table.bytes for table in placed), _steps(deployment)
+        total = f", {bytes_text(size * len(lookups))} in all" if len(lookups) > 1 else ""
+        return (
+            f"{bytes_text(size)} of tables on the GPU in {where}{total}; a CUDA context for each of {', '.join(runs)}"
+        )
+    mapped = sum(table.bytes for table in placed if table.tier == "mapped")
+    resident = sum(table.memory for table in placed)
+    parts = [f"{bytes_text(mapped)} of mapped tables in the page cache"] if mapped or not resident else []
+    parts += [f"{bytes_text(resident)} of rows in memory, of {where}"] if resident else []
+    return "; ".join(parts)
+
+
+def _steps(deployment: Deployment) -> tuple[str, ...]:
+    """The models that compute; an ensemble has no process."""
+    return tuple(name for name in models_of(deployment.served) if name != ENSEMBLE)

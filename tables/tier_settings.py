@@ -105,6 +105,11 @@ class TierSettings:
         """The tier of a table."""
         return self.tables.get(table, self.default)
 
+    @property
+    def may_lack_rows(self) -> bool:
+        """Whether some table's rows are in a cluster alone."""
+        return any(not tier.needs_files for tier in (self.default, *self.tables.values()))
+
     def check_names(self, known: Iterable[str]) -> None:
         """Refuses settings of tables that are not there. Raises ConfigError."""
         known = sorted(known)

@@ -103,3 +103,23 @@ def test_load_goes_to_the_model_s_deployment(make, target, suite):
         "hstu-trt assemble --model build/onnx/demo/fp32 --flavour cpu --out build/deployments/demo",
         f"hstu-trt bench {suite} --deployment build/deployments/demo --seconds 3",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "deployment", "options"),
+    [
+        (("SERVED=ranking_fused",), "demo-ranking_fused", "--flavour cpu --served ranking_fused"),
+        (
+            ("SERVED=ranking", "FLAVOUR=cuda", "PRECISION=fp16"),
+            "demo-cuda-fp16-ranking",
+            "--flavour cuda --served ranking",
+        ),
+    ],
+)
+def test_one_served_model_has_a_deployment_of_its_own(make, words, deployment, options):
+    code, lines = make("serve", *words)
+    precision = "fp16" if "PRECISION=fp16" in words else "fp32"
+    assert code == 0 and lines[-2:] == [
+        f"hstu-trt assemble --model build/onnx/demo/{precision} {options} --out build/deployments/{deployment}",
+        f"hstu-trt serve --deployment build/deployments/{deployment}",
+    ]

@@ -11,7 +11,6 @@ from hstu_trt.bench.fuzz.requests import INFER
 from hstu_trt.bench.fuzz.send import Worker
 from hstu_trt.bench.fuzz.tensors import set_shape
 from hstu_trt.bench.fuzz.verdict import CLIENT_FAULTS
-from hstu_trt.contract.tensors import ENSEMBLE
 
 _ANSWER_S = 60.0
 _OF_AN_ID = 8
@@ -57,7 +56,7 @@ def send_large(url: str, worker: Worker, size: int) -> list[Large]:
     with grpc.insecure_channel(url, options=options) as channel:
         call = channel.unary_unary(INFER)
         for kind, (enlarge, is_compressed) in KINDS.items():
-            base = worker.bases[ENSEMBLE][0]
+            base = worker.bases[worker.oracle.served[0]][0]
             request = type(base)()
             request.CopyFrom(base)
             enlarge(request, size)

@@ -16,6 +16,7 @@ from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.models.stages import RunnerStage, UserBatches
+from hstu_trt.serving.served import models_of
 from hstu_trt.serving.signature import DENSE_ID, signatures
 from hstu_trt.tables.ids import POLICIES, Policy
 from hstu_trt.tables.lookup_stage import HostLookup
@@ -34,7 +35,9 @@ class Oracle:
             )
         self.model = deployment.model
         self.config = deployment.model.ranking_config
-        self.signatures = signatures(self.config, self.model.limits, self.model.precision)
+        signed = signatures(self.config, self.model.limits, self.model.precision)
+        self.served = deployment.served
+        self.signatures = {name: signed[name] for name in models_of(deployment.served)}
         self.atol = TOLERANCES[ENSEMBLE, self.model.tolerances].atol
         self._lookup = HostLookup(self.model, _policy(deployment.id_policy))
         norm = parse_fixed_norm(deployment.attention_norm)

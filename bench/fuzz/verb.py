@@ -28,8 +28,9 @@ from hstu_trt.bench.fuzz.wire import WireAttack
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.serving.deployment import Deployment, read_deployment
-from hstu_trt.serving.serve import check, start
-from hstu_trt.serving.server import Listen, ServerProcess, find_tritonserver, plan_launch
+from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
+from hstu_trt.serving.server_process import ServerProcess
+from hstu_trt.serving.starting import check, start
 
 BLOCK = 1000
 _PROGRESS_S = 5.0

@@ -17,7 +17,8 @@ from hstu_trt.bench.fuzz.requests import INFER, is_plain, parse, read
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.tensors import ENSEMBLE
-from hstu_trt.serving.signature import LOOKUP_MODELS, OVERLOADED
+from hstu_trt.serving.served import LOOKUP_MODELS
+from hstu_trt.serving.signature import OVERLOADED
 
 CLIENT_FAULTS = frozenset(
     {

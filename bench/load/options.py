@@ -10,6 +10,10 @@ from hstu_trt.bench.workloads.generate import DEFAULT_SEED
 from hstu_trt.bench.workloads.profiles import PROFILES
 from hstu_trt.bench.workloads.requests_source import Requests, generate_requests, read_requests
 from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.serving.deployment import Deployment
+from hstu_trt.serving.served import SERVED, require_served
+
+BOTH = "both"
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +43,19 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference-device", default="cpu", help="where PyTorch computes (default: cpu)")
     parser.add_argument("--commit", help="for the rows, where this is no git checkout")
     parser.add_argument("--out", type=Path, help="rows are added to this file (default: bench/results/serve_*.jsonl)")
+
+
+def add_served_option(parser: argparse.ArgumentParser) -> None:
+    """Which of the served models get load."""
+    parser.add_argument("--served", choices=(BOTH, *SERVED), help="(default: all that the deployment serves)")
+
+
+def served_of(args: argparse.Namespace, deployment: Deployment) -> tuple[str, ...]:
+    """The models that get load. Raises ConfigError for one that the deployment does not serve."""
+    asked = {None: deployment.served, BOTH: SERVED}.get(args.served, (args.served,))
+    for model in asked:
+        require_served(model, deployment.served, str(deployment.path))
+    return asked
 
 
 def plan_of(args: argparse.Namespace) -> Plan:

@@ -16,8 +16,8 @@ from hstu_trt.contract.attention_norm import parse_fixed_norm
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.serve import check, start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch, tensorrt_flags
+from hstu_trt.serving.starting import check, start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Workbench:
     def case(self) -> str:
         """As in ``demo fp32 cpu, profile ci, seed 1001``."""
         model = self.deployment.model
-        return f"{model.name} {model.precision} {self.deployment.flavour}, {self.requests.source}"
+        return f"{model.name} {model.precision} {self.deployment.kind_text}, {self.requests.source}"
 
     def check_scores(self, served: str) -> Checks:
         """The served model's scores against PyTorch's."""
@@ -56,6 +56,7 @@ class Workbench:
             "digest": deployment.model.digest[:16],
             "precision": deployment.model.precision,
             "flavour": deployment.flavour,
+            "served": list(deployment.served),
             "attention_norm": deployment.attention_norm,
             "tritonserver": self.server_version,
         }

@@ -14,8 +14,10 @@ from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.contract.tensors import ENSEMBLE
 from hstu_trt.serving import pbtxt
+from hstu_trt.serving.assemble import Options, fitted_configs
 from hstu_trt.serving.deployment import Deployment
-from hstu_trt.serving.server import Listen, ServerProcess, find_tritonserver, plan_repository
+from hstu_trt.serving.server import Listen, find_tritonserver, plan_repository
+from hstu_trt.serving.server_process import ServerProcess
 
 EAGER = {"pytorch_eager": None, "pytorch_eager_per_core": 1}
 """Served model -> threads of PyTorch. As it comes: one instance with PyTorch's threads; and tuned: an instance per core
@@ -31,7 +33,8 @@ _READY_S = 60.0
 
 def write_eager_repository(deployment: Deployment, folder: Path) -> Path:
     """Writes the repository for the deployment's model and norm into ``folder``, and returns its path."""
-    ensemble = pbtxt.read_config(deployment.repository / ENSEMBLE / pbtxt.CONFIG_FILE)
+    # As ``ranking`` takes requests, whether this deployment serves it or not.
+    ensemble = fitted_configs(deployment.model, Options())[ENSEMBLE]
     for name, threads in EAGER.items():
         _write_model(deployment, ensemble, folder / name, threads)
     return folder

@@ -21,6 +21,7 @@ import numpy as np
 from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, poisson
 from hstu_trt.bench.load.cpus import Cpus, cpu_set, pin
 from hstu_trt.bench.load.machine_watch import MachineWatch
+from hstu_trt.bench.load.options import served_of
 from hstu_trt.bench.load.process_watch import UsageWatch, family, usage
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import device_here, provenance_here
@@ -42,7 +43,6 @@ from hstu_trt.bench.workloads.requests_source import generate_requests
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.features import Tensors
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.deployment import Deployment, read_deployment
 
@@ -196,7 +196,7 @@ def row_of(found: Overload, case: str, setting: Setting, provenance: Provenance,
 
 def _case(deployment: Deployment, source: str) -> str:
     model = deployment.model
-    return f"{model.name} {model.precision} {deployment.flavour}, {source}"
+    return f"{model.name} {model.precision} {deployment.kind_text}, {source}"
 
 
 def text(rows: Sequence[ResultRow]) -> str:
@@ -218,6 +218,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("--url and --server-pid go together")
     promises = Promises(refusal_p99_ms=args.refusal_ms)
     deployment = read_deployment(args.deployment)
+    models = served_of(args, deployment)
     source = generate_requests(deployment.model, profile=args.profile, count=64, seed=setting.seed)
     requests = [source.pack([row]) for row in range(len(source))]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -227,7 +228,7 @@ def main(argv: Sequence[str]) -> int:
         pid = args.server_pid if started is None else started
         assert pid is not None
         _part(pid, cpus)
-        for served in (ENSEMBLE, FUSED) if args.served == "both" else (args.served,):
+        for served in models:
             found = overload_run(url, pid, served, requests, setting)
             missed = found.missed(promises)
             failures += [f"{served}: {sentence}" for sentence in missed]

@@ -6,9 +6,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from hstu_trt.bench.load.options import add_served_option
 from hstu_trt.bench.result_rows import RESULTS
 from hstu_trt.contract.errors import ConfigError
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving.models.waiting_room import DEFAULT_PLACES
 
 
@@ -57,7 +57,7 @@ def parser_of(program: str, text: str) -> argparse.ArgumentParser:
     setting, promises = Setting(), Promises()
     parser = argparse.ArgumentParser(prog=program, description=text.replace("``", ""))
     parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
-    parser.add_argument("--served", default="both", choices=("both", ENSEMBLE, FUSED), help="(default: both)")
+    add_served_option(parser)
     parser.add_argument("--factor", type=float, default=setting.factor, help="of the peak (default: 3)")
     parser.add_argument("--share", type=float, default=setting.share, help="of the peak: normal load (default: 0.8)")
     parser.add_argument("--seconds", type=float, default=setting.seconds, help="of each part (default: 10)")

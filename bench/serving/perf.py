@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hstu_trt.bench.load.machine_watch import MachineWatch
-from hstu_trt.bench.load.options import add_plan_options, plan_of, requests_of
+from hstu_trt.bench.load.options import add_plan_options, add_served_option, plan_of, requests_of, served_of
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import provenance_here, results_file
 from hstu_trt.bench.load.rows import Measured, row_of
@@ -32,7 +32,6 @@ from hstu_trt.bench.serving.perf_analyzer import PerfAnalyzer, Setting
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model_folder import read_model_folder
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.deployment import read_deployment
 
@@ -144,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hstu-trt bench perf", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
     parser.add_argument("--url", help="host:port of a running server of it (default: one is started)")
-    parser.add_argument("--served", default="both", choices=("both", ENSEMBLE, FUSED), help="(default: both)")
+    add_served_option(parser)
     parser.add_argument("--concurrency", default="1,4,8", help="requests in flight, as in 1,4,8 (the default)")
     parser.add_argument("--rates", default="", help="Poisson arrivals per second, as in 50,100 (default: none)")
     parser.add_argument("--perf-analyzer", type=Path, help="binary (default: on PATH, else in build/perf_analyzer)")
@@ -163,8 +162,8 @@ def main(argv: Sequence[str]) -> int:
     settings += [Setting(rate=float(text)) for text in args.rates.split(",") if text]
     if not settings:
         raise ConfigError("nothing to measure: give --concurrency or --rates")
-    served = (ENSEMBLE, FUSED) if args.served == "both" else (args.served,)
     deployment = read_deployment(args.deployment)
+    served = served_of(args, deployment)
     if args.dry_run:
         for name in served:
             for setting in settings:

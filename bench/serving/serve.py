@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hstu_trt.bench.load.metrics import metrics_port_for
-from hstu_trt.bench.load.options import add_plan_options, plan_of, requests_of
+from hstu_trt.bench.load.options import add_plan_options, add_served_option, plan_of, requests_of, served_of
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import provenance_here, results_file
 from hstu_trt.bench.load.rows import row_of
@@ -25,17 +25,14 @@ from hstu_trt.bench.workloads.requests_source import Requests
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model_folder import read_model_folder
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving.deployment import Deployment, read_deployment
-
-_SERVED = (ENSEMBLE, FUSED)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hstu-trt bench serve", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
     parser.add_argument("--url", help="host:port of a running server of it (default: one is started)")
-    parser.add_argument("--served", default="both", choices=("both", *_SERVED), help="(default: both)")
+    add_served_option(parser)
     names = f"of {','.join(SCENARIOS)} (default: single,offline,server,open)"
     parser.add_argument("--scenarios", default="single,offline,server,open", help=names)
     add_plan_options(parser)
@@ -62,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
     unknown = set(scenarios) - set(SCENARIOS)
     if unknown:
         raise ConfigError(f"unknown scenarios {', '.join(sorted(unknown))}: choose from {', '.join(SCENARIOS)}")
-    served = _SERVED if args.served == "both" else (args.served,)
     deployment = read_deployment(args.deployment)
+    served = served_of(args, deployment)
     requests = requests_of(args, deployment.model)
     if args.dry_run:
         print(_dry_run(deployment, requests, served, scenarios, plan))

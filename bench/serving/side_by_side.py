@@ -33,7 +33,6 @@ from hstu_trt.bench.load.workbench import Workbench, open_workbench, running
 from hstu_trt.bench.result_rows import ResultRow
 from hstu_trt.bench.serving.eager_repository import EAGER, eager_server
 from hstu_trt.contract.cli import run_verb
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving.deployment import read_deployment
 
 GATE_EXIT_CODE = 1
@@ -152,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
             checked=min(args.check, len(requests)), reference=deployment.model, device="cpu",
         )  # fmt: skip
         contenders = []
-        for served, where in (*((name, eager_url) for name in EAGER), (ENSEMBLE, url), (FUSED, url)):
+        for served, where in (*((name, eager_url) for name in EAGER), *((name, url) for name in deployment.served)):
             address = TritonAddress(url=where, model=served, timeout_s=args.timeout)
             clients = stack.enter_context(Clients(address, bench.packed, processes=args.clients))
             runs = Scenarios(sender=clients, plan=plan, progress=lambda text: None)

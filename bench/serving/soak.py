@@ -37,12 +37,13 @@ from hstu_trt.bench.result_rows import RESULTS, ResultRow, append_rows
 from hstu_trt.bench.workloads.requests_source import generate_requests
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError, HstuTrtError
+from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.table_versions import publish_version
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.refresh.settings import RefreshSettings
+from hstu_trt.serving.served import SERVED, parse_served
 
 SUITE = "soak"
 GATE_EXIT_CODE = 1
@@ -156,26 +157,32 @@ def publish_again(root: Path, model: ModelFolder, number: int) -> None:
     shutil.rmtree(root / f"v{number - 3}", ignore_errors=True)
 
 
-def soak(model: ModelFolder, folder: Path, seconds: float, rate: float) -> Soaked:
-    """Serves a model in ``folder`` and sends ``rate`` requests per second, to both served models in turn."""
+def soak(
+    model: ModelFolder, folder: Path, seconds: float, rate: float, served_models: tuple[str, ...] = SERVED
+) -> Soaked:
+    """Serves a model in ``folder`` and sends ``rate`` requests per second, to the served models in turn."""
     versions = folder / "tables"
     versions.mkdir()
     publish_again(versions, model, 0)
-    assemble(model, folder / "deployment", Options(refresh=RefreshSettings(tables=versions, poll_s=0.5)))
+    options = Options(served=served_models, refresh=RefreshSettings(tables=versions, poll_s=0.5))
+    assemble(model, folder / "deployment", options)
     with served(folder / "deployment") as facts:
         return soak_server(
-            facts["url"], facts["serve_pid"], model, "ci", seconds, rate,
+            facts["url"], facts["serve_pid"], _requests_of(model, "ci"), seconds, rate, served_models,
             lambda number: publish_again(versions, model, number),
         )  # fmt: skip
 
 
+def _requests_of(model: ModelFolder, profile: str) -> list[Tensors]:
+    source = generate_requests(model, profile=profile, count=64, seed=1)
+    return [source.pack([row]) for row in range(len(source))]
+
+
 def soak_server(
-    url: str, pid: int, model: ModelFolder, profile: str, seconds: float, rate: float,
-    refresh: Callable[[int], None] | None = None,
+    url: str, pid: int, requests: Sequence[Tensors], seconds: float, rate: float,
+    served_models: Sequence[str] = SERVED, refresh: Callable[[int], None] | None = None,
 ) -> Soaked:  # fmt: skip
     """Sends requests to a server that runs. pid: of its ``serve``. refresh: called at each turn of the load."""
-    source = generate_requests(model, profile=profile, count=64, seed=1)
-    requests = [source.pack([row]) for row in range(len(source))]
     turn_s = max(2.0, seconds / _TURNS)
     sent = shed = number = 0
     failed: dict[str, int] = {}
@@ -185,7 +192,7 @@ def soak_server(
             number += 1
             if refresh is not None:
                 refresh(number)
-            name = (ENSEMBLE, FUSED)[number % 2]
+            name = served_models[number % len(served_models)]
             with Clients(TritonAddress(url=url, model=name), requests) as clients:
                 loop = OpenLoop(offsets_s=poisson(rate, turn_s, number), most_waiting=1 << 30)
                 records = clients.run(loop)
@@ -199,7 +206,7 @@ def soak_server(
     )  # fmt: skip
 
 
-def row_of(found: Soaked, model: ModelFolder, rate: float) -> ResultRow:
+def row_of(found: Soaked, model: ModelFolder, rate: float, served_models: tuple[str, ...] = SERVED) -> ResultRow:
     """A run as a row of suite ``soak``; its time is that between two requests."""
     figures = {f"{g.name}_median": g.median for g in found.growths} | {
         f"{g.name}_growth": round(g.growth, 3) for g in found.growths
@@ -209,9 +216,10 @@ def row_of(found: Soaked, model: ModelFolder, rate: float) -> ResultRow:
         "failed": sum(found.failed.values()), "refreshes": found.refreshes,
     }  # fmt: skip
     per_s = found.requests / found.seconds
+    alone = "" if served_models == SERVED else f"{','.join(served_models)} alone, "
     return ResultRow(
         **vars(provenance_here(None)), suite=SUITE, case=f"{model.name} {model.precision}",
-        variant=f"{rate:g} requests/s for {found.seconds:.0f} s", median_us=1e6 / per_s, spread=0.0, per_s=per_s,
+        variant=f"{alone}{rate:g} requests/s for {found.seconds:.0f} s", median_us=1e6 / per_s, spread=0.0, per_s=per_s,
         checks={name: float(value) for name, value in {**counts, **figures}.items()},
     )  # fmt: skip
 
@@ -224,6 +232,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--server-pid", type=int, help="process id of the serve that watches over it")
     parser.add_argument("--profile", default="ci", help="of the workload, with --url (default: ci)")
     parser.add_argument("--seconds", type=float, default=1800.0, help="(default: 1800)")
+    parser.add_argument("--served", type=parse_served, default=SERVED, metavar="NAMES", help="(default: both)")
     parser.add_argument("--rate", type=float, default=40.0, help="requests per second (default: 40)")
     parser.add_argument("--out", type=Path, default=RESULTS / "soak_cpu.jsonl", help="the row is added to this file")
     args = parser.parse_args(argv)
@@ -234,11 +243,12 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     model = read_model_folder(args.model)
     if args.url is not None:
-        found = soak_server(args.url, args.server_pid, model, args.profile, args.seconds, args.rate)
+        requests = _requests_of(model, args.profile)
+        found = soak_server(args.url, args.server_pid, requests, args.seconds, args.rate, args.served)
     else:
         with tempfile.TemporaryDirectory(prefix="hstu-trt-soak-") as folder:
-            found = soak(model, Path(folder), args.seconds, args.rate)
-    append_rows(args.out, [row_of(found, model, args.rate)])
+            found = soak(model, Path(folder), args.seconds, args.rate, args.served)
+    append_rows(args.out, [row_of(found, model, args.rate, args.served)])
     lines = [(g.name, f"{g.median:.4g}", f"{g.growth:+.4g}", f"{g.allowed:.4g}") for g in found.growths]
     print(text_table(("figure", "median", "growth", "allowed"), lines))
     print(

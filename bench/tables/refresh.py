@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, package_versions
-from hstu_trt.bench.tables.refresh_load import MODELS, Load, Sample, check_tellable, expected_scores, wait_for
+from hstu_trt.bench.tables.refresh_load import Load, Sample, check_tellable, expected_scores, wait_for
 from hstu_trt.bench.tables.refresh_versions import Published, Store, rows_that_matter
 from hstu_trt.bench.workloads.requests_source import generate_requests
 from hstu_trt.contract.attention_norm import parse_fixed_norm
@@ -34,8 +34,9 @@ from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.models.held import LIVE_FOLDER
 from hstu_trt.serving.refresh.settings import RefreshSettings
-from hstu_trt.serving.serve import start
+from hstu_trt.serving.served import SERVED
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
+from hstu_trt.serving.starting import start
 
 POLL_S = 0.1
 PHASES = ("between refreshes", "while tables are replaced", "while dense weights are replaced")
@@ -112,7 +113,7 @@ def run_under_load(deployment: Deployment, load: Load, steps: Sequence[Step], li
         for step in steps:
             began = time.monotonic()
             step.publish(deployment.versions)
-            wait_for(live, step.version)
+            wait_for(live, step.version, load.models)
             outcome.windows.append((PHASES[2 if step.kind.startswith("dense") else 1], began, time.monotonic()))
             outcome.refused += step.version.must_be_refused
             outcome.refreshes += not step.version.must_be_refused
@@ -157,7 +158,7 @@ def result_rows(outcome: Outcome, case: str, clients: int) -> list[ResultRow]:
     )
     counts = {"failed_or_mixed": len(outcome.wrong), "refreshes": outcome.refreshes, "refused": outcome.refused}
     rows = []
-    for model in MODELS:
+    for model in SERVED:
         usual = float(np.median(outcome.latencies_ms(model, PHASES[0])))
         for phase in PHASES:
             figure = outcome.latencies_ms(model, phase)

@@ -1,4 +1,4 @@
-"""Load on both models of a running server while versions are published, every answer held against what it names."""
+"""Load on the served models of a running server while versions are published, each answer held to what it names."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from hstu_trt.bench.tables.refresh_versions import Published
 from hstu_trt.contract.errors import GateError, HstuTrtError
 from hstu_trt.contract.features import Tensors
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED
+from hstu_trt.contract.tensors import FUSED
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.models.stages import RunnerStage
 from hstu_trt.serving.requests import one_user
+from hstu_trt.serving.served import SERVED, lookups_of
 from hstu_trt.tables.host import HostTables
 from hstu_trt.tables.lookup_stage import RowsOfModel
 
@@ -28,7 +29,6 @@ SAME = 1e-5
 """Scores of one version differ by less, whoever shares a batch."""
 OTHER = 1e-4
 """Scores of two versions differ by more, in some candidate of every request."""
-MODELS = (ENSEMBLE, FUSED)
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,22 @@ def check_tellable(scores: Mapping[str, Sequence[NDArray]]) -> None:
 
 @dataclass
 class Load:
-    """Closed-loop clients of both models; every client waits for an answer before it sends its next request."""
+    """Closed-loop clients of the served models; every client waits for an answer before it sends its next request."""
 
     url: str
     requests: Sequence[Tensors]
     expected: Mapping[str, Sequence[NDArray]]
     """Label -> scores per request."""
     clients: int
+    models: Sequence[str] = SERVED
     samples: list[Sample] = field(default_factory=list)
     named: set[str] = field(default_factory=set)
     """Labels that answers bore."""
 
     def __enter__(self) -> Load:
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(self.clients * len(MODELS))
-        self._running = [self._pool.submit(self._work, model, n) for model in MODELS for n in range(self.clients)]
+        self._pool = ThreadPoolExecutor(self.clients * len(self.models))
+        self._running = [self._pool.submit(self._work, model, n) for model in self.models for n in range(self.clients)]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -112,12 +113,12 @@ class Load:
         return "ok" if wanted is not None and np.abs(wanted[index] - scores).max() <= SAME else "mixed"
 
 
-def wait_for(live: Path, version: Published, timeout_s: float = 60.0) -> None:
-    """Waits until both models serve a version, or both refused it. Raises GateError after the timeout."""
+def wait_for(live: Path, version: Published, served: Sequence[str] = SERVED, timeout_s: float = 60.0) -> None:
+    """Waits until all that is served serves a version, or has refused it. Raises GateError after the timeout."""
     deadline = time.monotonic() + timeout_s
     seen: dict[str, object] = {}
     while time.monotonic() < deadline:
-        boards = [json.loads((live / f"{name}.json").read_text()) for name in ("embedding_lookup", FUSED)]
+        boards = [json.loads((live / f"{name}.json").read_text()) for name in lookups_of(served)]
         for board in boards:
             refused = board.get("refused") or {}
             seen[board["model"]] = refused or board["tables_version"]

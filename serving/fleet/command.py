@@ -107,7 +107,7 @@ async def _handle(fleet: Fleet, command: dict[str, Any], tell: Tell) -> Any:
             result = await fleet.replace(name, tell)
         case {"do": "release", "deployment": str(deployment), "golden": golden}:
             files = Golden(requests=Path(golden[0]), expected=Path(golden[1])) if golden else None
-            await fleet_release.release(fleet, Path(deployment), files, tell)
+            await fleet_release.release(fleet, Path(deployment), files, tell, command.get("drop", ()))
         case {"do": "rollback"}:
             await fleet_release.rollback(fleet, tell)
         case {"do": "retire"}:

@@ -52,6 +52,7 @@ class Generation:
             "generation": self.number,
             "deployment": str(self.deployment.path),
             "version": self.version[:12],
+            "served": list(self.deployment.served),
             "replicas": [replica.status() for replica in self.replicas],
         }
 

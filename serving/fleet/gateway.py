@@ -21,7 +21,7 @@ from pathlib import Path
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.manifest import write_text_atomically
 from hstu_trt.serving.fleet.gateway_config import GatewaySettings, Upstream, render
-from hstu_trt.serving.server import tied_to_us
+from hstu_trt.serving.server_process import tied_to_us
 from hstu_trt.serving.supervision.processes import STOPPED, Watched
 
 UNPACKED = Path(__file__).resolve().parents[2] / "build/nginx/usr/sbin/nginx"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.contract.split_users import one_user_feeds
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving.client import RankingClient
+from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.fleet.fleet import Fleet, FleetError, Generation, Tell
 from hstu_trt.serving.fleet.replica import State
 from hstu_trt.serving.requests import one_user
@@ -30,9 +32,10 @@ class Golden:
     expected: Path
 
 
-async def release(fleet: Fleet, deployment: Path, golden: Golden | None, tell: Tell) -> None:
+async def release(fleet: Fleet, deployment: Path, golden: Golden | None, tell: Tell, drop: Sequence[str] = ()) -> None:
     """Checks a deployment's files, starts and tries its replicas, and only then switches to it.
 
+    drop: served models that the new deployment may lack, since nobody asks for them any more.
     Raises ArtefactError, FleetError, ReplicaError or GateError with the cause; the fleet is then as it was.
     """
     deployment = deployment.resolve()
@@ -40,10 +43,11 @@ async def release(fleet: Fleet, deployment: Path, golden: Golden | None, tell: T
         _require_new_folder(fleet, deployment)
         await _check_files(deployment, fleet.settings.options)
         tell("files, tables and configs are sound")
+        _require_served(fleet, read_deployment(deployment, verify=False), drop)
         before = fleet.serving()
         new = await fleet.new_generation(deployment, len(before.replicas))
         try:
-            tell(f"{len(new.replicas)} new replicas answer on both models")
+            tell(f"{len(new.replicas)} new replicas answer to requests for {' and '.join(new.deployment.served)}")
             if golden is not None:
                 count = await asyncio.to_thread(try_golden, golden, new)
                 tell(f"{count} golden requests give the expected scores")
@@ -67,6 +71,8 @@ async def rollback(fleet: Fleet, tell: Tell) -> None:
             await fleet.stop_generation(previous)
             previous = await fleet.new_generation(previous.deployment.path, len(fleet.serving().replicas))
             tell(f"{len(previous.replicas)} replicas of the deployment before answer again")
+        if lost := _no_longer_served(fleet, previous.deployment):
+            tell(f"the deployment before does not serve {' and '.join(lost)}: requests for it fail from now on")
         await fleet.switch(previous, tell)
 
 
@@ -88,6 +94,21 @@ def _require_new_folder(fleet: Fleet, deployment: Path) -> None:
             )
 
 
+def _no_longer_served(fleet: Fleet, new: Deployment) -> list[str]:
+    return [name for name in fleet.serving().deployment.served if name not in new.served]
+
+
+def _require_served(fleet: Fleet, new: Deployment, drop: Sequence[str]) -> None:
+    """A release fails no request, so it takes no model from those who ask for it unless told that nobody does."""
+    lost = [name for name in _no_longer_served(fleet, new) if name not in drop]
+    if lost:
+        raise FleetError(
+            f"{new.path} serves {' and '.join(new.served)} alone, and this fleet {' and '.join(lost)} too: every "
+            f"request for it would fail; assemble it with --served {','.join(fleet.serving().deployment.served)}, or "
+            f"release it with --drop {','.join(lost)} once nobody asks for {'them' if len(lost) > 1 else 'it'}"
+        )
+
+
 async def _check_files(deployment: Path, options: tuple[str, ...]) -> None:
     """``hstu-trt serve --check``, in a process of its own: what a damaged file can do, it does there."""
     command = [sys.executable, "-m", "hstu_trt.serving.serve", "--deployment", str(deployment), "--check", *options]
@@ -101,7 +122,7 @@ async def _check_files(deployment: Path, options: tuple[str, ...]) -> None:
 
 
 def try_golden(golden: Golden, generation: Generation) -> int:
-    """Sends the golden requests to both models of every replica; returns how many there are.
+    """Sends the golden requests to every served model of every replica; returns how many there are.
 
     Raises InputError for files that cannot be used, GateError for other scores than expected.
     """
@@ -110,7 +131,7 @@ def try_golden(golden: Golden, generation: Generation) -> int:
     expected = _read_scores(golden.expected, users)
     allowed = TOLERANCES[ENSEMBLE, model.tolerances].atol
     for replica in generation.replicas:
-        for name in (ENSEMBLE, FUSED):
+        for name in generation.deployment.served:
             with RankingClient(replica.plan.address, name) as client:
                 for number, (user, scores) in enumerate(zip(users, expected, strict=True)):
                     got = client.infer(one_user(user) if name == FUSED else user).reshape(scores.shape)

@@ -12,6 +12,7 @@ from typing import Any
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.serving.fleet.command import DEFAULT_RUN
 from hstu_trt.serving.fleet.control import ask
+from hstu_trt.serving.served import parse_served
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,13 +25,20 @@ def main(argv: Sequence[str]) -> int:
     what.add_argument("--retire", action="store_true", help="stop the replicas that are kept for a rollback")
     parser.add_argument("--golden", type=Path, help="requests (safetensors) that the new deployment has to score")
     parser.add_argument("--expected", type=Path, help="with --golden: their scores, as hstu-trt score writes them")
+    parser.add_argument(
+        "--drop", type=parse_served, default=(), metavar="NAME",
+        help="with --deployment: what the fleet serves and the new one does not, since nobody asks for it any more",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     if (args.golden is None) != (args.expected is None) or (args.golden and not args.deployment):
         parser.error("--golden and --expected belong together, and to --deployment")
+    if args.drop and not args.deployment:
+        parser.error("--drop goes with --deployment")
     command: dict[str, Any] = {"do": "rollback" if args.rollback else "retire"}
     if args.deployment:
         golden = [str(args.golden.resolve()), str(args.expected.resolve())] if args.golden else None
-        command = {"do": "release", "deployment": str(args.deployment.resolve()), "golden": golden}
+        deployment = str(args.deployment.resolve())
+        command = {"do": "release", "deployment": deployment, "golden": golden, "drop": list(args.drop)}
     ask(args.fleet.resolve(), command, partial(print, flush=True))
     return 0
 

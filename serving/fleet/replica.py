@@ -19,8 +19,9 @@ from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.manifest import MANIFEST_NAME
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.fleet.gateway import children_of
-from hstu_trt.serving.server import EXIT_TIMEOUT_S, LOOPBACK, tied_to_us
-from hstu_trt.serving.supervision.canary import SERVED, Canary, Reading, Verdict
+from hstu_trt.serving.server import EXIT_TIMEOUT_S, LOOPBACK
+from hstu_trt.serving.server_process import tied_to_us
+from hstu_trt.serving.supervision.canary import Canary, Reading, Verdict
 from hstu_trt.serving.supervision.processes import STOPPED, Watched
 
 READY_TIMEOUT_S = 150.0
@@ -107,7 +108,7 @@ class Replica:
         return self.reading is not None and self.reading.verdict is Verdict.WRONG
 
     async def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Starts the server and waits until both models answer. Raises ReplicaError with the cause."""
+        """Starts the server and waits until all that is served answers. Raises ReplicaError with the cause."""
         await self._spawn()
         deadline = time.monotonic() + timeout_s
         while self.state is State.STARTING:
@@ -121,11 +122,11 @@ class Replica:
         self._watch = asyncio.create_task(self._keep_alive())
 
     async def look(self) -> None:
-        """Asks both models, and settles whether requests may go there.
+        """Asks every served model, and settles whether requests may go there.
 
         Nobody there, or a wrong answer, counts at once; another bad verdict, and a good one after it, when it is
-        repeated: a busy machine is late at times. Before ``serve`` has compared its two models with each other, nothing
-        is asked: a canary takes the first answer for the right one.
+        repeated: a busy machine is late at times. Before ``serve`` has held the first answers against each other, or
+        against the one that it knows, nothing is asked: a canary takes the first answer for the right one.
         """
         if self.is_alive:
             self._servers = children_of(self.pid or 0)
@@ -222,7 +223,7 @@ class Replica:
             )  # fmt: skip
         self._watched = Watched(self._process.pid, "serve")
         if not self._canaries:
-            self._canaries = [Canary.of(plan.deployment, plan.address, model) for model in SERVED]
+            self._canaries = [Canary.of(plan.deployment, plan.address, model) for model in plan.deployment.served]
 
     async def _keep_alive(self) -> None:
         """Starts ``serve`` again when it ends; what it leaves behind, a draining server, would refuse requests."""

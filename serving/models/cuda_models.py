@@ -25,7 +25,7 @@ from hstu_trt.serving.cuda_steps import CudaSettings
 from hstu_trt.serving.models.cuda_stages import DeviceLookup, DeviceStep, FusedRequests, OwnTables, Taken, open_fused
 from hstu_trt.serving.models.front_door import Outbox, refuse, response_to, send
 from hstu_trt.serving.models.micro_batches import BatchLimits, ClosedError, FullError, MicroBatches
-from hstu_trt.serving.models.triton_models import TritonModel
+from hstu_trt.serving.models.triton_base import TritonModel
 from hstu_trt.serving.models.waiting_room import LoadCounts, queue_places
 from hstu_trt.serving.signature import ATTENTION_NORM, QUEUE_PARAMETER, ROW_STATUS, TABLES_VERSION
 

@@ -12,11 +12,10 @@ from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving.engine_steps import ENGINES_PARAMETER
 from hstu_trt.serving.guard import is_bounded
 from hstu_trt.serving.models.front_door import TURN_S, response_to, size_of_ragged
-from hstu_trt.serving.models.live_metrics import LiveMetrics
 from hstu_trt.serving.models.live_models import LiveFused
 from hstu_trt.serving.models.live_stages import FixedFusedStage, FusedAnswer, LiveFusedStage
 from hstu_trt.serving.models.stages import FusedStage, RequestError
-from hstu_trt.serving.models.triton_models import TritonModel
+from hstu_trt.serving.models.triton_base import TritonModel
 from hstu_trt.serving.signature import ATTENTION_NORM, ROW_STATUS, TABLES_VERSION, TIERS_PARAMETER
 
 
@@ -30,7 +29,7 @@ class FusedModel(TritonModel):
             engine = FusedStage(model, self._runner(model, self._name), norm, self._id_policy())
             fixed = FixedFusedStage(engine, model)
             self._stage: LiveFusedStage | FixedFusedStage = fixed
-            self._tally, self._metrics = fixed.tally, LiveMetrics(self._name)
+            self._tally, self._metrics = fixed.tally, self._own_metrics()
             self._metrics.in_use(fixed.serves())
             self._entrance = self._open_door(self._answer_all, size_of_ragged)
             return

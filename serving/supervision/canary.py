@@ -5,7 +5,8 @@
     if not reading.verdict.is_healthy: ...
 
 The first answer of each release is what later ones must be. ``serve`` compares the two models with each other before
-it calls a server ready, so that a first answer is a right one.
+it calls a server ready, or the one that is served with what ONNX Runtime answers (``reference_answer.py``), so that a
+first answer is a right one.
 """
 
 from __future__ import annotations
@@ -25,15 +26,13 @@ from tritonclient.utils import InferenceServerException
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits
-from hstu_trt.serving.client import answer_of, inputs_of
+from hstu_trt.serving.answers import answer_of, inputs_of
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.requests import one_user, pack, sample
 from hstu_trt.serving.signature import OUT_OF_REACH
 from hstu_trt.serving.tls import ClientTls, connect
 
 DEADLINE_S = 1.5
-SERVED = (ENSEMBLE, FUSED)
-"""The models that requests come to."""
 # Tables may be refreshed with fewer rows than the model's config says: low ids stay valid.
 _MOST_IDS = 16
 # How gRPC's own UNAVAILABLE differs from one that a server sent: by its words only. One that is not known here counts

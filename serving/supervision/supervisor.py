@@ -18,11 +18,11 @@ from typing import Any
 
 from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.contract.manifest import write_text_atomically
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.models.held import SUPERVISOR, Board
-from hstu_trt.serving.server import ServerProcess
-from hstu_trt.serving.supervision.canary import SERVED, Canary
+from hstu_trt.serving.served import LOOKUPS
+from hstu_trt.serving.server_process import ServerProcess
+from hstu_trt.serving.supervision.canary import Canary
 from hstu_trt.serving.supervision.watch import LOOK_S, Patience, Watch
 
 STABLE_CANARIES = 6
@@ -161,11 +161,12 @@ def supervisor_of(
         running = supervisor.process
         return None if running is None else Board(deployment.run, running.pid).dense_in_use(model)
 
-    plan, lookups = process.plan, {ENSEMBLE: "embedding_lookup", FUSED: FUSED}
+    plan = process.plan
     supervisor = Supervisor(
         launch=launch,
         canaries=[
-            Canary.of(deployment, plan.url, name, partial(dense_in_use, lookups[name]), plan.tls) for name in SERVED
+            Canary.of(deployment, plan.url, name, partial(dense_in_use, LOOKUPS[name]), plan.tls)
+            for name in deployment.served
         ],
         tell=tell,
         record=deployment.run / f"restarts-{plan.grpc_port}.json",

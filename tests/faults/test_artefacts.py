@@ -19,11 +19,12 @@ from supervised import Supervised, process_of
 
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.model_folder import read_model_folder
+from hstu_trt.serving.answers import ServerError
 from hstu_trt.serving.assemble import Options, assemble
-from hstu_trt.serving.client import RankingClient, ServerError
+from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.deployment import read_deployment
 from hstu_trt.serving.engine_steps import read_engines
-from hstu_trt.serving.serve import check
+from hstu_trt.serving.starting import check
 from hstu_trt.serving.supervision import mapped_files
 
 pytestmark = [pytest.mark.faults]

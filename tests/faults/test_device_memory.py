@@ -32,7 +32,8 @@ def triton_models(monkeypatch):
     utilities.Tensor = lambda name, array: (name, array)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utilities)
     modules = [
-        f"hstu_trt.serving.models.{name}" for name in ("live_metrics", "front_door", "triton_models", "fused_model")
+        f"hstu_trt.serving.models.{name}"
+        for name in ("live_metrics", "front_door", "triton_base", "triton_models", "fused_model")
     ]
     for module in modules:
         monkeypatch.delitem(sys.modules, module, raising=False)

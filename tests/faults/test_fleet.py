@@ -16,7 +16,8 @@ from supervised import is_running
 from throwaway_ca import ThrowawayCa
 from waiting import eventually
 
-from hstu_trt.serving.client import RankingClient, ServerError
+from hstu_trt.serving.answers import ServerError
+from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.fleet.gateway import children_of
 from hstu_trt.serving.supervision.processes import processes_of
 from hstu_trt.serving.tls import ClientTls

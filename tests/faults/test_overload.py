@@ -20,8 +20,9 @@ from hstu_trt.bench.serving import overload
 from hstu_trt.bench.serving.overload_load import answers_per_s, ask_over_connections, recovery_s, split
 from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.model_folder import read_model_folder
+from hstu_trt.serving.answers import ServerError
 from hstu_trt.serving.assemble import Options, assemble
-from hstu_trt.serving.client import OverloadedError, RankingClient, ServerError
+from hstu_trt.serving.client import OverloadedError, RankingClient
 from hstu_trt.serving.refresh.settings import DEFAULT_POLL_S
 from hstu_trt.serving.requests import one_user, pack
 from hstu_trt.serving.server import choose_port

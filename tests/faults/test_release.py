@@ -1,12 +1,11 @@
 """Releases of a fleet under load: no request fails, none is answered by two versions, and a bad one changes nothing."""
 
-import hashlib
-import json
 import re
 import shutil
 
 import pytest
-from fleets import Load
+from broken_deployments import OFF_BY_A_LITTLE, replace_file
+from fleets import Load, answers_in_order
 
 from hstu_trt.contract.cli import main
 
@@ -27,13 +26,6 @@ def golden_files(golden, other_deployment, tmp_path_factory):
     arguments = ["--model", other_deployment.model.path, "--inputs", requests, "--runner", "onnxruntime"]
     assert main(["score", *map(str, arguments), "--attention-norm", norm, "--out", str(expected)]) == 0
     return requests, expected
-
-
-def answers_in_order(load):
-    """Labels of the answers, in the order in which the requests were sent."""
-    labels = [each.answer for each in sorted(load.sent, key=lambda each: each.began)]
-    load.sent.clear()
-    return labels
 
 
 def test_release_and_rollback_under_load(fleet, load, other_deployment, golden_files):
@@ -81,22 +73,6 @@ def is_another_model(copy):
     """A deployment that is sound in itself; only golden requests tell that it is not the one that was meant."""
 
 
-OFF_BY_A_LITTLE = """
-from hstu_trt.serving.models.triton_models import StepModel
-
-class TritonPythonModel(StepModel):
-    def _load(self, model):
-        super()._load(model)
-        self._stage = Off(self._stage)
-
-class Off:
-    def __init__(self, stage):
-        self._stage = stage
-
-    def infer(self, tensors):
-        return {name: array + array.dtype.type(0.01) for name, array in self._stage.infer(tensors).items()}
-"""
-
 # what is wrong with a deployment -> what the release says
 BROKEN = {
     corrupted: "the new deployment is not sound: .*hstu.onnx does not match the sha256 in its manifest",
@@ -104,14 +80,6 @@ BROKEN = {
     answers_wrongly: "ranking and ranking_fused disagree by 0.01",
     is_another_model: "scores golden request 0 .* away from what .*expected.safetensors expects",
 }
-
-
-def replace_file(deployment, name, text):
-    (deployment / name).write_text(text)
-    path = deployment / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["files"][name] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    path.write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)

@@ -15,19 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hammering import BOTH, Hammer
 from served import Serve, in_process, request_of
-from supervised import Supervised, is_running, process_of
+from supervised import ALLOWED_S, STABLE_S, Supervised, is_running, process_of
 
 from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.server import choose_port
 from hstu_trt.serving.supervision.processes import SERVER
-from hstu_trt.serving.supervision.supervisor import STABLE_CANARIES
 
 pytestmark = [pytest.mark.triton, pytest.mark.faults]
 
-PROMISED_S = 5.0
-# The promise is of a machine that is not loaded by others; two cores that run other tests beside may take longer.
-ALLOWED_S = 3 * PROMISED_S
-STABLE_S = 0.5 * (STABLE_CANARIES + 2)
 STOPPED = "was stopped by a signal"
 FAULTS = [
     ("embedding_lookup", signal.SIGKILL, "died"),

@@ -30,6 +30,7 @@ from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.deployment import ENGINES_LINK
 from hstu_trt.serving.operating import exposure, in_run_folder
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
+from hstu_trt.serving.signature import MODELS
 from hstu_trt.serving.supervision.processes import processes_of
 from hstu_trt.serving.tls import ServerTls
 from hstu_trt.serving.trusted_files import check_plugins
@@ -85,13 +86,13 @@ def test_only_inference_is_open(served, call):
 def test_the_key_would_open_them(deployment, tmp_path):
     """Else the test above would pass for another reason."""
     plan = plan_launch(find_tritonserver(), in_run_folder(deployment, tmp_path), Listen(grpc_port=0))
-    from hstu_trt.serving.serve import _wait_until_ready
-    from hstu_trt.serving.server import ServerProcess
+    from hstu_trt.serving.server_process import ServerProcess
+    from hstu_trt.serving.starting import _wait_until_ready
 
     (restricted,) = [word for word in plan.command if "admin-key" in word]
     process = ServerProcess(plan)
     try:
-        _wait_until_ready(process, 60)
+        _wait_until_ready(process, MODELS, 60)
         client = grpc_client.InferenceServerClient(plan.url)
         assert client.get_log_settings(headers={HEADER: restricted.rpartition("=")[2]}).settings
         client.close()

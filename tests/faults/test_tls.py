@@ -9,7 +9,8 @@ from served import Serve, in_process, request_of
 from throwaway_ca import ThrowawayCa
 
 from hstu_trt.contract.errors import ConfigError
-from hstu_trt.serving.client import RankingClient, ServerError
+from hstu_trt.serving.answers import ServerError
+from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.tls import ClientTls, ServerTls
 
 NAME = "ranking.test"

@@ -8,7 +8,7 @@ import pytest
 from hstu_trt.contract.config_json import config_from_json
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.presets import debug
-from hstu_trt.serving import assemble as room
+from hstu_trt.serving import assemble_command as room
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.deployment import read_deployment

@@ -7,8 +7,8 @@ import pytest
 from small_models import LIMITS, small_config
 
 from hstu_trt.contract.errors import GateError
-from hstu_trt.serving import serve
-from hstu_trt.serving.client import Answer
+from hstu_trt.serving import banner, starting
+from hstu_trt.serving.answers import Answer
 
 # (scores, tables) of the ensemble and of the fused model in each turn -> the difference; GateError: refused
 CASES = {
@@ -44,16 +44,16 @@ def test_scores_are_compared_where_the_tables_are_the_same(monkeypatch, turns, e
             assert name == self.name
             return Answer(np.full((3, 1), score, np.float32), tables, {})
 
-    monkeypatch.setattr(serve, "RankingClient", Client)
-    monkeypatch.setattr(serve, "_CANARY_PAUSE_S", 0)
+    monkeypatch.setattr(starting, "RankingClient", Client)
+    monkeypatch.setattr(starting, "_CANARY_PAUSE_S", 0)
     model = SimpleNamespace(ranking_config=small_config(), limits=LIMITS, tolerances="fp16")
-    deployment = SimpleNamespace(model=model)
+    deployment = SimpleNamespace(model=model, served=("ranking", "ranking_fused"))
     if expected is GateError:
         with pytest.raises(GateError, match="ranking and ranking_fused disagree by"):
-            serve._canary(deployment, "")
+            starting._first_answer(deployment, "")
     else:
-        difference = serve._canary(deployment, "")
+        difference = starting._first_answer(deployment, "")
         assert difference == expected
-        ready = serve.Ready(version="2.51.0", seconds=1.0, canary_difference=difference)
-        assert ("different tables" if expected is None else "agree within 0") in serve._check_text(ready)
+        ready = starting.Ready(version="2.51.0", seconds=1.0, canary_difference=difference)
+        assert ("different tables" if expected is None else "agree within 0") in banner._check_text(deployment, ready)
     assert not answers

@@ -1,12 +1,10 @@
 """The flavour ``tensorrt``: steps that are plans, a lookup that checks for them, and what is refused."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from made_engines import STAGES, make_engines
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError, InputError
-from hstu_trt.contract.manifest import write_manifest
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.plugin_files import AUTOLOAD_LIBRARY, PLUGINS_VARIABLE
 from hstu_trt.serving import lint, pbtxt
@@ -15,26 +13,10 @@ from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.engine_steps import read_engines
 from hstu_trt.serving.models.stages import GuardedLookup
 from hstu_trt.serving.requests import pack, sample
-from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, Tritonserver, find_tritonserver, plan_launch, tensorrt_flags
 from hstu_trt.serving.signature import MODELS, signatures
+from hstu_trt.serving.starting import start
 from hstu_trt.tables.lookup_stage import HostLookup
-
-STAGES = ("embedding_lookup", "hstu", "mlp_head", "ranking_fused")
-
-
-def make_engines(folder: Path, model, *, stages=STAGES, builder="tensorrt", digest=None) -> Path:
-    """An engines folder as the engines room writes it, its plans being a word."""
-    folder.mkdir()
-    for stage in stages:
-        (folder / f"{stage}.plan").write_text(f"plan of {stage}")
-    entries = [
-        {"stage": stage, "file": f"{stage}.plan", "details": {"profiles": ["single", "batch"]}} for stage in stages
-    ]
-    facts = {"builder": builder, "model": {"digest": digest or model.digest}, "stages": entries}
-    files = [entry["file"] for entry in entries]
-    write_manifest(folder, kind="engines", made_by="a test", files=files, facts=facts)
-    return folder
 
 
 @pytest.fixture

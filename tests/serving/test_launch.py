@@ -9,7 +9,6 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.serving import server
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.guard import DOORS_VARIABLE, LIMITS_VARIABLE, guard_limits
-from hstu_trt.serving.serve import check
 from hstu_trt.serving.server import (
     LOOPBACK,
     Listen,
@@ -19,6 +18,7 @@ from hstu_trt.serving.server import (
     plan_launch,
     plan_repository,
 )
+from hstu_trt.serving.starting import check
 
 ADDRESSES = {"no such host": ("no.such.host.invalid", 0), "not ours": ("192.0.2.1", 0), "IPv6": ("::1", None)}
 PORTS = {"too large": (LOOPBACK, 70000), "negative": (LOOPBACK, -1)}

@@ -22,8 +22,8 @@ from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.models.held import LIVE_FOLDER
 from hstu_trt.serving.refresh.settings import RefreshSettings
 from hstu_trt.serving.requests import one_user
-from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, choose_port, find_tritonserver, plan_launch
+from hstu_trt.serving.starting import start
 
 pytestmark = pytest.mark.triton
 MODELS = ("ranking", "ranking_fused")

@@ -14,11 +14,12 @@ from waiting import eventually
 from hstu_trt.bench.tables.local_cluster import start_cluster
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.tensors import feature_columns
+from hstu_trt.serving.answers import ServerError
 from hstu_trt.serving.assemble import Options, assemble
-from hstu_trt.serving.client import RankingClient, ServerError
+from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.requests import one_user, pack, sample
-from hstu_trt.serving.serve import check, start
 from hstu_trt.serving.server import Listen, choose_port, find_tritonserver, plan_launch
+from hstu_trt.serving.starting import check, start
 from hstu_trt.tables.ids import RowStatus
 from hstu_trt.tables.remote_cluster import Cluster, ClusterOptions
 from hstu_trt.tables.remote_push import Push

@@ -23,13 +23,14 @@ from waiting import eventually, settled
 from hstu_trt.contract.errors import ArtefactError, InputError
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.numerics import TOLERANCES
+from hstu_trt.serving.answers import ServerError
 from hstu_trt.serving.assemble import Options, assemble
-from hstu_trt.serving.client import RankingClient, ServerError
+from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.deployment import read_deployment
 from hstu_trt.serving.models.live_stages import text_tensor
 from hstu_trt.serving.requests import one_user, pack
-from hstu_trt.serving.serve import StartError, start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
+from hstu_trt.serving.starting import StartError, start
 from hstu_trt.tables.lookup_stage import HostLookup
 
 pytestmark = pytest.mark.triton

@@ -8,7 +8,8 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError, GateError
 from hstu_trt.serving import lint, pbtxt, tier_report
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.deployment import read_deployment
-from hstu_trt.serving.serve import check, main
+from hstu_trt.serving.serve import main
+from hstu_trt.serving.starting import check
 
 REMOTE = {"tier": "remote", "nodes": ["127.0.0.1:1"], "password_file": "secret"}
 

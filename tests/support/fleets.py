@@ -96,7 +96,7 @@ class Sent:
 
 @dataclass
 class Load:
-    """Clients that send requests to both models without a pause, inside ``with``.
+    """Clients that send requests to the models, in turn, without a pause, inside ``with``.
 
     expected: label -> deployment; an answer must be the scores of one of them.
     """
@@ -104,6 +104,7 @@ class Load:
     url: str
     expected: dict
     clients: int = 4
+    models: tuple = MODELS
     sent: list = field(default_factory=list)
 
     def __post_init__(self):
@@ -112,7 +113,7 @@ class Load:
         self._scores = {
             (label, model, seed): in_process(deployment, model, request)
             for label, deployment in self.expected.items()
-            for model in MODELS
+            for model in self.models
             for seed, request in enumerate(self._requests)
         }
         self._stop = threading.Event()
@@ -146,7 +147,7 @@ class Load:
         return sum(each.tries - 1 for each in self.sent)
 
     def _send(self, index):
-        model, turn = MODELS[index % 2], index
+        model, turn = self.models[index % len(self.models)], index
         with RankingClient(self.url, model) as client:
             tries = counted_tries(client)
             while not self._stop.is_set():
@@ -169,6 +170,13 @@ class Load:
             if np.abs(self._scores[label, model, seed] - scores).max() <= ATOL
         ]  # fmt: skip
         return near[0] if len(near) == 1 else f"wrong: near {near}"
+
+
+def answers_in_order(load):
+    """Labels of the answers, in the order in which the requests were sent."""
+    labels = [each.answer for each in sorted(load.sent, key=lambda each: each.began)]
+    load.sent.clear()
+    return labels
 
 
 def counted_tries(client):

@@ -25,7 +25,7 @@ class Outcome:
 
 
 class Hammer:
-    """One client for each model until the block ends; ``outcome`` grows meanwhile.
+    """One client for each model of the cases until the block ends; ``outcome`` grows meanwhile.
 
     cases: model -> [(request, right scores)].
     """
@@ -34,7 +34,7 @@ class Hammer:
         self.outcome, self._atol = Outcome(), atol
         self._url, self._cases, self._timeout_s = url, cases, timeout_s
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(model,)) for model in BOTH]
+        self._threads = [threading.Thread(target=self._run, args=(model,)) for model in cases]
 
     def __enter__(self):
         for thread in self._threads:
@@ -47,10 +47,10 @@ class Hammer:
             thread.join()
 
     def wait_for_answers(self, since, count=3, timeout_s=60.0):
-        """Waits until both models have answered so often since then, and returns when the slower one first did."""
+        """Waits until all have answered so often since then, and returns when the slowest first did."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            times = [[at for at in list(self.outcome.right[model]) if at > since] for model in BOTH]
+            times = [[at for at in list(self.outcome.right[model]) if at > since] for model in self._cases]
             if all(len(found) >= count for found in times):
                 return max(min(found) for found in times)
             time.sleep(0.01)

@@ -13,8 +13,8 @@ from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.requests import one_user
-from hstu_trt.serving.serve import start
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch, tensorrt_flags
+from hstu_trt.serving.starting import start
 
 pytestmark = [pytest.mark.tensorrt, pytest.mark.gpu, pytest.mark.triton]
 N = 128.0

@@ -1,0 +1,90 @@
+"""A tritonserver as a child process: started, drained, killed, and never left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from hstu_trt.serving.server import EXIT_TIMEOUT_S, LaunchPlan
+from hstu_trt.serving.supervision.undertaker import Undertaker
+
+# Becomes its arguments after asking the kernel (PR_SET_PDEATHSIG) for a SIGTERM when we are gone, killed outright say.
+_TIED_TO_US = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+def tied_to_us(command: Sequence[str]) -> tuple[str, ...]:
+    """A command that gets a SIGTERM when the thread that started it ends."""
+    return (sys.executable, "-IS", "-c", _TIED_TO_US, *command)
+
+
+class ServerProcess:
+    """A running tritonserver, its output going to the plan's log. Stop it with ``drain``.
+
+    It also ends with the thread that started it, since nobody is left to watch it then: drained, or killed after
+    ``undertaker.GRACE_S``.
+    """
+
+    def __init__(self, plan: LaunchPlan) -> None:
+        self.plan = plan
+        with open_log(plan.log) as log:
+            # A session of its own: Ctrl-C reaches us alone, and we drain the server.
+            self._child = subprocess.Popen(
+                tied_to_us(plan.command),
+                env={**os.environ, **plan.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._undertaker = Undertaker(self._child.pid)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._child.poll()
+
+    def drain(self, timeout_s: float = EXIT_TIMEOUT_S + 10) -> int:
+        """Asks the server to finish its requests and exit; kills it and its stubs after the timeout."""
+        if self._child.poll() is None:
+            self._child.send_signal(signal.SIGTERM)
+        try:
+            self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+        code = self._child.wait()
+        self.kill_stubs()
+        return code
+
+    def kill(self) -> None:
+        """Ends the server and its stubs at once, hung ones too; their port is free then."""
+        self.kill_stubs()
+        self._child.kill()
+        self._child.wait()
+
+    def kill_stubs(self) -> None:
+        """Ends stubs that outlived the server: one can hang when the server was killed."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._undertaker.dismiss()
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """An empty log; the one before it is kept beside it. On a full disk the server goes on without a log."""
+    try:
+        with suppress(FileNotFoundError):
+            path.replace(path.with_suffix(".before.log"))
+        return path.open("wb")
+    except OSError:
+        return open(os.devnull, "wb")
