@@ -44,7 +44,7 @@ def wait_for_end(process: ServerProcess) -> None:
     """Returns never: ends by Stopped from a signal, or by StartError when the server dies."""
     while process.exit_code is None:
         time.sleep(POLL_S)
-    process.kill_stubs()
+    process.bury()
     raise start_error(f"tritonserver died with code {process.exit_code}", process.plan)
 
 

@@ -5,24 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-import shutil
 import socket
-import subprocess
-import sys
-import sysconfig
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.plugin_files import autoload_library
 from hstu_trt.serving.deployment import RUN_VARIABLE, Deployment
 from hstu_trt.serving.guard import (
-    BACKEND,
-    UNGUARDED,
     door_environment,
     find_guard,
     guard_doors,
@@ -30,6 +23,7 @@ from hstu_trt.serving.guard import (
     guard_limits,
 )
 from hstu_trt.serving.tls import ClientTls, ServerTls
+from hstu_trt.serving.wheel_backend import check_libraries, prepare_backends, wheel_environment
 
 NGC_BINARY = Path("/opt/tritonserver/bin/tritonserver")
 LOOPBACK = "127.0.0.1"
@@ -39,8 +33,6 @@ EXIT_TIMEOUT_S = 30
 SAFE_HTTP_VERSION = (2, 69)
 _CLOSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
 _SHELL_READS = frozenset(" \t\n\"'\\$`&;|<>(){}[]*?")
-_UTILS = "triton_python_backend_utils.py"
-_STUB = "triton_python_backend_stub"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +79,8 @@ class LaunchPlan:
     environment: dict[str, str] = field(default_factory=dict)
     """Variables to set over the current ones."""
     log: Path
+    regions: str
+    """How the names of its regions of shared memory begin, and nobody else's."""
     address: str
     grpc_port: int
     tls: ClientTls | None = None
@@ -129,35 +123,25 @@ def plan_repository(
     _check_shell([repository, run_folder] if server.wheel else [repository])
     port = choose_port(listen.address, listen.grpc_port)
     _make_run_folder(run_folder)
+    regions = f"hstu_trt_{secrets.token_hex(8)}_"
     flags = [
-        f"--model-repository={repository}",
-        "--model-control-mode=none",
-        "--disable-auto-complete-config",
-        "--exit-on-error=true",
-        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-        f"--grpc-address={listen.address}",
-        f"--grpc-port={port}",
-        # Nobody knows the key, so nobody passes: model control, shared memory, trace and log settings stay closed.
-        f"--grpc-restricted-protocol={_CLOSED_PROTOCOLS}:admin-key={secrets.token_hex(16)}",
-        "--allow-http=false",
-        # Messages that were answered are freed: Triton would keep the largest, and nothing else bounds them.
-        "--grpc-infer-allocation-pool-size=0",
-        *(listen.tls.flags() if listen.tls else ()),
-        *_metrics_flags(listen),
+        *_server_flags(repository, listen, port),
+        f"--backend-config=python,shm-region-prefix-name={regions}",
         *backend_flags,
     ]
     environment = {RUN_VARIABLE: str(run_folder), **(door_environment(doors) if doors else {})}
     if server.wheel is not None:
         guard = find_guard(listen.address, LOOPBACK)
-        backends = _prepare_backends(server.wheel, run_folder / "backends", guard)
+        backends = prepare_backends(server.wheel, run_folder / "backends", guard)
         flags += [f"--backend-directory={backends}", f"--cache-directory={server.wheel / 'caches'}"]
-        environment |= {**_wheel_environment(server.wheel), **(guard_environment(limits) if guard else {})}
-        _check_libraries(backends / "python" / _STUB, environment)
+        environment |= {**wheel_environment(server.wheel), **(guard_environment(limits) if guard else {})}
+        check_libraries(backends, environment)
     log = run_folder / f"triton-{port}.log"
     return LaunchPlan(
         command=(str(server.binary), *flags),
         environment=environment,
         log=log,
+        regions=regions,
         address=listen.address,
         grpc_port=port,
         tls=listen.tls.own_client() if listen.tls else None,
@@ -223,74 +207,27 @@ def _bind(address: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
+def _server_flags(repository: Path, listen: Listen, port: int) -> list[str]:
+    return [
+        f"--model-repository={repository}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        f"--grpc-address={listen.address}",
+        f"--grpc-port={port}",
+        # Nobody knows the key, so nobody passes: model control, shared memory, trace and log settings stay closed.
+        f"--grpc-restricted-protocol={_CLOSED_PROTOCOLS}:admin-key={secrets.token_hex(16)}",
+        "--allow-http=false",
+        # Messages that were answered are freed: Triton would keep the largest, and nothing else bounds them.
+        "--grpc-infer-allocation-pool-size=0",
+        *(listen.tls.flags() if listen.tls else ()),
+        *_metrics_flags(listen),
+    ]
+
+
 def _metrics_flags(listen: Listen) -> list[str]:
     if listen.metrics_port is None:
         return ["--allow-metrics=false"]
     port = choose_port(listen.address, listen.metrics_port)
     return [f"--metrics-address={listen.address}", f"--metrics-port={port}"]
-
-
-def _prepare_backends(wheel: Path, backends: Path, guard: Path | None) -> Path:
-    """Copies the Python backend and the stub of this Python's version beside each other, as tritonserver wants them.
-
-    The guard takes the backend's name and loads it under another.
-    """
-    _check_numpy(metadata.version("numpy"))
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "python_backend_stubs" / version / _STUB
-    if not stub.is_file():
-        known = sorted(path.name for path in (wheel / "python_backend_stubs").iterdir())
-        raise ArtefactError(f"this tritonserver has no stub for Python {version}; it serves {', '.join(known)}")
-    target = backends / "python"
-    target.mkdir(parents=True, exist_ok=True)
-    python = wheel / "backends" / "python"
-    files = {_STUB: stub, _UTILS: python / _UTILS, (UNGUARDED if guard else BACKEND): python / BACKEND}
-    for name, source in (files | ({BACKEND: guard} if guard else {})).items():
-        _copy_if_changed(source, target / name)
-    (target / _STUB).chmod(0o755)
-    return backends
-
-
-def _check_numpy(version: str) -> None:
-    """The wheel's stub reads an array's size where numpy 1 keeps it: under numpy 2 it sends answers without a byte."""
-    if int(version.partition(".")[0]) > 1:
-        raise ArtefactError(
-            f"the Python backend of the nvidia-pytriton wheel works with numpy 1, and here is numpy {version}: "
-            "pip install 'numpy<2', or run inside NVIDIA's Triton container"
-        )
-
-
-def _copy_if_changed(source: Path, target: Path) -> None:
-    old, new = (path.stat() if path.exists() else None for path in (target, source))
-    if old and new and (old.st_size, int(old.st_mtime)) == (new.st_size, int(new.st_mtime)):
-        return
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copy2(source, part)
-    part.replace(target)
-
-
-def _wheel_environment(wheel: Path) -> dict[str, str]:
-    """Libraries of the wheel and of this Python; and this Python first on PATH, where the stub finds ``sys.path``.
-
-    The stub ignores PYTHONPATH and PYTHONHOME: it asks the first ``python3`` on PATH.
-    """
-    libraries = [str(wheel.parents[1] / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
-    inherited = [os.environ["LD_LIBRARY_PATH"]] if os.environ.get("LD_LIBRARY_PATH") else []
-    scripts = str(Path(sys.executable).parent)
-    return {
-        "LD_LIBRARY_PATH": os.pathsep.join(libraries + inherited),
-        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
-    }
-
-
-def _check_libraries(stub: Path, environment: dict[str, str]) -> None:
-    """A stub that lacks libpython dies without a word in the log, so look first."""
-    answer = subprocess.run(
-        ["ldd", str(stub)], env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    missing = [line.split()[0] for line in answer.stdout.splitlines() if line.endswith("not found")]
-    if missing:
-        raise ArtefactError(
-            f"the Python at {sys.executable} comes without {', '.join(missing)}, which Triton's Python backend needs; "
-            "use a Python that was built with --enable-shared, or install its libpython package"
-        )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from hstu_trt.serving.server import EXIT_TIMEOUT_S, LaunchPlan
-from hstu_trt.serving.supervision.undertaker import Undertaker
+from hstu_trt.serving.supervision.undertaker import Undertaker, remove_regions
 
 # Becomes its arguments after asking the kernel (PR_SET_PDEATHSIG) for a SIGTERM when we are gone, killed outright say.
 _TIED_TO_US = (
@@ -44,7 +44,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._undertaker = Undertaker(self._child.pid)
+        self._undertaker = Undertaker(self._child.pid, plan.regions)
 
     @property
     def pid(self) -> int:
@@ -64,19 +64,21 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._child.kill()
         code = self._child.wait()
-        self.kill_stubs()
+        self.bury()
         return code
 
     def kill(self) -> None:
         """Ends the server and its stubs at once, hung ones too; their port is free then."""
-        self.kill_stubs()
         self._child.kill()
+        self.bury()
         self._child.wait()
 
-    def kill_stubs(self) -> None:
-        """Ends stubs that outlived the server: one can hang when the server was killed."""
+    def bury(self) -> None:
+        """Ends stubs that outlived the server, since one can hang when the server was killed, and removes what is left
+        in shared memory."""
         with suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
+        remove_regions(self.plan.regions)
         self._undertaker.dismiss()
 
 

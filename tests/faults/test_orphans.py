@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 from served import Serve
-from supervised import is_running
+from supervised import is_running, regions, regions_of
 from waiting import eventually
 
 from hstu_trt.serving.supervision.processes import SERVER, processes_of
@@ -25,6 +25,8 @@ def test_server_and_stubs_end_with_serve(deployment, hanging):
     serve = Serve(deployment, "--no-restart")
     processes = {process.name: process.pid for process in processes_of(serve.facts["pid"])}
     assert len(processes) == 5
+    shared = regions_of(serve.facts["pid"])
+    assert len(regions(shared)) >= 4, "one of each model"
     for name in hanging:
         os.kill(processes[name], signal.SIGSTOP)
     serve.stop(signal.SIGKILL)
@@ -36,6 +38,7 @@ def test_server_and_stubs_end_with_serve(deployment, hanging):
     eventually(lambda: not left(), left, GRACE_S + 30)
     print(f"all ended after {time.monotonic() - began:.1f} s")
     # A process that ends gives its memory back before it closes its sockets: on a busy machine that is seen.
+    eventually(lambda: not regions(shared), lambda: regions(shared))
     eventually(lambda: is_free(int(serve.url.rpartition(":")[2])), "the port is held")
 
 

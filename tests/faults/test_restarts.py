@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hammering import BOTH, Hammer
 from served import Serve, in_process, request_of
-from supervised import ALLOWED_S, STABLE_S, Supervised, is_running, process_of
+from supervised import ALLOWED_S, STABLE_S, Supervised, is_running, process_of, regions, regions_of
+from waiting import eventually
 
 from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.server import choose_port
@@ -76,6 +77,8 @@ def test_a_process_that_dies_or_stops_is_replaced(supervised, cases, name, numbe
         assert re.search(r"UNAVAILABLE|INTERNAL|CANCELLED", message), message
         assert seconds <= ALLOWED_S
     assert not is_running(pid), "one that was stopped must not go on later"
+    shared = regions_of(supervised.server)
+    eventually(lambda: len(regions(shared)) == 4, lambda: regions(shared))
 
 
 def test_restarts_are_counted_for_prometheus(supervised, metrics_port):

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
-from hstu_trt.serving import server
+from hstu_trt.serving import server, wheel_backend
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.guard import DOORS_VARIABLE, LIMITS_VARIABLE, guard_limits
 from hstu_trt.serving.server import (
@@ -81,16 +81,16 @@ def test_damaged_tables_are_refused_before_the_launch(make_model, tmp_path):
 
 def test_numpy_2_is_refused_beside_the_wheel(monkeypatch, tmp_path):
     """Its stub answers every request with tensors of no bytes there."""
-    monkeypatch.setattr(server.metadata, "version", lambda name: "2.5.5")
+    monkeypatch.setattr(wheel_backend.metadata, "version", lambda name: "2.5.5")
     with pytest.raises(ArtefactError, match=r"numpy 2\.5\.5.*'numpy<2'"):
-        server._prepare_backends(tmp_path, tmp_path / "backends", None)
+        wheel_backend.prepare_backends(tmp_path, tmp_path / "backends", None)
 
 
 def test_a_deployment_is_guarded_by_its_model_s_limits(make_model, tmp_path, monkeypatch):
     deployment = assemble(make_model(), tmp_path / "deployment", Options(queue=3))
     monkeypatch.setattr(server, "find_guard", lambda address, loopback: tmp_path)
     monkeypatch.setattr(server, "door_environment", lambda doors: {DOORS_VARIABLE: doors})
-    for name in ("_prepare_backends", "_check_libraries"):
+    for name in ("prepare_backends", "check_libraries"):
         monkeypatch.setattr(server, name, lambda *args: tmp_path)
     plan = plan_launch(Tritonserver(binary=tmp_path, wheel=tmp_path), deployment, Listen(grpc_port=0))
     assert plan.environment[LIMITS_VARIABLE] == guard_limits(deployment.model)

@@ -1,6 +1,7 @@
 """``hstu-trt serve`` that restarts what is broken, and its processes."""
 
 import json
+import re
 import signal
 import threading
 import time
@@ -65,3 +66,15 @@ def is_running(pid):
 def process_of(server, name):
     (found,) = [process.pid for process in processes_of(server) if process.name == name]
     return found
+
+
+def regions_of(server):
+    """Shared memory of a running server and its models, four regions of the Python backend at least: a pattern."""
+    command = Path(f"/proc/{server}/cmdline").read_text().split("\0")
+    (prefix,) = [found[1] for found in map(re.compile(r".*,shm-region-prefix-name=(.*)").fullmatch, command) if found]
+    return f"{prefix}*"
+
+
+def regions(pattern):
+    """Those that are there."""
+    return sorted(region.name for region in Path("/dev/shm").glob(pattern))
