@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from hstu_trt.bench.fuzz.requests import INFER
-from hstu_trt.bench.fuzz.send import Worker
 from hstu_trt.bench.fuzz.tensors import set_shape
 from hstu_trt.bench.fuzz.verdict import CLIENT_FAULTS
 
@@ -47,8 +46,8 @@ KINDS: dict[str, tuple[Callable[[Any, int], None], bool]] = {
 }
 
 
-def send_large(url: str, worker: Worker, size: int) -> list[Large]:
-    """Sends one of each kind, one after another."""
+def send_large(url: str, base: Any, size: int) -> list[Large]:
+    """Sends one of each kind, one after another. base: a right request (``ModelInferRequest``)."""
     import grpc
 
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -56,7 +55,6 @@ def send_large(url: str, worker: Worker, size: int) -> list[Large]:
     with grpc.insecure_channel(url, options=options) as channel:
         call = channel.unary_unary(INFER)
         for kind, (enlarge, is_compressed) in KINDS.items():
-            base = worker.bases[worker.oracle.served[0]][0]
             request = type(base)()
             request.CopyFrom(base)
             enlarge(request, size)

@@ -99,7 +99,7 @@ def fuzz(deployment: Deployment, plan: Plan, url: str | None = None) -> Report:
                 report.held.append(held_by(process.pid))
                 report.faults += growth(report.held[0], report.held[1])
             if plan.large_mib and not report.result.findings:
-                report.large = send_large(address, local, plan.large_mib << 20)
+                report.large = send_large(address, local.bases[local.oracle.served[0]][0], plan.large_mib << 20)
         report.wire = dict(wire.counts)
         report.faults += [f"{n} connections refused: {name}" for name, n in wire.refused.items()]
         report.faults += [f"{large.kind}: {large.fault}" for large in report.large if large.fault]

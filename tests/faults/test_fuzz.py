@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -263,9 +262,9 @@ def test_metrics_listen_where_they_are_told_to(metered):
 def test_large_messages_are_not_kept_one_by_one(metered, bases):
     """The allocator keeps the pages of a few: seven more rounds of three messages do not add those of three more."""
     serve, _ = metered
-    worker, held = SimpleNamespace(bases=bases), []
+    held = []
     for _ in range(2 * ROUNDS):
-        found = send_large(serve.url, worker, LARGE_MIB << 20)
+        found = send_large(serve.url, bases["ranking"][0], LARGE_MIB << 20)
         assert not [large.fault for large in found if large.fault]
         held.append(held_by(serve.facts["pid"]).server_mib)
     print(f"MiB held after each round of large messages: {[round(each) for each in held]}")
