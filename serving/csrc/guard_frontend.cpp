@@ -21,6 +21,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -139,7 +140,16 @@ void answer(void* response, const uint32_t flags, void* argument) {
   told.answered(response, flags, told.argument);
 }
 
-// The moment of the monotonic clock that is as far away as this one of the wall clock is now. All that waits here waits
+// Whether it is the Python backend, or a stub of it, that waits. The locks of Python before 3.11, among others, wait in
+// the same functions for as long as they like.
+bool is_python_backend(const void* caller) {
+  Dl_info of;
+  if (dladdr(caller, &of) == 0 || of.dli_fname == nullptr) return false;
+  const char* slash = std::strrchr(of.dli_fname, '/');
+  return std::strstr(slash == nullptr ? of.dli_fname : slash, "triton_python") != nullptr;
+}
+
+// The moment of the monotonic clock that is as far away as this one of the wall clock is now. The Python backend waits
 // for a second; a moment that has passed, or is minutes away, means that the clock was set since it was chosen.
 timespec monotonic(const timespec* due) {
   constexpr int64_t kSecond = 1'000'000'000;
@@ -157,11 +167,15 @@ timespec monotonic(const timespec* due) {
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT int sem_timedwait(sem_t* semaphore, const timespec* due) {
+  static auto wait = real<int (*)(sem_t*, const timespec*)>(__func__);
+  if (!is_python_backend(__builtin_return_address(0))) return wait(semaphore, due);
   const timespec until = monotonic(due);
   return sem_clockwait(semaphore, CLOCK_MONOTONIC, &until);
 }
 
 EXPORT int pthread_mutex_timedlock(pthread_mutex_t* mutex, const timespec* due) noexcept {
+  static auto lock = real<int (*)(pthread_mutex_t*, const timespec*)>(__func__);
+  if (!is_python_backend(__builtin_return_address(0))) return lock(mutex, due);
   const timespec until = monotonic(due);
   return pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &until);
 }

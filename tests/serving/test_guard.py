@@ -1,5 +1,9 @@
 """The guard of the server: its bounds, and where a server must not run without it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from hstu_trt.contract.errors import ConfigError
@@ -107,3 +111,29 @@ def test_people_are_told_of_a_server_without_it(libraries):
     assert guard_note({}) == [], "an installed server refuses by itself"
     assert guard_note({"LD_LIBRARY_PATH": "x", **guard_environment("x=1")}) == []
     assert "make guard-lib" in guard_note({"LD_LIBRARY_PATH": "x"})[0]
+
+
+OTHERS = """
+import ctypes, time
+libc, semaphore = ctypes.CDLL(None), ctypes.create_string_buffer(32)
+libc.sem_init(semaphore, 0, 0)
+def waited(seconds):
+    due = time.time() + seconds
+    moment = (ctypes.c_long * 2)(int(due), int(due % 1 * 1e9))
+    began = time.monotonic()
+    assert libc.sem_timedwait(semaphore, moment) == -1
+    return time.monotonic() - began
+assert waited(-1) < 0.5, "what has passed is not waited for"
+assert waited(0.3) >= 0.29
+"""
+
+
+@pytest.mark.triton
+def test_what_waits_beside_the_python_backend_keeps_its_time():
+    """As the locks of Python 3.10 do; the Python backend's own are in tests/faults/test_clock_jumps.py."""
+    assert guard.FRONTEND.is_file(), "make guard-lib"
+    environment = {**os.environ, "LD_PRELOAD": str(guard.FRONTEND)}
+    answer = subprocess.run(
+        [sys.executable, "-c", OTHERS], env=environment, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
