@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hstu_trt.contract.errors import InputError
 from hstu_trt.plugins.library import DATA_TYPES, AttentionParams, TokenTensor
+from hstu_trt.plugins.tensors import type_name
 
 # Name, tensor, its type, and the shapes that it may have.
 _Expected = tuple[Any, ...]
@@ -239,7 +240,7 @@ def _page_tokens(name: str, pages: Tensor) -> TokenTensor:
 
 
 def _data_type(dtype: torch.dtype) -> int:
-    name = str(dtype).removeprefix("torch.")
+    name = type_name(dtype)
     if name not in DATA_TYPES:
         raise InputError(f"{name} is no type of these kernels, which know {', '.join(DATA_TYPES)}")
     return DATA_TYPES[name]

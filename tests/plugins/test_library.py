@@ -233,7 +233,7 @@ def test_value_blocks_are_those_of_the_header(library: KernelLibrary) -> None:
 
 def test_a_failed_launch_names_cudas_error(library: KernelLibrary) -> None:
     with pytest.raises(KernelError, match=r"pack_values: cudaError\w+: .*built for"):
-        library._raise_on(1, "pack_values")
+        library.raise_on(1, "pack_values")
 
 
 def valid_lookup(**changes: Any) -> EmbeddingParams:
