@@ -1,4 +1,4 @@
-"""Building libhstu_trt_kernels.so: CMake with the toolchain found, then a record of what its kernels take."""
+"""Building the kernels and the TensorRT plugins: CMake with the toolchain found, then a record of what was built."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A call of HSTU attention as tensors, and the AttentionParams that the library takes.
 
-Tensors are views of any strides but for the last axis, which is contiguous. Shape suffixes are those of
-kernels/attention/params.h: Tq query rows, Tk key rows, B users, H heads.
+Tensors are views of any strides but for the last axis, which is contiguous. Shapes: Tq query rows, Tk key rows, B
+users, H heads, Dqk and Dv the dims of a head; kernels/attention/params.h says which rows those are.
 """
 
 from __future__ import annotations

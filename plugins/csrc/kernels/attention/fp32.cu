@@ -247,8 +247,8 @@ cudaError_t launch_fp32(AttentionParams const& params, cudaStream_t stream) noex
     case DataType::kFloat16: return launch<__half>(params, stream);
     case DataType::kBFloat16: return launch<__nv_bfloat16>(params, stream);
     case DataType::kFloat8E4M3: return launch<__nv_fp8_e4m3>(params, stream);
+    default: return cudaErrorInvalidValue;
   }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace hstu_trt

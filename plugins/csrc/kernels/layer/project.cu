@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the fp8 product can do, and its launch where the GPU has the kernel.
+#include "../common/device.h"
 #include "layer.h"
 #include "project.h"
 #include "rows.cuh"
@@ -28,13 +29,9 @@ cudaError_t launch(ProjectParams const& params, cudaStream_t stream) noexcept {
   if (unsupported(params)) return cudaErrorNotSupported;
   if (params.rows == 0) return cudaSuccess;
 #ifdef HSTU_TRT_SM90
-  int device = 0, multiprocessors = 0, major = 0, minor = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  if (error != cudaSuccess) return error;
-  if (major == 9 && minor == 0) return project::launch_sm90(params, multiprocessors, stream);
+  Device device;
+  if (cudaError_t const error = current_device(device); error != cudaSuccess) return error;
+  if (device.capability == 90) return project::launch_sm90(params, device.multiprocessors, stream);
 #endif
   return cudaErrorNoKernelImageForDevice;
 }
