@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Behind the attention: norm, gate and the left operand of the output product in one pass.
-#include <type_traits>
-
 #include "layer.h"
 #include "rows.cuh"
 

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the last layer's rows to scores: the postprocessor with the item vectors' product, and the end of the head.
-#include <type_traits>
-
 #include "layer.h"
 #include "rows.cuh"
 

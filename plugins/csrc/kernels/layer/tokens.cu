@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The token stream, and the first layer's norm of it, in one pass over the content product.
-#include <type_traits>
-
 #include "layer.h"
 #include "rows.cuh"
 
