@@ -25,7 +25,7 @@ char const* unsupported(ProjectParams const& p) noexcept {
   return nullptr;
 }
 
-cudaError_t launch(ProjectParams const& params, cudaStream_t stream) noexcept {
+cudaError_t launch(ProjectParams const& params, [[maybe_unused]] cudaStream_t stream) noexcept {
   if (unsupported(params)) return cudaErrorNotSupported;
   if (params.rows == 0) return cudaSuccess;
 #ifdef HSTU_TRT_SM90
