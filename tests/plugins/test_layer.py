@@ -64,6 +64,11 @@ def norm(**changes: object) -> NormRowsParams:
     return NormRowsParams(**{**known, **changes})
 
 
+def gate(**changes: object) -> GateParams:
+    known = {"u": 256, "attention": 256, "gain": 256, "bias": 256, "joined": OUT, "rows": 5, "width": 512, "heads": 4}
+    return GateParams(**{**known, **changes})
+
+
 def project(width: int = 256, **changes: object) -> ProjectParams:
     known = {"x": 256, "weight": 256, "column_scale": 256, "bias": 256, "x_stride": 512, "rows": 5, "inputs": 512,
              "count": 1, "outs": (RowsOut * 4)(OUT)}  # fmt: skip
@@ -76,20 +81,26 @@ REFUSED = [
     (norm(width=4096), "up to 2048"),
     (norm(x=264), "16-byte aligned"),
     (norm(x_stride=508), "16-byte aligned"),
+    (norm(bias=264), "weights must be 16-byte aligned"),
     (norm(gain=None), "missing"),
     (norm(delta=256), "a sum needs a place"),
     (norm(swish=1, factor=256), "exclude each other"),
     (norm(out=RowsOut(256, 512, 0.0, E4M3)), "scale above 0"),
     (norm(out=RowsOut(256, 512, 1.0, 0)), "fp16 or e4m3"),
     (norm(rows=-1), "must not be negative"),
-    (GateParams(u=256, attention=256, gain=256, bias=256, joined=OUT, rows=5, width=512, heads=5), "head's width"),
+    (gate(heads=5), "head's width"),
+    (gate(gain=264), "weights must be 16-byte aligned"),
+    (gate(gain=264, group_norm=1), None),
     (GateParams(joined=OUT, rows=5, width=512, heads=4), "missing"),
     (QuantiseRowsParams(count=4), "1 to 3 segments"),
     (EncodeTokensParams(normed=OUT, tokens=5, width=512, users=0), "users"),
     (EncodeTokensParams(normed=OUT, tokens=5, width=512, users=1, action_count=13), "at most 12"),
     (EncodeTokensParams(normed=OUT, tokens=5, width=512, users=1), "missing"),
+    (EncodeTokensParams(normed=OUT, tokens=5, width=512, users=1, norm_bias=264), "weights must be 16-byte aligned"),
     (UserVectorsParams(x=256, rows=5, width=512, kind=2, gain=256, bias=256), "timestamps"),
+    (UserVectorsParams(x=256, rows=5, width=512, kind=1, gain=256, bias=264), "weights must be 16-byte aligned"),
     (ScoresParams(rows=5, width=512, tasks=1, binary=2), "binary tasks"),
+    (ScoresParams(rows=5, width=512, tasks=1, weight=264), "weights must be 16-byte aligned"),
     (project(), None),
     (project(inputs=640), "up to 512"),
     (project(width=128), "multiple of 256"),

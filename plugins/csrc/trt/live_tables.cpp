@@ -51,9 +51,14 @@ LiveTables::~LiveTables() {
   wake_.notify_all();
   if (watcher_.joinable()) watcher_.join();
   OutsideOfCaptures const outside;
+  // Whoever lets go of it last may work on another GPU.
+  int callers_device = device_;
+  cudaGetDevice(&callers_device);
+  cudaSetDevice(device_);
   cudaDeviceSynchronize();
   cudaFree(word_);
   if (stream_) cudaStreamDestroy(stream_);
+  cudaSetDevice(callers_device);
   cudaGetLastError();
 }
 

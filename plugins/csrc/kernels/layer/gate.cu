@@ -58,6 +58,7 @@ char const* unsupported(GateParams const& p) noexcept {
   if (char const* const sentence = wrong_output(p.joined)) return sentence;
   if (!is_aligned(p.u, p.u_stride) || !is_aligned(p.attention, p.attention_stride))
     return "rows must be 16-byte aligned";
+  if (!p.group_norm && !are_aligned({p.gain, p.bias})) return kUnalignedWeights;
   if (p.heads < 1 || p.width % p.heads || p.width / p.heads % kVector) return "a head's width is a multiple of 8";
   if (p.rows > 0 && !(p.u && p.attention && p.gain && p.bias && p.joined.data)) return "a tensor is missing";
   if (p.keep_attention && p.joined.type != DataType::kFloat16) return "attention that is in place is fp16";

@@ -53,6 +53,7 @@ char const* unsupported(NormRowsParams const& p) noexcept {
       !is_aligned(p.factor, p.factor_stride)) {
     return "rows must be 16-byte aligned";
   }
+  if (!are_aligned({p.gain, p.bias})) return kUnalignedWeights;
   if (p.rows > 0 && !(p.x && p.gain && p.bias && p.out.data)) return "a tensor is missing";
   if (p.delta && !p.sum) return "a sum needs a place";
   if (p.swish && p.factor) return "swish and a factor exclude each other";

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What stands between the matrix products of the model: plain data, no torch, no TensorRT.
 //
-// Rows are fp16, their elements side by side, 16-byte aligned; strides are in elements. Widths are multiples of 8, at
-// most kMaxRowWidth. Outputs are fp16, or e4m3 with a static scale: stored = value / scale. Norms, activations and sums
-// are computed in fp32. All pointers are device pointers.
+// Rows are fp16, their elements side by side, 16-byte aligned, as gains, biases and weights in fp32 are; strides are in
+// elements. Widths are multiples of 8, at most kMaxRowWidth. Outputs are fp16, or e4m3 with a static scale: stored =
+// value / scale. Norms, activations and sums are computed in fp32. All pointers are device pointers.
 #pragma once
 
 #include <cstdint>

@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 #include "params.h"
@@ -206,6 +207,15 @@ inline bool is_aligned(void const* data, int64_t stride, int element_bytes = 2) 
 inline bool is_aligned(RowsOut const& out) {
   return is_aligned(out.data, out.stride, out.type == DataType::kFloat8E4M3 ? 1 : 2);
 }
+
+// Gains, biases and weights in fp32 are read four at a time, too.
+inline bool are_aligned(std::initializer_list<float const*> vectors) {
+  for (float const* const vector : vectors) {
+    if (!is_aligned(vector, 0, 2)) return false;
+  }
+  return true;
+}
+constexpr char const* kUnalignedWeights = "gains, biases and weights must be 16-byte aligned";
 
 inline char const* wrong_shape(int rows, int width) {
   if (rows < 0) return "the number of rows must not be negative";

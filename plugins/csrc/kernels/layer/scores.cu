@@ -91,6 +91,7 @@ char const* unsupported(UserVectorsParams const& p) noexcept {
   if (!is_aligned(p.x, p.x_stride) || !is_aligned(p.users, p.width) || !is_aligned(p.items, p.width)) {
     return "rows must be 16-byte aligned";
   }
+  if (!are_aligned({p.gain, p.bias, p.time_weight, p.item_gain, p.item_bias})) return kUnalignedWeights;
   if (p.rows > 0 && !p.x) return "a tensor is missing";
   if (p.rows > 0 && p.kind != Postprocessor::kL2Norm && !(p.gain && p.bias)) return "the norm's weights are missing";
   if (p.rows > 0 && p.kind == Postprocessor::kTimestamp && !(p.time_weight && p.timestamps)) {
@@ -112,6 +113,7 @@ cudaError_t launch(UserVectorsParams const& params, cudaStream_t stream) noexcep
 char const* unsupported(ScoresParams const& p) noexcept {
   if (char const* const sentence = wrong_shape(p.rows, p.width)) return sentence;
   if (!is_aligned(p.hidden, p.stride)) return "rows must be 16-byte aligned";
+  if (!are_aligned({p.gain, p.bias, p.weight})) return kUnalignedWeights;
   if (p.tasks < 1 || p.binary < 0 || p.binary > p.tasks) return "binary tasks are some of the tasks, at least one";
   bool const there = p.hidden && p.gain && p.bias && p.weight && p.weight_bias && p.scores;
   return p.rows > 0 && !there ? "a tensor is missing" : nullptr;

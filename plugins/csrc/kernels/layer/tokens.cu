@@ -117,6 +117,7 @@ char const* unsupported(EncodeTokensParams const& p) noexcept {
                                  static_cast<void const*>(p.x)}) {
     if (!is_aligned(rows, p.width)) return "rows must be 16-byte aligned";
   }
+  if (!are_aligned({p.gain, p.bias, p.norm_gain, p.norm_bias})) return kUnalignedWeights;
   bool const there = p.content && p.gain && p.bias && p.position_table && p.time_table && p.timestamps &&
                      p.prefix_offsets && p.candidate_offsets && p.norm_gain && p.norm_bias && p.x && p.normed.data;
   if (p.tokens > 0 && !there) return "a tensor is missing";
