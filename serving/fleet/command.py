@@ -128,14 +128,15 @@ def _what_to_serve(given: Path | None, run: Path) -> Path:
     """
     record = run / RECORD
     served = Path(json.loads(record.read_text())["current"]) if record.exists() else None
-    if given is None and served is None:
+    wanted = served if given is None else given.resolve()
+    if wanted is None:
         raise ConfigError("--deployment is missing: the folder to serve, made by hstu-trt assemble")
-    if given is not None and served not in (None, given.resolve()):
+    if served not in (None, wanted):
         raise ConfigError(
             f"the fleet in {run} served {served} last, by a release; leave --deployment out to go on with that, "
             f"or remove {record} to serve {given}"
         )
-    return given.resolve() if given is not None else served or run
+    return wanted
 
 
 def _command(argv: Sequence[str]) -> int:

@@ -77,16 +77,14 @@ class Supervisor:
     tell: Callable[[Event], None]
     record: Path
     """File that holds how many restarts there were, and the last events."""
+    process: ServerProcess | None
+    """The server that runs, at first too; None while there is none: the one to drain at the end."""
     patience: Patience = field(default_factory=Patience)
-    process: ServerProcess | None = None
     restarts: int = 0
     _events: list[Event] = field(default_factory=list)
 
     def run(self) -> None:
-        """Returns never: ends by an exception from a signal, by HstuTrtError if the first start fails, or GivenUpError.
-
-        ``process`` is then the server to drain, if one runs.
-        """
+        """Returns never: ends by an exception from a signal, or by GivenUpError."""
         failures = 0
         while True:
             assert self.process is not None
