@@ -117,12 +117,11 @@ def test_concurrent_requests_of_mixed_lengths_are_batched(served, requests):
                 client._receive(future)
             # The server counts a batch after it has answered.
             eventually(lambda least=before[0] + expected: counts()[0] >= least)
-            inferences, executions = settled(counts, 0.2) - before
-            assert inferences == expected
-            seen.append(int(executions))
-            if seen[-1] < 1 + len(requests):
+            seen.append(tuple(settled(counts, 0.2) - before))
+            # More inferences: of a test before, told late.
+            if seen[-1][0] == expected and seen[-1][1] < 1 + len(requests):
                 return
-    raise AssertionError(f"{expected} inferences in {seen} executions")
+    raise AssertionError(f"{expected} inferences, in fewer than {1 + len(requests)} executions, are not among {seen}")
 
 
 def changed(tensors, name, change):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from served import in_process, request_of
+from waiting import eventually
 
 from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.fleet.control import ask
@@ -78,6 +79,10 @@ class FleetUnderTest:
 
         return self.wait_for(well, f"{count} replicas")
 
+    def verdicts(self):
+        """How often a replica was found to be down, or well again: each is a reload of the gateway."""
+        return sum(" is down: " in line or " answers again" in line for line in list(self.lines))
+
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(180)
@@ -133,9 +138,12 @@ class Load:
     def wait_for_more(self, count=20):
         """Waits until the clients have had some more answers."""
         target = len(self.sent) + count
-        while len(self.sent) < target:
+
+        def has_come():
             assert all(thread.is_alive() for thread in self._threads)
-            time.sleep(0.02)
+            return len(self.sent) >= target
+
+        eventually(has_come, lambda: f"{len(self.sent)} answers, the last: {self.sent[-1:]}")
 
     @property
     def answers(self):
