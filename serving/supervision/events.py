@@ -24,7 +24,8 @@ MOST_BYTES = 64 << 20
 MOST_REQUESTS_PER_S = 100
 """Of one process: whoever sends bad requests without end must not fill a disk."""
 _MOST_CHARS = 2000
-_MOST_ID_CHARS = 128
+MOST_ID_CHARS = 128
+"""Of a request's id, as its client chose it."""
 _POLL_S = 0.2
 
 
@@ -72,7 +73,7 @@ class Events:
             left_out, self._left_out = self._left_out or None, 0
         self.write(
             "request",
-            request_id=request_id[:_MOST_ID_CHARS] or None,
+            request_id=request_id[:MOST_ID_CHARS] or None,
             status=status,
             message=message[:_MOST_CHARS],
             left_out_before=left_out,
