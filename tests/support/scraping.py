@@ -1,8 +1,9 @@
-"""A running server's metrics, as Prometheus gets them."""
+"""What a running server counts: its metrics, as Prometheus gets them, and Triton's own statistics."""
 
 import urllib.request
 
-from waiting import eventually
+from tritonclient.grpc import InferenceServerClient
+from waiting import PATIENCE_S, eventually
 
 
 def scraped(port):
@@ -14,6 +15,13 @@ def scraped(port):
 def series(port):
     """Name with labels -> value."""
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in scraped(port))}
+
+
+def counted(url):
+    """Model -> (requests that it answered, that it refused): Triton counts a moment after it has answered."""
+    with InferenceServerClient(url) as client:
+        statistics = client.get_inference_statistics(client_timeout=PATIENCE_S).model_stats
+    return {model.name: (model.inference_stats.success.count, model.inference_stats.fail.count) for model in statistics}
 
 
 def restarts_told(port):

@@ -7,8 +7,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from scraping import counted
 from served import Serve
-from tritonclient.grpc import InferenceServerClient
 from waiting import PATIENCE_S, eventually
 
 from hstu_trt.serving.supervision.processes import processes_of
@@ -54,18 +54,13 @@ class Supervised(Serve):
     def wait_until_stable(self):
         """Returns when its server counts as one that stays up: else the next restart is put off, as in a loop of
         crashes. Nobody else may ask meanwhile, since canaries are told from other requests by nothing."""
-        before = self._answered()
+        before = counted(self.url)
 
         def is_stable():
             # The last one may have been counted by the server, and not yet by serve.
-            return all(count - before[model] > STABLE_CANARIES for model, count in self._answered().items())
+            return all(now - before[model][0] > STABLE_CANARIES for model, (now, _) in counted(self.url).items())
 
         eventually(is_stable, "its server answers no canaries")
-
-    def _answered(self):
-        with InferenceServerClient(self.url) as client:
-            statistics = client.get_inference_statistics(client_timeout=20).model_stats
-        return {model.name: model.inference_stats.success.count for model in statistics}
 
     def stop(self, number=signal.SIGTERM):
         code = super().stop(number)
