@@ -1,6 +1,5 @@
 """The golden checkpoint as a deployment, for tests that break what serves it."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -61,7 +60,5 @@ def fleet(deployment, tmp_path_factory):
 
     Its folder has a blank in its name, as folders have.
     """
-    # Below the ports that the kernel gives to connections, and not those of another run on this machine.
-    base = 20_000 + os.getpid() % 120 * 100
-    with running_fleet(deployment, tmp_path_factory.mktemp("fleet") / "a run", 2, base, base + 1) as running:
+    with running_fleet(deployment, tmp_path_factory.mktemp("fleet") / "a run", 2) as running:
         yield running

@@ -192,12 +192,11 @@ def gpus_of(fleet):
 
 def test_one_server_per_gpu_behind_tls(deployment, tmp_path):
     """On a node with two: each replica sees its own; one that replaces another, or comes after it, takes its GPU."""
-    base = 20_050 + os.getpid() % 120 * 100
     ca = ThrowawayCa(tmp_path / "ca")
     (cert, key), mine = ca.issue("gateway", usages=(ThrowawayCa.SERVER,)), ca.issue("client", names=())
     options = ["--tls-cert", str(cert), "--tls-key", str(key), "--tls-client-ca", str(ca.path)]
     options += ["--gpus", "GPU-a,GPU-b"]
-    with running_fleet(deployment, tmp_path / "run", None, base, base + 1, *options) as fleet:
+    with running_fleet(deployment, tmp_path / "run", None, *options) as fleet:
         request, tls = request_of(deployment, 5, 3), ClientTls(ca=ca.path, cert=mine[0], key=mine[1], server_name=NAME)
         with RankingClient(fleet.url, tls=tls) as client:
             scores = client.rank(request.user, request.history, request.candidates)

@@ -1,7 +1,9 @@
 """A real ``hstu-trt fleet`` as a child process, and load on it that knows every right answer."""
 
 import contextlib
+import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,16 +20,22 @@ from waiting import eventually
 from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.fleet.control import ask
 from hstu_trt.serving.fleet.gateway import children_of
+from hstu_trt.serving.server import LOOPBACK, choose_port
 
 MODELS = ("ranking", "ranking_fused")
 ATOL = 2e-5
+_NUMBERS = itertools.count()
+"""Of fleets: two that run at the same time do not look for their replicas' ports in the same place."""
 
 
 class FleetUnderTest:
     """``hstu-trt fleet``, ready when constructed; its commands through the real command line."""
 
-    def __init__(self, deployment, run, replicas, port, first_replica_port, *options):
-        self.run, self.url = run, f"127.0.0.1:{port}"
+    def __init__(self, deployment, run, replicas, *options):
+        port = choose_port(LOOPBACK, 0)
+        # Below the ports that the kernel gives to connections, and not those of another run on this machine.
+        first_replica_port = 20_000 + os.getpid() % 120 * 100 + 50 * (next(_NUMBERS) % 2)
+        self.run, self.url = run, f"{LOOPBACK}:{port}"
         command = [sys.executable, "-m", "hstu_trt.serving.fleet.command", "--deployment", str(deployment.path)]
         command += ["--port", str(port), "--run", str(run), "--first-replica-port", str(first_replica_port), *options]
         command += [] if replicas is None else ["--replicas", str(replicas)]
@@ -200,9 +208,9 @@ def counted_tries(client):
 
 
 @contextlib.contextmanager
-def running_fleet(deployment, run, replicas, port, first_replica_port, *options):
+def running_fleet(deployment, run, replicas, *options):
     """replicas: None leaves it to the options."""
-    fleet = FleetUnderTest(deployment, run, replicas, port, first_replica_port, *options)
+    fleet = FleetUnderTest(deployment, run, replicas, *options)
     try:
         yield fleet
     finally:
