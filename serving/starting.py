@@ -28,6 +28,7 @@ from hstu_trt.serving.requests import sample
 from hstu_trt.serving.served import models_of
 from hstu_trt.serving.server import LaunchPlan
 from hstu_trt.serving.server_process import ServerProcess
+from hstu_trt.serving.stopping import uninterrupted
 from hstu_trt.serving.supervision.failure import cause_of_failure
 from hstu_trt.serving.tier_report import check_tiers
 from hstu_trt.serving.tls import ClientTls, connect
@@ -141,7 +142,7 @@ def _ask_all(deployment: Deployment, url: str, tls: ClientTls | None) -> dict[st
     """The answer of each served model to the same request."""
     request, answers = sample(deployment.model.ranking_config, deployment.model.limits), {}
     for name in deployment.served:
-        with RankingClient(url, name, tls=tls) as client:
+        with uninterrupted(), RankingClient(url, name, tls=tls) as client:
             answers[name] = client.ask(request)
     return answers
 

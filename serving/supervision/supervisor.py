@@ -22,6 +22,7 @@ from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.models.held import SUPERVISOR, Board
 from hstu_trt.serving.served import LOOKUPS
 from hstu_trt.serving.server_process import ServerProcess
+from hstu_trt.serving.stopping import uninterrupted
 from hstu_trt.serving.supervision.canary import Canary
 from hstu_trt.serving.supervision.watch import LOOK_S, Patience, Watch
 
@@ -97,6 +98,11 @@ class Supervisor:
             failures = 0 if was_stable else failures + 1
             failures = self._restart(cause, fault_at, failures)
 
+    def close(self) -> None:
+        """Closes the canaries' connections."""
+        for canary in self.canaries:
+            canary.close()
+
     @contextmanager
     def _telling_models(self, process: ServerProcess) -> Iterator[None]:
         """Of a server how often it was restarted, which is what Prometheus asks them."""
@@ -113,7 +119,9 @@ class Supervisor:
             while True:
                 if process.exit_code is not None:
                     return f"tritonserver died with code {process.exit_code}", watch.right >= STABLE_CANARIES
-                if (cause := watch.look()) is not None:
+                with uninterrupted():
+                    cause = watch.look()
+                if cause is not None:
                     return cause, watch.right >= STABLE_CANARIES
                 time.sleep(LOOK_S)
 
