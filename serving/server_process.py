@@ -80,14 +80,14 @@ class ServerProcess:
         in shared memory."""
         with suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
-        _reap(self._child.pid)
+        reap(self._child.pid)
         remove_regions(self.plan.regions)
         self._undertaker.dismiss()
 
 
-def _reap(group: int) -> None:
-    """Asks after stubs that the server left to us, as it does where we are a container's first process: nobody else
-    would, and they would stay in the table of processes. One that cannot end now, in a driver say, is not waited for.
+def reap(group: int) -> None:
+    """Asks after processes that were killed and had been left to us, as they are to a container's first process: nobody
+    else would, and they would stay in the table of processes. One that cannot end now, in a driver say, is left there.
     """
     deadline = time.monotonic() + _REAP_S
     with suppress(ChildProcessError):

@@ -19,12 +19,14 @@ print(stub.pid, flush=True)
 time.sleep(100)
 """
 # The first process of a container gets the children that others leave behind.
-FIRST_PROCESS = f"""
-import ctypes, signal, sys
+FIRST = """
+import ctypes, subprocess, sys
 from pathlib import Path
+assert ctypes.CDLL(None).prctl(36, 1) == 0  # PR_SET_CHILD_SUBREAPER
+"""
+SERVE = f"""{FIRST}
 from hstu_trt.serving.server import LaunchPlan
 from hstu_trt.serving.server_process import ServerProcess
-assert ctypes.CDLL(None).prctl(36, 1) == 0  # PR_SET_CHILD_SUBREAPER
 log = Path(sys.argv[1])
 plan = LaunchPlan(
     command=(sys.executable, "-c", {SERVER!r}), log=log, regions="hstu_trt_no_such_", address="", grpc_port=0
@@ -33,18 +35,43 @@ process = ServerProcess(plan)
 while not log.read_text().endswith("\\n"):
     assert process.exit_code is None, log.read_text()
 getattr(process, sys.argv[2])()
-print(process.pid, log.read_text())
+print(process.pid, log.read_text(), flush=True)
 sys.stdin.read()
 """
+# A serve that was killed leaves its server to the fleet.
+KILLED_SERVE = """
+import subprocess, sys
+command, quiet = [sys.executable, "-c", "import time; time.sleep(100)"], subprocess.DEVNULL
+server = subprocess.Popen(command, start_new_session=True, stdout=quiet, stderr=quiet)
+print(server.pid)
+"""
+FLEET = f"""{FIRST}
+from hstu_trt.serving.fleet.replica import Replica
+serve = subprocess.run([sys.executable, "-c", {KILLED_SERVE!r}], capture_output=True, text=True, check=True)
+replica = Replica(None, print)
+replica._servers = {{int(serve.stdout)}}
+replica._kill_servers()
+print(serve.stdout, flush=True)
+sys.stdin.read()
+"""
+
+
+def are_gone(script, *arguments):
+    """Whether the processes that a script has ended, as it says in a line, are in no table while it still runs."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        ended = list(map(int, first.stdout.readline().split()))
+        return ended != [] and not any(map(_stat, ended))
 
 
 @pytest.mark.parametrize("end", ["kill", "drain"])
 def test_nothing_is_left_to_the_first_process_of_a_container(tmp_path, end):
     """Stubs that nobody asks after stay in the table of processes, four more at each restart."""
-    command = [sys.executable, "-c", FIRST_PROCESS, str(tmp_path / "log"), end]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
-        ended = list(map(int, first.stdout.readline().split()))
-        assert len(ended) == 2 and [_stat(pid) for pid in ended] == [None, None]
+    assert are_gone(SERVE, tmp_path / "log", end)
+
+
+def test_nor_to_a_fleet_that_is_one():
+    assert are_gone(FLEET)
 
 
 KEY = "0123456789abcdef"
