@@ -3,13 +3,10 @@
 import json
 import os
 
-import pytest
 from served import events_of
 from waiting import eventually
 
 from hstu_trt.serving.supervision import events
-
-pytestmark = pytest.mark.faults
 
 
 def test_bad_requests_without_end_do_not_fill_a_disk(tmp_path, monkeypatch):
