@@ -55,7 +55,7 @@ class FleetUnderTest:
         module = "command" if verb == "fleet" else "release_command"
         folder = "--run" if verb == "fleet" else "--fleet"
         command = [sys.executable, "-m", f"hstu_trt.serving.fleet.{module}", *map(str, rest), folder, str(self.run)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         return done.returncode, done.stdout, done.stderr
 
     def status(self):
