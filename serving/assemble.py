@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -210,16 +211,7 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
     write_manifest(
         folder,
         kind=DEPLOYMENT_KIND,
-        made_by=(
-            f"hstu-trt assemble --model {model.path} {_served_text(options.served)}--flavour {options.flavour} "
-            f"--attention-norm {norm} --id-policy {options.id_policy} "
-            f"{f'--queue {options.queue} ' if options.queue else ''}"
-            f"{f'--engines {options.engines} ' if options.engines else ''}"
-            f"{options.cuda.command_text if options.flavour == 'cuda' else ''}"
-            f"{f'--tables {options.refresh.tables} ' if options.refresh.tables else ''}"
-            f"{'--bad-version previous ' if options.refresh.bad_version == 'previous' else ''}"
-            f"{f'--tiers {options.tiers} ' if options.tiers else ''}--out {out}"
-        ),
+        made_by=_command(model, out, options),
         files=[
             *(path.relative_to(folder).as_posix() for path in repository.rglob("*") if path.is_file()),
             *(name for name in (TIERS_FILE, reference_answer.FILE) if (folder / name).is_file()),
@@ -238,6 +230,20 @@ def _write_deployment_manifest(folder: Path, out: Path, model: ModelFolder, opti
     )
 
 
-def _served_text(served: tuple[str, ...]) -> str:
-    """As an option of ``assemble``; nothing where it is the default."""
-    return "" if served == SERVED else f"--served {','.join(served)} "
+def _command(model: ModelFolder, out: Path, options: Options) -> str:
+    """What makes the same deployment again, for a shell; options that are not given are left out."""
+    given: dict[str, object] = {
+        "--model": model.path,
+        "--served": None if options.served == SERVED else ",".join(options.served),
+        "--flavour": options.flavour,
+        "--attention-norm": options.norm_text(model),
+        "--id-policy": options.id_policy,
+        "--queue": options.queue,
+        "--engines": options.engines,
+        **(options.cuda.command_options() if options.flavour == "cuda" else {}),
+        "--tiers": options.tiers,
+        **options.refresh.command_options(),
+        "--out": out,
+    }
+    words = [str(word) for option, value in given.items() if value is not None for word in (option, value)]
+    return shlex.join(["hstu-trt", "assemble", *words])

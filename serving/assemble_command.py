@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     refresh = RefreshSettings(
         tables=args.tables,
         mode=args.refresh,
-        memory_bytes=None if args.refresh_memory is None else int(args.refresh_memory * 1e9),
+        memory_bytes=None if args.refresh_memory is None else round(args.refresh_memory * 1e9),
         poll_s=args.refresh_poll,
         bad_version=args.bad_version,
     )

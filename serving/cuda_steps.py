@@ -56,10 +56,9 @@ class CudaSettings:
         """As parameters of the models."""
         return {name: str(value) for name, value in vars(self).items()}
 
-    @property
-    def command_text(self) -> str:
+    def command_options(self) -> dict[str, object]:
         """As options of ``assemble``."""
-        return f"--device {self.device} --batch-tokens {self.batch_tokens} "
+        return {"--device": self.device, "--batch-tokens": self.batch_tokens}
 
     @classmethod
     def of_parameters(cls, parameters: Mapping[str, str]) -> CudaSettings:

@@ -18,6 +18,10 @@ from hstu_trt.serving.supervision.events import EventFollower, Events
 
 DEFAULT_TRACE_RATE = 100
 _KEY = re.compile(r"admin-key=(\w+)$")
+_KEY_SHOWS = (
+    "warning: the key of Triton's management APIs stays in the process list, since this system lets nobody overwrite "
+    "it: every local user may call them (docs/security.md)"
+)
 # Of /proc/PID/stat behind the program's name: fields 48 and 49, where the command line lies in the process's memory.
 _ARGUMENTS_BEGIN, _ARGUMENTS_END = 45, 46
 
@@ -84,13 +88,18 @@ def _is_loopback(address: str) -> bool:
     return address == "localhost"
 
 
-def hide_key(pid: int, plan: LaunchPlan) -> bool:
+def hide_key(pid: int, plan: LaunchPlan) -> None:
     """Overwrites the key of the closed protocols in a running server's command line, which every local user may read.
 
-    Triton has copied it by then. A server is our child, so that we may write its memory; False where the kernel or a
-    container says no.
+    Triton has copied it by then. A server is our child, so that we may write its memory; where the kernel or a
+    container says no, that is told on standard error.
     """
     keys = [match[1] for match in map(_KEY.search, plan.command) if match]
+    if not _overwritten(pid, keys):
+        print(_KEY_SHOWS, file=sys.stderr, flush=True)
+
+
+def _overwritten(pid: int, keys: list[str]) -> bool:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         begin, end = int(fields[_ARGUMENTS_BEGIN]), int(fields[_ARGUMENTS_END])
@@ -104,7 +113,7 @@ def hide_key(pid: int, plan: LaunchPlan) -> bool:
                 memory.write(b"x" * len(key))
     except (OSError, IndexError, ValueError):
         return False
-    return bool(keys)
+    return True
 
 
 class Reporter:

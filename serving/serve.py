@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import HstuTrtError
@@ -29,15 +27,12 @@ from hstu_trt.serving.server import (
 )
 from hstu_trt.serving.server_process import ServerProcess
 from hstu_trt.serving.starting import POLL_S, READY_TIMEOUT_S, check, start, start_error
+from hstu_trt.serving.stopping import Stopped, stop_on_signals
 from hstu_trt.serving.supervision.drain import wait_until_quiet
 from hstu_trt.serving.supervision.supervisor import Event, Supervisor, supervisor_of
 from hstu_trt.serving.tier_report import placed_tables
 from hstu_trt.serving.tls import add_server_options, server_tls
 from hstu_trt.serving.trusted_files import check_plugins
-
-
-class Stopped(Exception):  # noqa: N818 - a request from outside, not an error
-    """A signal asked us to stop."""
 
 
 def wait_for_end(process: ServerProcess) -> None:
@@ -46,16 +41,6 @@ def wait_for_end(process: ServerProcess) -> None:
         time.sleep(POLL_S)
     process.bury()
     raise start_error(f"tritonserver died with code {process.exit_code}", process.plan)
-
-
-def _stop_on_signals() -> None:
-    def stop(number: int, frame: FrameType | None) -> None:
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, signal.SIG_IGN)
-        raise Stopped
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,7 +112,7 @@ def _serve(
     deployment: Deployment, server: Tritonserver, plan: LaunchPlan, args: argparse.Namespace, reporter: Reporter
 ) -> int:
     process = supervisor = None
-    _stop_on_signals()
+    stop_on_signals()
     try:
         reporter.event("starting", log=str(plan.log))
         if not args.json:
@@ -149,6 +134,9 @@ def _serve(
         reporter.event("stopped")
         if not args.json:
             reporter.text("drained and stopped")
+    finally:
+        if supervisor is not None:
+            supervisor.close()
     return 0
 
 

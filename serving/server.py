@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+import random
 import secrets
 import socket
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,8 @@ EXIT_TIMEOUT_S = 30
 # Older servers can be killed by a crafted HTTP request; see NVIDIA's security bulletins of 2025 and 2026.
 SAFE_HTTP_VERSION = (2, 69)
 _CLOSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
+_FREE_PORTS = range(10_000, 18_000)
+"""Below those for outgoing connections (Linux: from 32,768 on), and those where a fleet puts its replicas."""
 _SHELL_READS = frozenset(" \t\n\"'\\$`&;|<>(){}[]*?")
 
 
@@ -187,16 +190,32 @@ def _make_run_folder(folder: Path) -> None:
 
 
 def choose_port(address: str, wanted: int | None) -> int:
-    """The wanted port; for None 8001 if free; else any free one. Raises ConfigError when it cannot be had."""
+    """The wanted port; for None 8001 if free; else any free one. Raises ConfigError when it cannot be had.
+
+    The kernel may give its own free ports to outgoing connections, before a server listens there or while it is
+    restarted; others are taken first.
+    """
+    ports = [wanted] if wanted else [*random.sample(_FREE_PORTS, 20), 0]
     if wanted is None:
-        with suppress(OSError):
-            return _bind(address, DEFAULT_GRPC_PORT)
+        ports.insert(0, DEFAULT_GRPC_PORT)
     try:
-        return _bind(address, wanted or 0)
+        return _first_free(address, ports)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"cannot listen on port {wanted or 0} of {address!r} ({error}); choose another, or 0 for any free one"
         ) from None
+
+
+def _first_free(address: str, ports: Sequence[int]) -> int:
+    """Of ports that may be taken; an address that cannot be had ends it at once. Raises OSError."""
+    *others, last = ports
+    for port in others:
+        try:
+            return _bind(address, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    return _bind(address, last)
 
 
 def _bind(address: str, port: int) -> int:

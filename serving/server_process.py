@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import IO
 from hstu_trt.serving.server import EXIT_TIMEOUT_S, LaunchPlan
 from hstu_trt.serving.supervision.undertaker import Undertaker, remove_regions
 
+_REAP_S = 2.0
 # Becomes its arguments after asking the kernel (PR_SET_PDEATHSIG) for a SIGTERM when we are gone, killed outright say.
 _TIED_TO_US = (
     "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); os.execv(sys.argv[1], sys.argv[1:])"
@@ -70,16 +72,29 @@ class ServerProcess:
     def kill(self) -> None:
         """Ends the server and its stubs at once, hung ones too; their port is free then."""
         self._child.kill()
-        self.bury()
         self._child.wait()
+        self.bury()
 
     def bury(self) -> None:
         """Ends stubs that outlived the server, since one can hang when the server was killed, and removes what is left
         in shared memory."""
         with suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
+        reap(self._child.pid)
         remove_regions(self.plan.regions)
         self._undertaker.dismiss()
+
+
+def reap(group: int) -> None:
+    """Asks after processes that were killed and had been left to us, as they are to a container's first process: nobody
+    else would, and they would stay in the table of processes. One that cannot end now, in a driver say, is left there.
+    """
+    deadline = time.monotonic() + _REAP_S
+    with suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            pid, _ = os.waitpid(-group, os.WNOHANG)
+            if pid == 0:
+                time.sleep(0.01)
 
 
 def open_log(path: Path) -> IO[bytes]:

@@ -6,8 +6,8 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from hstu_trt.serving.requests import sample
 from hstu_trt.serving.served import models_of
 from hstu_trt.serving.server import LaunchPlan
 from hstu_trt.serving.server_process import ServerProcess
+from hstu_trt.serving.stopping import uninterrupted
 from hstu_trt.serving.supervision.failure import cause_of_failure
 from hstu_trt.serving.tier_report import check_tiers
 from hstu_trt.serving.tls import ClientTls, connect
@@ -36,6 +37,8 @@ READY_TIMEOUT_S = 120.0
 POLL_S = 0.1
 """Between two looks at a server."""
 _CANARY_TURNS, _CANARY_PAUSE_S = 4, 0.5
+_ASK_S = 5.0
+"""Beyond which a question to a server that starts is asked again."""
 
 
 class StartError(HstuTrtError):
@@ -91,20 +94,14 @@ def _wait_until_ready(process: ServerProcess, models: Sequence[str], timeout_s: 
         while time.monotonic() < deadline:
             if process.exit_code is not None:
                 raise start_error(f"tritonserver exited with code {process.exit_code} while starting", process.plan)
-            waiting = [name for name in waiting if not _is_ready(client, name)]
-            if not waiting:
-                return str(client.get_server_metadata().version)
+            with suppress(InferenceServerException):
+                waiting = [name for name in waiting if not client.is_model_ready(name, client_timeout=_ASK_S)]
+                if not waiting:
+                    return str(client.get_server_metadata(client_timeout=_ASK_S).version)
             time.sleep(POLL_S)
     finally:
         client.close()
     raise start_error(f"models not ready after {timeout_s:g} s: {', '.join(waiting)}", process.plan)
-
-
-def _is_ready(client: Any, model: str) -> bool:
-    try:
-        return bool(client.is_model_ready(model, client_timeout=5))
-    except InferenceServerException:
-        return False
 
 
 def start_error(what: str, plan: LaunchPlan, *details: str) -> StartError:
@@ -145,7 +142,7 @@ def _ask_all(deployment: Deployment, url: str, tls: ClientTls | None) -> dict[st
     """The answer of each served model to the same request."""
     request, answers = sample(deployment.model.ranking_config, deployment.model.limits), {}
     for name in deployment.served:
-        with RankingClient(url, name, tls=tls) as client:
+        with uninterrupted(), RankingClient(url, name, tls=tls) as client:
             answers[name] = client.ask(request)
     return answers
 

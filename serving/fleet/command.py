@@ -29,6 +29,8 @@ from hstu_trt.serving.tls import add_server_options, server_tls
 
 DEFAULT_RUN = Path("build/fleet")
 FIRST_REPLICA_PORT = 18001
+STATUS_TIMEOUT_S = 30.0
+"""The status is always at hand: a fleet that does not tell it hangs."""
 COMMANDS = ("status", "add", "drain", "replace")
 
 
@@ -128,14 +130,15 @@ def _what_to_serve(given: Path | None, run: Path) -> Path:
     """
     record = run / RECORD
     served = Path(json.loads(record.read_text())["current"]) if record.exists() else None
-    if given is None and served is None:
+    wanted = served if given is None else given.resolve()
+    if wanted is None:
         raise ConfigError("--deployment is missing: the folder to serve, made by hstu-trt assemble")
-    if given is not None and served not in (None, given.resolve()):
+    if served not in (None, wanted):
         raise ConfigError(
             f"the fleet in {run} served {served} last, by a release; leave --deployment out to go on with that, "
             f"or remove {record} to serve {given}"
         )
-    return given.resolve() if given is not None else served or run
+    return wanted
 
 
 def _command(argv: Sequence[str]) -> int:
@@ -147,7 +150,8 @@ def _command(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     args = parser.parse_args(argv)
     command = {"do": args.do, **({"name": args.name} if "name" in args else {})}
-    result = ask(args.run.resolve(), command, partial(print, file=sys.stderr, flush=True))
+    timeout_s = STATUS_TIMEOUT_S if args.do == "status" else None
+    result = ask(args.run.resolve(), command, partial(print, file=sys.stderr, flush=True), timeout_s)
     if args.json:
         print(json.dumps(result))
     elif args.do == "status":

@@ -11,7 +11,7 @@ import asyncio
 import fcntl
 import json
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -80,24 +80,35 @@ async def _answer(line: bytes, handle: Handler, tell: Tell) -> dict[str, Any]:
         return {"ok": False, "error": f"{type(error).__name__}: {error}", "code": FleetError.exit_code}
 
 
-def ask(run: Path, command: dict[str, Any], tell: Tell) -> Any:
-    """Sends a command and waits for its result. Raises FleetError with what the fleet answered."""
+def ask(run: Path, command: dict[str, Any], tell: Tell, timeout_s: float | None = None) -> Any:
+    """Sends a command and waits for its result. Raises FleetError with what the fleet answered.
+
+    timeout_s: longest silence; None: what the fleet does may take as long as it takes.
+    """
     with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout_s)
         try:
             connection.connect(str(run / SOCKET))
         except OSError as error:
             raise FleetError(
-                f"no fleet runs in {run} ({error.strerror}); hstu-trt fleet --deployment DIR starts one"
+                f"no fleet runs in {run} ({error.strerror or error}); hstu-trt fleet --deployment DIR starts one"
             ) from None
-        connection.sendall((json.dumps(command) + "\n").encode())
-        for line in connection.makefile():
-            message = json.loads(line)
-            if "say" in message:
-                tell(message["say"])
-            elif message["ok"]:
-                return message["result"]
-            else:
-                refusal = FleetError(message["error"])
-                refusal.exit_code = message["code"]
-                raise refusal
+        try:
+            connection.sendall((json.dumps(command) + "\n").encode())
+            return _result(connection.makefile(), tell)
+        except TimeoutError:
+            raise FleetError(f"the fleet in {run} says nothing for {timeout_s:g} s: it hangs, or was stopped") from None
+
+
+def _result(lines: Iterable[str], tell: Tell) -> Any:
+    for line in lines:
+        message = json.loads(line)
+        if "say" in message:
+            tell(message["say"])
+        elif message["ok"]:
+            return message["result"]
+        else:
+            refusal = FleetError(message["error"])
+            refusal.exit_code = message["code"]
+            raise refusal
     raise FleetError("the fleet ended before it answered")

@@ -144,7 +144,8 @@ class Fleet:
         """Starts the replicas of a deployment, outside the gateway; all or none. Raises ArtefactError, ReplicaError."""
         number = 1 + max((each.number for each in (self.current, self.previous) if each), default=0)
         version = version_of(deployment)
-        generation = Generation(number, read_deployment(deployment), version)
+        # Hashes every file but the shards: in a thread, or nobody would look after the replicas meanwhile.
+        generation = Generation(number, await asyncio.to_thread(read_deployment, deployment), version)
         for _ in range(count):
             generation.replicas.append(self._plan(generation, self._emptiest_gpu(generation), generation.replicas))
         starts = [asyncio.create_task(replica.start()) for replica in generation.replicas]

@@ -53,7 +53,6 @@ class Gateway:
         self._nginx, self._folder = nginx, folder
         self._config = folder / "nginx.conf"
         self._process: asyncio.subprocess.Process | None = None
-        self._workers: set[int] = set()
         self._old_workers: set[int] = set()
         self._watched: dict[int, Watched] = {}
         self._upstreams: tuple[Upstream, ...] = ()
@@ -170,8 +169,7 @@ class Gateway:
         """Waits until the master has workers that it had not. Raises GatewayError with the end of nginx's log."""
         deadline = time.monotonic() + _RELOAD_S
         while time.monotonic() < deadline and self.is_running:
-            self._workers = self._children()
-            if self._workers - before:
+            if self._children() - before:
                 return
             await asyncio.sleep(_POLL_S)
         log = self._folder / "nginx.log"

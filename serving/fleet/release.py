@@ -22,6 +22,7 @@ from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.fleet.fleet import Fleet, FleetError, Generation, Tell
 from hstu_trt.serving.fleet.replica import State
 from hstu_trt.serving.requests import one_user
+from hstu_trt.serving.server_process import tied_to_us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +114,14 @@ async def _check_files(deployment: Path, options: tuple[str, ...]) -> None:
     """``hstu-trt serve --check``, in a process of its own: what a damaged file can do, it does there."""
     command = [sys.executable, "-m", "hstu_trt.serving.serve", "--deployment", str(deployment), "--check", *options]
     check = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    said, _ = await check.communicate()
+        *tied_to_us(command),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        said, _ = await check.communicate()
+    finally:
+        if check.returncode is None:  # the fleet is being stopped, and nobody waits for the verdict
+            check.kill()
     if check.returncode:
         text = said.decode(errors="replace").strip().removeprefix("hstu-trt serve: error: ")
         raise FleetError(f"the new deployment is not sound: {text or f'its check ended with code {check.returncode}'}")

@@ -20,7 +20,7 @@ from hstu_trt.contract.manifest import MANIFEST_NAME
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.fleet.gateway import children_of
 from hstu_trt.serving.server import EXIT_TIMEOUT_S, LOOPBACK
-from hstu_trt.serving.server_process import tied_to_us
+from hstu_trt.serving.server_process import reap, tied_to_us
 from hstu_trt.serving.supervision.canary import Canary, Reading, Verdict
 from hstu_trt.serving.supervision.processes import STOPPED, Watched
 
@@ -256,6 +256,7 @@ class Replica:
         for pid in self._servers:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
+            reap(pid)
         self._servers = set()
 
 

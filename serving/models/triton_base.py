@@ -43,7 +43,7 @@ from hstu_trt.serving.signature import (
     QUEUE_PARAMETER,
     TIERS_PARAMETER,
 )
-from hstu_trt.serving.supervision.events import Events
+from hstu_trt.serving.supervision.events import MOST_ID_CHARS, Events
 from hstu_trt.tables.ids import POLICIES, Policy
 from hstu_trt.tables.live import Live
 from hstu_trt.tables.refresh import RefreshOptions, VersionOpener
@@ -228,12 +228,14 @@ class TritonModel:
         )
 
     def _failure(self, error: Exception, request: Any) -> Any:
+        # An id is the client's: as a literal, so that it cannot look like another line of the log.
+        place = f"{self._name} [request {request.request_id()[:MOST_ID_CHARS]!r}]"
         if isinstance(error, DeviceMemoryError):
-            pb_utils.Logger.log_error(f"{self._name}: {error}")
+            pb_utils.Logger.log_error(f"{place}: {error}")
             text = f"model {self._name!r} has not enough GPU memory for this request now; send a smaller one, or later"
             self._events.request(request.request_id(), "UNAVAILABLE", text)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.UNAVAILABLE))
-        pb_utils.Logger.log_error(f"{self._name}: {''.join(traceback.format_exception(error))}")
+        pb_utils.Logger.log_error(f"{place}: {''.join(traceback.format_exception(error))}")
         text = f"model {self._name!r} failed: {type(error).__name__}: {error}"
         self._events.request(request.request_id(), "INTERNAL", text)
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INTERNAL))

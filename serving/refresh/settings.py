@@ -38,6 +38,17 @@ class RefreshSettings:
         if self.tables is not None and not self.tables.is_dir():
             raise ConfigError(f"{self.tables} is no folder; it holds the versions of the tables")
 
+    def command_options(self) -> dict[str, object]:
+        """As options of ``assemble``; None where one is not needed."""
+        usual = RefreshSettings()
+        return {
+            "--tables": self.tables,
+            "--refresh": None if self.mode == usual.mode else self.mode,
+            "--refresh-memory": None if self.memory_bytes is None else self.memory_bytes / 1e9,
+            "--refresh-poll": None if self.poll_s == usual.poll_s else self.poll_s,
+            "--bad-version": None if self.bad_version == usual.bad_version else self.bad_version,
+        }
+
     def parameters(self) -> dict[str, str]:
         """As parameters of the models."""
         budget = {} if self.memory_bytes is None else {"refresh_memory_bytes": str(self.memory_bytes)}

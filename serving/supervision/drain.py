@@ -26,8 +26,8 @@ def wait_until_quiet(
     """True once no model has finished a request for ``quiet_s``; False after ``grace_s``, or if nobody answers."""
     client = connect(url, tls)
     deadline = time.monotonic() + grace_s
-    last_counts, since = _counts(client), time.monotonic()
     try:
+        last_counts, since = _counts(client), time.monotonic()
         while last_counts is not None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             counts = _counts(client)

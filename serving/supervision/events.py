@@ -9,6 +9,7 @@ people. A file that has grown to MOST_BYTES becomes ``events.jsonl.1``, in place
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import threading
@@ -23,7 +24,8 @@ MOST_BYTES = 64 << 20
 MOST_REQUESTS_PER_S = 100
 """Of one process: whoever sends bad requests without end must not fill a disk."""
 _MOST_CHARS = 2000
-_MOST_ID_CHARS = 128
+MOST_ID_CHARS = 128
+"""Of a request's id, as its client chose it."""
 _POLL_S = 0.2
 
 
@@ -47,11 +49,16 @@ class Events:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
             try:
                 os.write(descriptor, text.encode())
-                size = os.fstat(descriptor).st_size
+                if os.fstat(descriptor).st_size > MOST_BYTES:
+                    self._make_room(descriptor)
             finally:
                 os.close(descriptor)
-            if size > MOST_BYTES:
-                self.path.replace(self.path.with_name(f"{EVENTS_FILE}.1"))
+
+    def _make_room(self, full: int) -> None:
+        """Renames the full file, unless another process has: the file that it began must not replace the full one."""
+        fcntl.flock(full, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(full), os.stat(self.path)):
+            self.path.replace(self.path.with_name(f"{EVENTS_FILE}.1"))
 
     def request(self, request_id: str, status: str, message: str) -> None:
         """A request that was refused or failed. Beyond MOST_REQUESTS_PER_S they are counted only."""
@@ -66,7 +73,7 @@ class Events:
             left_out, self._left_out = self._left_out or None, 0
         self.write(
             "request",
-            request_id=request_id[:_MOST_ID_CHARS] or None,
+            request_id=request_id[:MOST_ID_CHARS] or None,
             status=status,
             message=message[:_MOST_CHARS],
             left_out_before=left_out,

@@ -22,6 +22,7 @@ from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.models.held import SUPERVISOR, Board
 from hstu_trt.serving.served import LOOKUPS
 from hstu_trt.serving.server_process import ServerProcess
+from hstu_trt.serving.stopping import uninterrupted
 from hstu_trt.serving.supervision.canary import Canary
 from hstu_trt.serving.supervision.watch import LOOK_S, Patience, Watch
 
@@ -77,16 +78,14 @@ class Supervisor:
     tell: Callable[[Event], None]
     record: Path
     """File that holds how many restarts there were, and the last events."""
+    process: ServerProcess | None
+    """The server that runs, at first too; None while there is none: the one to drain at the end."""
     patience: Patience = field(default_factory=Patience)
-    process: ServerProcess | None = None
     restarts: int = 0
     _events: list[Event] = field(default_factory=list)
 
     def run(self) -> None:
-        """Returns never: ends by an exception from a signal, by HstuTrtError if the first start fails, or GivenUpError.
-
-        ``process`` is then the server to drain, if one runs.
-        """
+        """Returns never: ends by an exception from a signal, or by GivenUpError."""
         failures = 0
         while True:
             assert self.process is not None
@@ -98,6 +97,11 @@ class Supervisor:
             self._end()
             failures = 0 if was_stable else failures + 1
             failures = self._restart(cause, fault_at, failures)
+
+    def close(self) -> None:
+        """Closes the canaries' connections."""
+        for canary in self.canaries:
+            canary.close()
 
     @contextmanager
     def _telling_models(self, process: ServerProcess) -> Iterator[None]:
@@ -115,7 +119,9 @@ class Supervisor:
             while True:
                 if process.exit_code is not None:
                     return f"tritonserver died with code {process.exit_code}", watch.right >= STABLE_CANARIES
-                if (cause := watch.look()) is not None:
+                with uninterrupted():
+                    cause = watch.look()
+                if cause is not None:
                     return cause, watch.right >= STABLE_CANARIES
                 time.sleep(LOOK_S)
 

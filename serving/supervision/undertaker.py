@@ -1,6 +1,6 @@
 """A process that outlives us by a moment, to end the server that we leave behind when we are killed outright.
 
-The kernel sends the server a SIGTERM then (``server.py``), which one that hangs never hears, nor do stubs that hang.
+The kernel sends the server a SIGTERM then (``server_process.py``), which one that hangs never hears, nor do its stubs.
 Regions of shared memory outlive processes that are killed, in /dev/shm until the next boot: they are removed by name.
 """
 

@@ -1,16 +1,21 @@
 """The golden checkpoint as a deployment, for tests that break what serves it."""
 
-import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fleets import running_fleet
 from safetensors.numpy import load_file, save_file
 
+from hstu_trt.bench.fuzz.oracle import Oracle
+from hstu_trt.bench.fuzz.requests import make_bases
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.deployment import Deployment
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +36,29 @@ def other_deployment(golden, tmp_path_factory) -> Deployment:
 
 
 @pytest.fixture(scope="session")
+def patient(deployment, tmp_path_factory):
+    """The deployment, guarded, with room for all that the fuzzer has in flight: no answer is spared by shedding."""
+    subprocess.run(["make", "-s", "-C", str(ROOT), "guard-lib"], check=True, capture_output=True)
+    return assemble(deployment.model, tmp_path_factory.mktemp("patient") / "ckptA", Options(queue=1000))
+
+
+@pytest.fixture(scope="session")
+def oracle(deployment):
+    """What right answers are."""
+    return Oracle(deployment)
+
+
+@pytest.fixture(scope="session")
+def bases(oracle):
+    """Model -> good requests, which tests spoil."""
+    return make_bases(oracle, oracle.signatures, seed=7)
+
+
+@pytest.fixture(scope="session")
 def fleet(deployment, tmp_path_factory):
     """A fleet of two replicas for all tests of this folder; each leaves two that are well.
 
     Its folder has a blank in its name, as folders have.
     """
-    # Below the ports that the kernel gives to connections, and not those of another run on this machine.
-    base = 20_000 + os.getpid() % 120 * 100
-    with running_fleet(deployment, tmp_path_factory.mktemp("fleet") / "a run", 2, base, base + 1) as running:
+    with running_fleet(deployment, tmp_path_factory.mktemp("fleet") / "a run", 2) as running:
         yield running

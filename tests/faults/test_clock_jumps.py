@@ -4,22 +4,22 @@ Every process of it, ``serve``, tritonserver and the models, runs on a clock tha
 goes on as it does when an operator, or a time server, sets the time of a machine.
 """
 
-import json
 import os
 import re
 import shutil
 import signal
 import struct
 import time
-import urllib.request
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from hammering import BOTH, Hammer
 from preloads import compiled
-from served import in_process, request_of
+from scraping import series
+from served import events_of, in_process, request_of
 from supervised import Supervised, process_of
+from waiting import eventually
 
 from hstu_trt.contract.table_versions import publish_version
 from hstu_trt.serving.assemble import Options, assemble
@@ -33,7 +33,7 @@ HOUR = 3600.0
 OFTEN = 300
 NEAR_S = 60.0
 """What shows the clock of this moment, and is told or scraped a little later on a busy machine."""
-PROMPT_S = 20.0
+PROMPT_S = 60.0
 """Well below an hour, and above what a refresh, a restart or a drain takes on a busy machine."""
 LOG_LINE = re.compile(r"^[IWE](\d{4} \d{2}:\d{2}:\d{2}\.\d{6})", re.MULTILINE)
 
@@ -98,20 +98,14 @@ class Jumped:
 
     def metrics(self):
         """Series -> value."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=10) as answer:
-            lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+        return series(self._port)
 
     def since(self):
         """The times since when the models say that they serve what they do."""
-        series = self.metrics()
-        return [value for name, value in series.items() if name.startswith("hstu_trt_tables_since_seconds")]
+        return [value for name, value in self.metrics().items() if name.startswith("hstu_trt_tables_since_seconds")]
 
     def processes(self):
         return processes_of(self.serve.server)
-
-    def events(self):
-        return [json.loads(line) for line in (self.deployment.run / "events.jsonl").read_text().splitlines()]
 
     def last_logged(self):
         """Unix time of the last line of Triton's log, whose dates lack the year and are UTC."""
@@ -131,13 +125,6 @@ def durations_are_elapsed_time(metrics, elapsed_s):
     assert all(0 <= value <= 10 * elapsed_s < HOUR for value in most.values()), most
 
 
-def wait_until(condition, what):
-    deadline = time.monotonic() + PROMPT_S
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def test_the_wall_clock_jumps_while_requests_flow(deployment, clock, jumped):
     requests = [request_of(deployment, *lengths, seed) for seed, lengths in enumerate([(8, 5), (64, 40), (0, 3)])]
     cases = {model: [(request, in_process(deployment, model, request)) for request in requests] for model in BOTH}
@@ -154,7 +141,7 @@ def test_the_wall_clock_jumps_while_requests_flow(deployment, clock, jumped):
             took = jumped.refresh(name, requests[0])
             print(f"{at:+.0f} s: refreshed in {took:.2f} s")
             # Shown a little after the first answer.
-            wait_until(lambda: all(abs(value - clock.now) < NEAR_S for value in jumped.since()), jumped.since())
+            eventually(lambda: all(abs(value - clock.now) < NEAR_S for value in jumped.since()), jumped.since)
             durations_are_elapsed_time(jumped.metrics(), time.monotonic() - jumped.began)
     outcome = clients.outcome
     print(f"{OFTEN + 2} jumps, {sum(map(len, outcome.right.values()))} right answers")
@@ -172,8 +159,8 @@ def after_an_hour_that_was_not(jumped, clock, cases):
     (request, expected), *_ = cases["ranking"]
     with RankingClient(serve.url) as client:
         assert abs(client.ask(request).scores - expected).max() <= 1e-6
-    told = [datetime.fromisoformat(each["time"].replace("Z", "+00:00")).timestamp() for each in jumped.events()[-1:]]
-    assert all(abs(moment - clock.now) < NEAR_S for moment in (*told, jumped.last_logged()))
+    told = datetime.fromisoformat(events_of(jumped.deployment.run)[-1]["time"].replace("Z", "+00:00")).timestamp()
+    assert all(abs(moment - clock.now) < NEAR_S for moment in (told, jumped.last_logged()))
     began = time.monotonic()
     assert serve.stop() == 0
     assert time.monotonic() - began < PROMPT_S

@@ -69,12 +69,12 @@ def test_unavailable_and_the_next_request_is_answered(triton_models, kind):
     model._tensors = lambda request: {}
     model._response = lambda scores, request: types.SimpleNamespace(tensors=[("preds", scores)], error=None)
     answer = model._answer_each if kind == "StepModel" else model._answer_all
-    request = types.SimpleNamespace(request_id=lambda: "a7", requested_output_names=lambda: ["preds"])
+    request = types.SimpleNamespace(request_id=lambda: "a7\n", requested_output_names=lambda: ["preds"])
     answers = [answer([request])[0] for _ in range(3)]
     assert [answer.error is None for answer in answers] == [True, False, True]
     assert answers[1].error.code == "UNAVAILABLE"
     assert "not enough GPU memory for this request now; send a smaller one, or later" in answers[1].error.text
     assert "gpu17" not in answers[1].error.text, "what the machine is called is not the client's business"
-    assert [told[:2] for told in model.told] == [("a7", "UNAVAILABLE")]
+    assert [told[:2] for told in model.told] == [("a7\n", "UNAVAILABLE")]
     (logged,) = sys.modules["triton_python_backend_utils"].logged
-    assert "Tried to allocate 2.00 GiB" in logged
+    assert logged == "hstu [request 'a7\\n']: Tried to allocate 2.00 GiB. GPU 0 of host gpu17 has 1.00 GiB left"

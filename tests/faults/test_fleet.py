@@ -41,6 +41,12 @@ def whole(fleet):
     fleet.all_serve(2)
 
 
+def few_again(load, struck):
+    """What kills or reloads costs a client the request that it has under way, at most. Verdicts are told in a line,
+    which may take a moment; on a busy machine there are more of them than a test makes."""
+    eventually(lambda: load.failed_over <= CLIENTS * struck(), lambda: f"{load.failed_over} sent again")
+
+
 def only_right(load):
     answers, again = load.answers, load.failed_over
     load.sent.clear()
@@ -71,6 +77,7 @@ def test_a_second_fleet_in_the_folder_is_refused(fleet):
 
 def test_a_killed_server_costs_no_answer(fleet, load):
     """kill -9: what it was answering is answered by the other replica; it comes back on its own."""
+    before = fleet.verdicts()
     with load:
         load.wait_for_more()
         victim, server = first_running(fleet)
@@ -79,8 +86,7 @@ def test_a_killed_server_costs_no_answer(fleet, load):
         load.wait_for_more()
         fleet.all_serve(2)
         load.wait_for_more()
-    # Those that ran on it, and those that set out on a connection that one of two reloads closed, at most.
-    assert load.failed_over <= 3 * CLIENTS
+    few_again(load, lambda: 1 + fleet.verdicts() - before)
     only_right(load)
 
 
@@ -138,7 +144,7 @@ def test_a_gateway_that_dies_or_stops_comes_back(fleet, deployment, number):
 
 def test_adding_draining_and_replacing_cost_no_answer(fleet, load):
     """``replace``: as one command, the new one first, on the GPU of the old one if it has one."""
-    first = fleet.replicas()[0]["name"]
+    first, before = fleet.replicas()[0]["name"], fleet.verdicts()
     with load:
         load.wait_for_more()
         code, _, said = fleet.command("fleet", "add")
@@ -157,8 +163,7 @@ def test_adding_draining_and_replacing_cost_no_answer(fleet, load):
     assert len(names) == 2 and first not in names and replaced not in names
     starts, ends = (said.index(text) for text in ("gets requests", f"{replaced} gets no new requests"))
     assert starts < ends, "never one replica too few"
-    # Each of four reloads can close a connection under a request that sets out on it.
-    assert load.failed_over <= 4 * CLIENTS
+    few_again(load, lambda: 4 + fleet.verdicts() - before)
     only_right(load)
 
 
@@ -187,12 +192,11 @@ def gpus_of(fleet):
 
 def test_one_server_per_gpu_behind_tls(deployment, tmp_path):
     """On a node with two: each replica sees its own; one that replaces another, or comes after it, takes its GPU."""
-    base = 20_050 + os.getpid() % 120 * 100
     ca = ThrowawayCa(tmp_path / "ca")
     (cert, key), mine = ca.issue("gateway", usages=(ThrowawayCa.SERVER,)), ca.issue("client", names=())
     options = ["--tls-cert", str(cert), "--tls-key", str(key), "--tls-client-ca", str(ca.path)]
     options += ["--gpus", "GPU-a,GPU-b"]
-    with running_fleet(deployment, tmp_path / "run", None, base, base + 1, *options) as fleet:
+    with running_fleet(deployment, tmp_path / "run", None, *options) as fleet:
         request, tls = request_of(deployment, 5, 3), ClientTls(ca=ca.path, cert=mine[0], key=mine[1], server_name=NAME)
         with RankingClient(fleet.url, tls=tls) as client:
             scores = client.rank(request.user, request.history, request.candidates)

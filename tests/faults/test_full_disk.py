@@ -5,13 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from preloads import compiled
 from served import request_of
 from supervised import Supervised, process_of
+from waiting import eventually
 
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient
@@ -50,12 +50,9 @@ def tables(*arguments):
 
 
 def wait_for_version(url, request, name):
-    deadline = time.monotonic() + 60
     for model in BOTH:
         with RankingClient(url, model) as client:
-            while not (answer := client.ask(request)).tables_version.startswith(f"{name}@"):
-                assert time.monotonic() < deadline, answer.tables_version
-                time.sleep(0.05)
+            eventually(lambda client=client: client.ask(request).tables_version.startswith(f"{name}@"), model)
 
 
 def test_a_full_disk(deployment, disk):

@@ -5,8 +5,9 @@ import dataclasses
 
 import grpc
 import pytest
-from echo_servers import INFER, EchoServer, RunningGateway, upstreams
+from echo_servers import INFER, OWN_CONNECTION, EchoServer, RunningGateway, upstreams
 from throwaway_ca import ThrowawayCa
+from waiting import PATIENCE_S
 
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
@@ -52,15 +53,15 @@ def mutual(ca, tmp_path_factory):
 def ask(url, ca, pair=None, name=NAME, user="7"):
     """Who answers. Raises grpc.RpcError."""
     cert, key = (None, None) if pair is None else (path.read_bytes() for path in pair)
-    options = [("grpc.ssl_target_name_override", name), ("grpc.use_local_subchannel_pool", 1)]
+    options = [("grpc.ssl_target_name_override", name), *OWN_CONNECTION]
     credentials = grpc.ssl_channel_credentials(ca.path.read_bytes(), key, cert)
     with grpc.secure_channel(url, credentials, options=options) as channel:
-        return channel.unary_unary(INFER)(b"", metadata=[("x-user-id", user)], timeout=10).decode()
+        return channel.unary_unary(INFER)(b"", metadata=[("x-user-id", user)], timeout=PATIENCE_S).decode()
 
 
 def ask_plain(url):
-    with grpc.insecure_channel(url, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        return channel.unary_unary(INFER)(b"", timeout=10).decode()
+    with grpc.insecure_channel(url, options=OWN_CONNECTION) as channel:
+        return channel.unary_unary(INFER)(b"", timeout=PATIENCE_S).decode()
 
 
 def test_the_right_certificate_gets_through(mutual, ca):

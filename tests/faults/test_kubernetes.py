@@ -221,7 +221,7 @@ def test_the_probe_tells_a_model_that_died(deployment):
     try:
         (model,) = [process for process in processes_of(running.facts["pid"]) if process.name == "ranking_fused"]
         os.kill(model.pid, signal.SIGKILL)
-        sick = ask(running.url)
+        sick = ask(running.url, "--deadline", PATIENCE_S)
         assert sick.returncode == 1 and "ranking_fused" in sick.stderr, sick
     finally:
         running.stop(signal.SIGKILL)

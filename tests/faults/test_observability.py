@@ -5,19 +5,16 @@ import dataclasses
 import json
 import secrets
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from promql import exposed, selectors
-from served import request_of
+from scraping import scraped
+from served import Serve, events_of, request_of
 from trace_collector import TraceCollector
+from waiting import PATIENCE_S, eventually
 
 from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ConfigError, InputError
@@ -27,13 +24,11 @@ from hstu_trt.serving.client import Call, RankingClient
 from hstu_trt.serving.operating import trace_flags
 from hstu_trt.serving.refresh.settings import RefreshSettings
 from hstu_trt.serving.server import choose_port
-from hstu_trt.serving.supervision import events
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("embedding_lookup", "hstu", "mlp_head")
 MODELS = ("ranking", "ranking_fused")
 LOOKUPS = ("embedding_lookup", "ranking_fused")
-PATIENCE_S = 60  # of a test on a busy machine: what it waits for comes within a second or two otherwise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,23 +45,21 @@ class Told:
     output: list[dict]
 
 
-class JsonServe:
-    """``hstu-trt serve --log-format json``, ready when constructed."""
+class JsonServe(Serve):
+    """``hstu-trt serve --log-format json``; ``output`` is what it said, the rest once it has been stopped."""
 
-    def __init__(self, deployment, *options):
-        command = [sys.executable, "-m", "hstu_trt.serving.serve", "--deployment", str(deployment.path)]
-        command += ["--grpc-port", "0", "--log-format", "json", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self.output = []
-        while not self.output or self.output[-1]["event"] != "ready":
-            self.output.append(json.loads(self.process.stdout.readline()))
-        self.url = self.output[-1]["server"]["url"]
+    report = ("--log-format", "json")
+
+    def _facts(self):
+        self.output = [self._next_line()]
+        while self.output[-1]["event"] != "ready":
+            self.output.append(self._next_line())
+        return self.output[-1]["server"]
 
     def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        rest, _ = self.process.communicate(timeout=120)
-        self.output += map(json.loads, rest.splitlines())
-        return self.process.returncode
+        code = super().stop()
+        self.output += map(json.loads, self.process.stdout)
+        return code
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +84,8 @@ def told(deployment, tmp_path_factory):
             code = serve.stop()
     assert code == 0
     assert not list((run / "live").rglob("*")), "what a server held goes with it"
-    lines = [json.loads(line) for line in (run / events.EVENTS_FILE).read_text().splitlines()]
-    return Told(answered=answered, errors=errors, spans=spans, metrics=metrics, lines=lines, output=serve.output)
+    told = {"spans": spans, "metrics": metrics, "lines": events_of(run), "output": serve.output}
+    return Told(answered=answered, errors=errors, **told)
 
 
 def rank_and_be_refused(deployment, url):
@@ -114,26 +107,21 @@ def rank_and_be_refused(deployment, url):
 
 def wait_for_refreshes(run, result):
     """Both models that hold tables have taken, or refused, what is published."""
-    deadline = time.monotonic() + PATIENCE_S
-    waiting = set(LOOKUPS)
-    while waiting:
-        assert time.monotonic() < deadline, waiting
-        time.sleep(0.05)
-        whole, _, _ = (run / events.EVENTS_FILE).read_text().rpartition("\n")  # the last line may be on its way
-        for line in map(json.loads, whole.splitlines()):
-            if line["event"] == "refresh" and line["result"] == result:
-                waiting.discard(line["source"])
+    wanted = {("refresh", model, result) for model in LOOKUPS}
+    eventually(
+        lambda: wanted <= {(line["event"], line["source"], line.get("result")) for line in events_of(run)}, str(wanted)
+    )
 
 
 def metrics_once_told(port):
-    """What is exposed once the models have told of all that they count, or after the timeout."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            found = exposed(answer.read().decode())
-        if {name for name in families() if not name.startswith(REMOTE)} <= found.keys() or time.monotonic() > deadline:
-            return found
-        time.sleep(0.1)
+    """What is exposed once the models have told of all that they count."""
+    wanted = {name for name in families() if not name.startswith(REMOTE)}
+
+    def complete():
+        found = exposed("\n".join(scraped(port)))
+        return found if wanted <= found.keys() else None
+
+    return eventually(complete, f"not all of {sorted(wanted)}")
 
 
 def are_whole(spans, answered):
@@ -274,45 +262,6 @@ def test_a_dashboard_has_no_panel_twice_or_without_place():
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
     assert len(set(places)) == len(places)
     assert all(panel["description"] for panel in panels if panel["type"] != "row")
-
-
-def read(folder):
-    return [json.loads(line) for line in (folder / events.EVENTS_FILE).read_text().splitlines()]
-
-
-def test_bad_requests_without_end_do_not_fill_a_disk(tmp_path, monkeypatch):
-    seconds = [100.0]
-    monkeypatch.setattr(events.time, "monotonic", lambda: seconds[0])
-    told = events.Events(tmp_path, "test")
-    for number in range(events.MOST_REQUESTS_PER_S + 7):
-        told.request(f"{number}", "INVALID_ARGUMENT", "bad")
-    assert len(read(tmp_path)) == events.MOST_REQUESTS_PER_S
-    seconds[0] += 1
-    told.request("i" * 10_000, "INVALID_ARGUMENT", "m" * 10_000 + "\n")
-    *_, before, last = read(tmp_path)
-    assert "left_out_before" not in before and last["left_out_before"] == 7
-    assert (len(last["request_id"]), len(last["message"])) == (128, 2000)
-
-
-def test_a_full_file_makes_room_and_followers_miss_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(events, "MOST_BYTES", 2000)
-    heard = []
-    follower = events.EventFollower(tmp_path, lambda line: heard.append(json.loads(line)["number"]))
-    told = events.Events(tmp_path, "test")
-    for number in range(40):
-        told.write("test", number=number)
-        deadline = time.monotonic() + PATIENCE_S
-        while len(heard) <= number and time.monotonic() < deadline:
-            time.sleep(0.01)
-    follower.stop()
-    assert heard == list(range(40))
-    assert {path.name for path in tmp_path.iterdir()} == {events.EVENTS_FILE, f"{events.EVENTS_FILE}.1"}
-    assert all(path.stat().st_size <= 2200 for path in tmp_path.iterdir())
-
-
-def test_events_that_cannot_be_written_stop_nobody(tmp_path):
-    events.Events(tmp_path / "nowhere", "test").write("test")
-    assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,25 @@
 """More load than a deployment can serve: refused at once, accepted in time, nothing lost, and over when it is over."""
 
-import os
 import re
-import signal
-import urllib.request
+from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 import pytest
+from scraping import series
 from served import Serve, in_process, request_of
+from standing_still import asked_while_standing_still, standing_still
 from waiting import eventually, holds_eventually, settled
 
-from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, Records
-from hstu_trt.bench.load.process_watch import family, usage
+from hstu_trt.bench.load.client import ClosedLoop, OpenLoop
+from hstu_trt.bench.load.process_watch import usage
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.stats import SHED, summarise
 from hstu_trt.bench.load.target import TritonAddress
-from hstu_trt.bench.result_rows import read_rows
-from hstu_trt.bench.serving import overload
-from hstu_trt.bench.serving.overload_load import answers_per_s, ask_over_connections, recovery_s, split
-from hstu_trt.contract.errors import ConfigError, InputError
+from hstu_trt.bench.serving.overload_load import ask_over_connections, split
+from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model_folder import read_model_folder
-from hstu_trt.serving.answers import ServerError
+from hstu_trt.serving.answers import ServerError, inputs_of
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import OverloadedError, RankingClient
 from hstu_trt.serving.refresh.settings import DEFAULT_POLL_S
@@ -36,7 +35,7 @@ MODELS = ("ranking", "ranking_fused")
 IN_FLIGHT = {"ranking": PLACES + 3, "ranking_fused": 2 * PLACES}
 """Those that wait, and one in each step, or a batch of as many."""
 SENT = 40
-"""While models stand still: few, since Triton gives models up that stand still for a second."""
+"""While models stand still: few, since that may not last long."""
 TOLD_S = 2.5 * DEFAULT_POLL_S
 """By then the models have brought their metrics up to date."""
 
@@ -59,6 +58,10 @@ def server(narrow, metrics_port):
     server = Serve(narrow, "--metrics-port", str(metrics_port), "--no-restart")
     yield server
     assert server.stop() == 0
+
+
+def note(future, result, error):
+    future.set_result(error if error is not None else result)
 
 
 def packed(deployment, model, seed=0, events=100, items=20):
@@ -84,27 +87,30 @@ def test_a_flood_is_refused_but_for_what_may_wait(server, narrow, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_as_many_are_taken_in_as_have_places_and_the_rest_is_refused_before_any_model_sees_it(server, narrow, model):
+def test_as_many_are_taken_in_as_have_places_and_the_rest_is_refused_before_any_model_sees_it(narrow, model):
     """The models' processes stand still: who is refused then was refused by the server itself, and nobody else is."""
     feed = packed(narrow, model)
-    stubs = [process.pid for process in processes_of(server.facts["pid"]) if process.name != SERVER]
-    assert len(stubs) == 4
-    with RankingClient(server.url, model) as client:
-        expected = client.infer(feed)
-        for stub in stubs:
-            os.kill(stub, signal.SIGSTOP)
-        try:
-            futures = [client._send(feed) for _ in range(SENT)]
-            # The two threads of the server that take requests in may let one more in each.
-            refused = range(SENT - IN_FLIGHT[model] - 2, SENT - IN_FLIGHT[model] + 1)
-            eventually(lambda: sum(future.done() for future in futures) in refused)
-        finally:
-            for stub in stubs:
-                os.kill(stub, signal.SIGCONT)
-        answers = [future.result() for future in futures if future.exception(60) is None]
-        assert SENT - len(answers) in refused
-        for answer in answers:
-            np.testing.assert_allclose(answer.as_numpy("preds"), expected, atol=1e-5, rtol=0)
+    # The two threads of the server that take requests in may let one more in each.
+    refused = range(SENT - IN_FLIGHT[model] - 2, SENT - IN_FLIGHT[model] + 1)
+
+    def fill(server):
+        stubs = [process.pid for process in processes_of(server.facts["pid"]) if process.name != SERVER]
+        assert len(stubs) == 4
+        with RankingClient(server.url, model) as client:
+            expected = client.infer(feed)
+            with standing_still(stubs) as stop:
+                futures = [client._send(feed) for _ in range(SENT)]
+                stop.wait_for(lambda: sum(future.done() for future in futures) in refused)
+            failed = [future for future in futures if future.exception(60) is not None]
+            stop.require_short()
+            return expected, futures, failed
+
+    expected, futures, failed = asked_while_standing_still(narrow, fill)
+    assert len(failed) in refused
+    assert {type(future.exception()) for future in failed} == {OverloadedError}
+    for future in futures:
+        if future not in failed:
+            np.testing.assert_allclose(future.result().as_numpy("preds"), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -119,16 +125,22 @@ def test_refusals_do_not_wait_for_answers(server, narrow, model):
 @pytest.mark.parametrize("how", ["given up", "wrong"])
 def test_requests_that_end_otherwise_give_their_places_back(server, narrow, model, how):
     """Those whose clients went away, and those that Triton refuses; many times more than there are places."""
-    feed = packed(narrow, model)
+    feed, given_up = packed(narrow, model), []
+    inputs = inputs_of(feed)
     with RankingClient(server.url, model) as client:
         client.infer(feed)
         for _ in range(10 * PLACES):
             if how == "given up":
-                client._send(feed).cancel()
+                given_up.append(Future())
+                client._client.async_infer(model, inputs, partial(note, given_up[-1])).cancel()
             else:
                 bad = {name: array for name, array in feed.items() if name != "candidate_ids"}
                 with pytest.raises(InputError, match="candidate_ids"):
                     client._receive(client._send(bad))
+
+        # Some are answered, or refused, before.
+        cancelled = sum("CANCELLED" in str(future.result(60)) for future in given_up)
+        assert cancelled > PLACES if given_up else how == "wrong"
 
         def all_free():
             futures = [client._send(feed) for _ in range(IN_FLIGHT[model])]
@@ -223,11 +235,6 @@ def test_a_thousand_connections_are_answered_or_refused(server, narrow):
         client.infer(packed(narrow, "ranking"))
 
 
-def metrics(port):
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
-
-
 def total(found, name, **labels):
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     return sum(value for key, value in found.items() if re.match(rf"{name}\b", key) and all(w in key for w in wanted))
@@ -239,7 +246,7 @@ def test_shed_load_and_batches_are_in_the_metrics(server, narrow, metrics_port, 
     steps = ("embedding_lookup", "hstu", "mlp_head") if model == "ranking" else (model,)
 
     def read():
-        found = metrics(metrics_port)
+        found = series(metrics_port)
         triton = total(found, "nv_inference_request_failure", model=model)
         waited = sum(total(found, "nv_inference_queue_duration_us", model=step) for step in steps)
         return np.array([*(total(found, f"hstu_trt_{name}_total", model=door) for name in names), waited, triton])
@@ -258,88 +265,3 @@ def test_shed_load_and_batches_are_in_the_metrics(server, narrow, metrics_port, 
     holds_eventually(all_told)
     settled(read, TOLD_S)
     all_told()
-
-
-def test_a_run_under_overload_is_measured_and_written_down(exported, tmp_path, capsys, monkeypatch):
-    """The whole verb, short. Its bounds on time are for a quiet machine: the rows tell which were kept.
-
-    A toy model is no measure of speed under overload: refusing a request costs about what serving one does, on the
-    same two cores as the client, so only what holds on any machine is asserted.
-    """
-    deployment = assemble(read_model_folder(exported("fp32")), tmp_path / "deployment", Options())
-    out = tmp_path / "rows.jsonl"
-    core, parted = str(min(os.sched_getaffinity(0))), []
-    monkeypatch.setattr(overload, "pin", lambda processes, cpus: parted.append((set(processes), cpus)))
-    argv = ["--deployment", str(deployment.path), "--seconds", "2", "--connections", "100", "--out", str(out)]
-    argv += ["--clients", "2", "--server-cpus", core, "--client-cpus", core]
-    code = overload.main([*argv, "--refusal-ms", "2000", "--commit", "abc"])
-    rows = read_rows([out])
-    assert [row.variant for row in rows] == [f"{model} at 3 x peak" for model in MODELS]
-    assert code == (1 if any(row.details["missed"] for row in rows) else 0)
-    (server, its_cores), (client, our_cores) = parted
-    assert client == {os.getpid()} and not server & client and len(server) > 4
-    assert its_cores == our_cores == {int(core)}
-    for row in rows:
-        checks, setting = row.checks, row.details["setting"]
-        assert (setting["clients"], setting["server_cpus"], setting["client_cpus"]) == (2, core, core)
-        assert checks["failed"] == 0 and checks["refused"] > 0 and checks["accepted"] > 0
-        assert checks["connections_answered"] + checks["connections_shed"] == 100
-        assert checks["throughput_share"] > 0.2 and checks["memory_growth"] < 0.5
-    assert "throughput_share" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--url", "127.0.0.1:1"], "--url and --server-pid go together"),
-        (["--server-pid", "1"], "--url and --server-pid go together"),
-        (["--clients", "0"], "an overload run needs"),
-        (["--client-cpus", "none"], "write them as 0-7,12"),
-    ],
-)
-def test_options_that_do_not_fit(tmp_path, options, said):
-    with pytest.raises(ConfigError, match=said):
-        overload.main(["--deployment", str(tmp_path), *options])
-
-
-def records(done, errors, *, rate=100.0):
-    due = np.arange(len(done)) / rate
-    return Records(
-        due=due, sent=due, done=due + np.asarray(done), which=np.zeros(len(done), int), errors=errors, cpu_s=0.0
-    )
-
-
-def test_accepted_refused_and_failed_requests_are_told_apart():
-    shed, broken = f"UNAVAILABLE: {OVERLOADED}4 requests wait already", "INTERNAL: broken"
-    found = records(np.full(400, 0.02), {n: shed for n in range(0, 200, 2)} | {3: broken, 301: broken})
-    parts = split(found, 0.0, 2.0)
-    assert (len(parts.accepted_ms), len(parts.refused_ms), parts.failed) == (99, 100, {broken: 1})
-    assert answers_per_s(found, 0.0, 2.02) == pytest.approx(99 / 2.02)
-    result = summarise(found)
-    assert result.shed == 100 and result.errors == {broken: 2} and set(result.flags) >= {SHED, "errors"}
-
-
-@pytest.mark.parametrize(
-    ("slow_until", "shed_until", "recovered"),
-    [(0, 0, 0.0), (240, 0, 0.5), (0, 251, 0.75), (400, 0, float("inf"))],
-    ids=["at once", "slow for a while", "refused for a while", "never"],
-)
-def test_recovery_counts_from_the_end_of_the_burst(slow_until, shed_until, recovered):
-    """100 requests per second, the burst ends after 2 s; normal is 10 ms."""
-    latency = np.where(np.arange(400) < slow_until, 0.5, 0.01)
-    shed = {n: f"UNAVAILABLE: {OVERLOADED}" for n in range(200, shed_until)}
-    assert recovery_s(records(latency, shed), 2.0, 20.0) == recovered
-
-
-def test_a_family_of_processes_is_found_and_counted():
-    import subprocess
-    import sys
-
-    child = subprocess.Popen([sys.executable, "-c", "print('up', flush=True); input()"], stdin=-1, stdout=-1, text=True)
-    assert child.stdout.readline() == "up\n"
-    assert {os.getpid(), child.pid} <= set(family(os.getpid()))
-    alone, both = usage(child.pid), usage(os.getpid())
-    assert alone.processes == 1 and alone.handles >= 3 and alone.threads >= 1 and alone.memory_bytes > 1e6
-    assert both.processes >= 2 and both.memory_bytes > alone.memory_bytes
-    child.communicate("\n", timeout=10)
-    assert usage(child.pid).processes == 0

@@ -9,13 +9,14 @@ import os
 import re
 import signal
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hammering import BOTH, Hammer
-from served import Serve, in_process, request_of
-from supervised import ALLOWED_S, STABLE_S, Supervised, is_running, process_of, regions, regions_of
+from scraping import restarts_told
+from served import in_process, request_of
+from standing_still import asked_while_standing_still, standing_still
+from supervised import Supervised, is_running, process_of, regions, regions_of
 from waiting import eventually
 
 from hstu_trt.serving.client import RankingClient
@@ -58,9 +59,10 @@ def supervised(deployment, metrics_port):
 @pytest.mark.parametrize(("name", "number", "trouble"), FAULTS, ids=[f"{n} {s.name}" for n, s, _ in FAULTS])
 def test_a_process_that_dies_or_stops_is_replaced(supervised, cases, name, number, trouble):
     """All by itself, on the same port; the client keeps its connection."""
-    restarts, pid = len(supervised.events) // 2, process_of(supervised.server, name)
+    supervised.wait_until_stable()
+    restarts, pid = supervised.count("restarted"), process_of(supervised.server, name)
     with Hammer(supervised.url, cases) as clients:
-        time.sleep(STABLE_S)  # or the next restart is put off, as in a loop of crashes
+        clients.wait_for_answers(time.monotonic())
         struck = time.monotonic()
         os.kill(pid, number)
         clients.wait_for_failures(struck)
@@ -70,51 +72,42 @@ def test_a_process_that_dies_or_stops_is_replaced(supervised, cases, name, numbe
     outcome = clients.outcome
     print(f"{name} {number.name}: right answers again after {back:.2f} s, {len(outcome.failed)} requests failed")
     assert outcome.wrong == []
-    assert back <= ALLOWED_S
+    assert back <= supervised.allowed_s
     assert re.fullmatch(rf"{name} \(process {pid}\) {trouble}|tritonserver died with code -9", event["cause"])
     assert event["restarts"] == restarts + 1
     for _, seconds, _, message in outcome.failed:
         assert re.search(r"UNAVAILABLE|INTERNAL|CANCELLED", message), message
-        assert seconds <= ALLOWED_S
-    assert not is_running(pid), "one that was stopped must not go on later"
+        assert seconds <= supervised.allowed_s
+    eventually(lambda: not is_running(pid), "one that was stopped must not go on later")
     shared = regions_of(supervised.server)
     eventually(lambda: len(regions(shared)) == 4, lambda: regions(shared))
 
 
 def test_restarts_are_counted_for_prometheus(supervised, metrics_port):
     """By the last server, which was none of the others, and once: a scrape would add up what two models say."""
-    deadline, line = time.monotonic() + 60, f"hstu_trt_restarts_total {len(FAULTS)}"
-    found = []
-    while not found:
-        assert time.monotonic() < deadline
-        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as answer:
-            found = [text for text in answer.read().decode().splitlines() if text.startswith("hstu_trt_restarts_total")]
-        time.sleep(0.1)
-    assert found == [line]
+    assert restarts_told(metrics_port) == [f"hstu_trt_restarts_total {supervised.count('restarted')}"]
 
 
 def test_restarts_are_recorded(supervised, deployment):
     (record,) = deployment.run.glob(f"restarts-{supervised.url.rpartition(':')[2]}.json")
     document = json.loads(record.read_text())
-    assert document["restarts"] == len(FAULTS)
+    assert document["restarts"] == supervised.count("restarted") > 0
     assert document["events"] == supervised.events[-20:]
     assert all(event["event"] in ("fault", "restarted") for event in document["events"])
 
 
 def test_a_short_stop_is_only_slow(deployment, cases):
-    """Nothing is restarted, and the client sees nothing but a late answer.
-
-    From 1 s on, Triton answers INTERNAL itself ("Stub process is not healthy"), and ends with an abort (2.51) when the
-    process goes on: it must be replaced before.
-    """
-    serve = Serve(deployment, "--no-restart")
+    """Nothing is restarted, and the client sees nothing but a late answer."""
     request, expected = cases["ranking"][0]
-    hstu = process_of(serve.facts["pid"], "hstu")
-    with RankingClient(serve.url) as client, ThreadPoolExecutor() as pool:
-        os.kill(hstu, signal.SIGSTOP)
-        answer = pool.submit(client.ask, request)
-        time.sleep(0.2)
-        assert not answer.done()
-        os.kill(hstu, signal.SIGCONT)
-        assert (answer.result().scores == expected).all()
-    assert serve.stop() == 0
+
+    def late_answer(serve):
+        with RankingClient(serve.url) as client, ThreadPoolExecutor() as pool:
+            with standing_still([process_of(serve.facts["pid"], "hstu")]) as stop:
+                answer = pool.submit(client.ask, request)
+                time.sleep(0.2)
+                assert not answer.done()
+            stop.require_short()
+            return answer.result()
+
+    answer = asked_while_standing_still(deployment, late_answer)
+    assert (answer.scores == expected).all()

@@ -104,7 +104,7 @@ class Recorder:
     """A node of a cluster that nobody can log in to: keeps what it is sent, and refuses it."""
 
     def __init__(self):
-        self.heard = b""
+        self._heard = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.name = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -120,8 +120,12 @@ class Recorder:
     def _refuse(self, connection):
         with connection:
             while data := connection.recv(4096):
-                self.heard += data
+                self._heard.append(data)  # from several threads: one operation
                 connection.sendall(b"-WRONGPASS invalid username-password pair or user is disabled.\r\n" * 4)
+
+    @property
+    def heard(self):
+        return b"".join(self._heard)
 
     def close(self):
         self._listener.close()

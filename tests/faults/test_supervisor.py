@@ -149,3 +149,11 @@ def test_nothing_can_be_written(monkeypatch, tmp_path, broken):
         world.supervisor.tell = fail
     run(world)
     assert world.started == 2
+
+
+def test_connections_of_canaries_are_closed(monkeypatch, tmp_path):
+    """A process that ends with a request under way on one of them would wait for it without end."""
+    world, closed = World(monkeypatch, tmp_path, []), []
+    world.supervisor.canaries = [SimpleNamespace(close=lambda name=name: closed.append(name)) for name in "ab"]
+    world.supervisor.close()
+    assert closed == ["a", "b"]

@@ -1,4 +1,5 @@
-"""Model folders without graphs: enough to assemble, to lint, and to run stages on stand-in runners."""
+"""The golden checkpoint as a deployment; and model folders without graphs: enough to assemble, to lint, and to run
+stages on stand-in runners."""
 
 from collections.abc import Callable
 
@@ -8,6 +9,15 @@ from small_models import LIMITS, small_config
 
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder, write_model_folder
 from hstu_trt.contract.table_format import write_table, write_tables_manifest
+from hstu_trt.serving.assemble import Options, assemble
+from hstu_trt.serving.deployment import Deployment
+
+
+@pytest.fixture(scope="session")
+def deployment(exported, tmp_path_factory) -> Deployment:
+    """The golden checkpoint, as it is by default."""
+    model = read_model_folder(exported("fp32"))
+    return assemble(model, tmp_path_factory.mktemp("deployment") / "ckptA", Options())
 
 
 @pytest.fixture

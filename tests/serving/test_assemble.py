@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 
 import pytest
 
@@ -11,7 +12,9 @@ from hstu_trt.contract.presets import debug
 from hstu_trt.serving import assemble_command as room
 from hstu_trt.serving import pbtxt
 from hstu_trt.serving.assemble import Options, assemble
+from hstu_trt.serving.cuda_steps import CudaSettings
 from hstu_trt.serving.deployment import read_deployment
+from hstu_trt.serving.refresh.settings import RefreshSettings
 from hstu_trt.serving.signature import MODELS, signatures
 
 PLAIN = dataclasses.replace(
@@ -54,6 +57,33 @@ def test_parameters_reach_the_models(make_model, tmp_path):
     assert pbtxt.parameter(configs["mlp_head"], "attention_norm") is None
     config = config_from_json(json.loads(pbtxt.parameter(configs["ranking"], "config")))
     assert config == deployment.model.config
+
+
+MADE = {
+    "as usual": lambda folder: Options(),
+    "all that cpu takes": lambda folder: Options(
+        attention_norm="fixed:77", id_policy="row0", queue=3, tiers=folder / "tiers.json",
+        refresh=RefreshSettings(
+            tables=folder, mode="overlay", memory_bytes=123_456_789, poll_s=0.25, bad_version="previous"
+        ),
+    ),
+    "cuda": lambda folder: Options(flavour="cuda", cuda=CudaSettings(device="cpu", batch_tokens=99)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", MADE.values(), ids=MADE)
+def test_the_command_in_the_manifest_makes_the_same_again(make_model, tmp_path, options):
+    """Whoever is told to make a deployment again gets the settings that it had; paths are quoted for the shell."""
+    folder = tmp_path / "versions, of tables"
+    folder.mkdir()
+    (folder / "tiers.json").write_text(json.dumps({"default": {"tier": "resident"}}))
+    deployment = assemble(make_model(), tmp_path / "the first", options(folder))
+    verb, *words = shlex.split(json.loads((deployment.path / "manifest.json").read_text())["made_by"])[1:]
+    assert (verb, words[-2:]) == ("assemble", ["--out", str(tmp_path / "the first")])
+    assert room.main([*words[:-1], str(tmp_path / "again")]) == 0
+    again = read_deployment(tmp_path / "again")
+    assert pbtxt.read_repository(again.repository) == pbtxt.read_repository(deployment.repository)
+    assert dataclasses.replace(again, path=deployment.path) == deployment
 
 
 def test_attention_norm_defaults_to_max_seq_len(make_model, tmp_path):

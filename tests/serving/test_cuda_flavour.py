@@ -1,13 +1,13 @@
 """The flavour ``cuda``: what assemble writes and refuses, and its models in a real server, on the device ``cpu``."""
 
 import signal
-import threading
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import scraping
 from served import Serve, in_process, request_of
+from waiting import eventually
 
 from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.model_folder import read_model_folder
@@ -209,23 +209,16 @@ def test_metrics_tell_of_micro_batches(deployment, server):
         found = series(server[1], "batches_total", FUSED)
         return sum(int(labels.split('users="')[1].split('"')[0]) * value for labels, value in found.items())
 
-    assert comes_true(lambda: users() >= 64), "counted once a second"
+    eventually(lambda: users() >= 64, "counted once a second")
     for name in ("batch_seconds_total", "batch_tokens_total", "waited_seconds_total"):
         assert sum(series(server[1], name, FUSED).values()) > 0
-    assert comes_true(lambda: list(series(server[1], "waiting_requests", FUSED).values()) == [0])
+    eventually(lambda: list(series(server[1], "waiting_requests", FUSED).values()) == [0])
 
 
 def series(port, name, model):
     """Values of a metric of the model, by labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    wanted = [line for line in lines if line.startswith(f"hstu_trt_{name}{{") and f'model="{model}"' in line]
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in wanted}
-
-
-def comes_true(is_so):
-    waited = threading.Event()
-    return any(is_so() or waited.wait(0.5) for _ in range(40))
+    start, label = f"hstu_trt_{name}{{", f'model="{model}"'
+    return {key: value for key, value in scraping.series(port).items() if key.startswith(start) and label in key}
 
 
 @pytest.fixture(scope="module")
@@ -256,9 +249,8 @@ def test_more_than_may_wait_is_refused_at_once_and_counted(narrow, model, door):
         for future in futures:
             if future.exception() is None:
                 np.testing.assert_allclose(future.result().as_numpy("preds"), expected, atol=1e-6, rtol=0)
-        # The supervisor's canary may have found no place either.
-        assert comes_true(lambda: 0 <= sum(series(port, "shed_total", door).values()) - len(refused) <= 2)
-        assert comes_true(lambda: sum(series(port, "waiting_requests", door).values()) == 0), "as of the last poll"
+        eventually(lambda: sum(series(port, "shed_total", door).values()) == len(refused))
+        eventually(lambda: sum(series(port, "waiting_requests", door).values()) == 0, "as of the last poll")
         np.testing.assert_allclose(client.infer(tensors), expected, atol=1e-6, rtol=0)
 
 

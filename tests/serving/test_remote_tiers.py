@@ -2,13 +2,12 @@
 
 import json
 import os
-import re
 import shutil
-import urllib.request
 
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc_client
+from scraping import series
 from waiting import eventually
 
 from hstu_trt.bench.tables.local_cluster import start_cluster
@@ -157,9 +156,8 @@ def test_rows_out_of_reach_come_from_a_copy_or_are_default_rows(deployments, ser
         assert row_status(served[2], model, tensors) == {"UNAVAILABLE": remote, "HOST": rows - remote}
 
     def counted(event, lookup):
-        text = urllib.request.urlopen(f"http://127.0.0.1:{served[3]}/metrics", timeout=10).read().decode()
-        found = re.findall(rf'^hstu_trt_remote_events_total{{(?=.*"{event}")(?=.*"{lookup}").*}} (.*)$', text, re.M)
-        return sum(map(float, found))
+        events = {key: count for key, count in series(served[3]).items() if key.startswith("hstu_trt_remote_events_")}
+        return sum(count for key, count in events.items() if f'"{event}"' in key and f'"{lookup}"' in key)
 
     for lookup in ("embedding_lookup", "ranking_fused"):
         eventually(lambda lookup=lookup: counted("rows_default", lookup) == remote)

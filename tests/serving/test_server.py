@@ -1,36 +1,23 @@
-"""A real tritonserver on the golden checkpoint: scores, bad requests, draining, failed starts."""
+"""A real tritonserver on the golden checkpoint: scores, batches, bad requests, and what is closed."""
 
-import dataclasses
-import json
-import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc_client
 from listening import listening
 from served import Serve, in_process, request_of
-from supervised import is_running
 from tritonclient.utils import InferenceServerException
-from waiting import eventually, settled
+from waiting import PATIENCE_S, eventually, settled
 
-from hstu_trt.contract.errors import ArtefactError, InputError
-from hstu_trt.contract.model_folder import read_model_folder
+from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.numerics import TOLERANCES
 from hstu_trt.serving.answers import ServerError
-from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.client import RankingClient
-from hstu_trt.serving.deployment import read_deployment
 from hstu_trt.serving.models.live_stages import text_tensor
 from hstu_trt.serving.requests import one_user, pack
-from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
-from hstu_trt.serving.starting import StartError, start
 from hstu_trt.tables.lookup_stage import HostLookup
 
 pytestmark = pytest.mark.triton
@@ -38,13 +25,7 @@ BOTH = pytest.mark.parametrize("model", ["ranking", "ranking_fused"])
 EXACT = 1e-6
 
 
-@pytest.fixture(scope="session")
-def deployment(exported, tmp_path_factory):
-    model = read_model_folder(exported("fp32"))
-    return assemble(model, tmp_path_factory.mktemp("deployment") / "ckptA", Options())
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(deployment):
     # Without the supervisor, whose canaries are counted by the server too.
     serve = Serve(deployment, "--no-restart")
@@ -103,8 +84,8 @@ def test_concurrent_requests_of_mixed_lengths_are_batched(served, requests):
     seen, expected = [], 32 + len(requests)
 
     def counts():
-        answer = statistics.get_inference_statistics("ranking_fused", as_json=True)["model_stats"][0]
-        return np.asarray([int(answer["inference_count"]), int(answer["execution_count"])])
+        answer = statistics.get_inference_statistics("ranking_fused", client_timeout=PATIENCE_S).model_stats[0]
+        return np.asarray([answer.inference_count, answer.execution_count])
 
     statistics = grpc_client.InferenceServerClient(served.url)
     with statistics, RankingClient(served.url, "ranking_fused") as client:
@@ -117,12 +98,11 @@ def test_concurrent_requests_of_mixed_lengths_are_batched(served, requests):
                 client._receive(future)
             # The server counts a batch after it has answered.
             eventually(lambda least=before[0] + expected: counts()[0] >= least)
-            inferences, executions = settled(counts, 0.2) - before
-            assert inferences == expected
-            seen.append(int(executions))
-            if seen[-1] < 1 + len(requests):
+            seen.append(tuple(settled(counts, 0.2) - before))
+            # More inferences: of a test before, told late.
+            if seen[-1][0] == expected and seen[-1][1] < 1 + len(requests):
                 return
-    raise AssertionError(f"{expected} inferences in {seen} executions")
+    raise AssertionError(f"{expected} inferences, in fewer than {1 + len(requests)} executions, are not among {seen}")
 
 
 def changed(tensors, name, change):
@@ -288,83 +268,3 @@ def test_sample_client_prints_ranked_candidates(served):
     scores = [float(line.split()[-1]) for line in ranked]
     assert len(scores) == 5
     assert scores == sorted(scores, reverse=True)
-
-
-def test_sigterm_finishes_running_requests(deployment, requests):
-    serve = Serve(deployment)
-    with RankingClient(serve.url) as client:
-        packed = pack(client.config, requests)
-        futures = [client._send(packed) for _ in range(8)]
-        first = client._receive(futures[0])
-        code = serve.stop()
-        answers = [client._receive(future) for future in futures[1:]]
-    assert code == 0
-    assert all(np.array_equal(answer, first) for answer in answers)
-
-
-def test_death_of_the_server_is_told(deployment):
-    serve = Serve(deployment, "--no-restart")
-    os.kill(serve.facts["pid"], signal.SIGKILL)
-    assert serve.process.wait(30) == 1
-    assert "tritonserver died with code -9" in serve.process.stderr.read()
-    no_orphans_of(deployment)
-
-
-def test_the_server_ends_when_serve_is_killed(deployment):
-    serve = Serve(deployment)
-    serve.stop(signal.SIGKILL)
-    eventually(lambda: not is_running(serve.facts["pid"]), "the server lives on")
-    no_orphans_of(deployment)
-
-
-def no_orphans_of(deployment):
-    """Those that were killed may take a moment to be gone."""
-    eventually(lambda: not orphans_of(deployment), lambda: orphans_of(deployment))
-
-
-def orphans_of(deployment):
-    """Servers and stubs of a deployment whose parent is gone."""
-    marker = str(deployment.repository).encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if parent == "1" and marker in (folder / "cmdline").read_bytes():
-                found.append(folder.name)
-    return found
-
-
-@pytest.fixture
-def damaged(deployment, tmp_path):
-    """A deployment whose hstu.onnx is cut short since it was assembled."""
-    folder, model = tmp_path / "deployment", tmp_path / "deployment" / "model"
-    model.mkdir(parents=True)
-    shutil.copytree(deployment.repository, folder / "models")
-    shutil.copy(deployment.path / "manifest.json", folder)
-    for path in deployment.model.path.iterdir():
-        (model / path.name).symlink_to(path)
-    half = (model / "hstu.onnx").read_bytes()[:5000]
-    (model / "hstu.onnx").unlink()
-    (model / "hstu.onnx").write_bytes(half)
-    return dataclasses.replace(deployment, path=folder)
-
-
-def test_damaged_model_is_refused_before_the_launch(damaged):
-    with pytest.raises(ArtefactError, match=r"hstu.onnx has 5000 bytes"):
-        read_deployment(damaged.path)
-
-
-def test_failed_start_shows_the_cause(damaged):
-    """As if the file had been damaged after the check."""
-    manifest = damaged.path / "model" / "manifest.json"
-    document = json.loads(manifest.read_text())
-    document["files"]["hstu.onnx"]["bytes"] = 5000
-    manifest.unlink()
-    manifest.write_text(json.dumps(document))
-    plan = plan_launch(find_tritonserver(), damaged, Listen(grpc_port=0))
-    with pytest.raises(StartError) as caught:
-        start(damaged, plan)
-    lines = str(caught.value).splitlines()
-    assert len(lines) <= 8
-    assert any("model 'hstu'" in line and "hstu.onnx" in line for line in lines), lines
-    assert "full log: " in lines[-1]

@@ -1,17 +1,19 @@
 """gRPC servers that answer any method with their name, and a real nginx before them: no model, so that it is quick."""
 
 import asyncio
-import socket
 import threading
-import time
 from concurrent import futures
 
 import grpc
+from waiting import PATIENCE_S, eventually
 
 from hstu_trt.serving.fleet.gateway import Gateway, find_nginx
 from hstu_trt.serving.fleet.gateway_config import GatewaySettings, Upstream
+from hstu_trt.serving.server import LOOPBACK, choose_port
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+"""Channels share connections otherwise: one could set out on a connection that a reload of nginx is about to close."""
 
 
 class EchoServer(grpc.GenericRpcHandler):
@@ -33,15 +35,12 @@ class EchoServer(grpc.GenericRpcHandler):
         self.served += 1
         self.last = request
         if request == b"hold":
-            self.let_go.wait(30)
+            self.let_go.wait(PATIENCE_S)
         return self.name.encode()
 
     def wait_for(self, request):
         """Until it has begun to answer such a request."""
-        deadline = time.monotonic() + 20
-        while self.last != request:
-            assert time.monotonic() < deadline, f"{self.name} got no {request!r}"
-            time.sleep(0.01)
+        eventually(lambda: self.last == request, f"{self.name} got no {request!r}")
 
     def stop(self):
         """As if killed: what it was answering gets no answer."""
@@ -50,12 +49,12 @@ class EchoServer(grpc.GenericRpcHandler):
         stopped.wait()
 
 
-def call(url, request=b"", *, user=None, method=INFER, timeout=10.0, channel=None):
+def call(url, request=b"", *, user=None, method=INFER, channel=None):
     """Sends one request; returns the name of who answered, or raises grpc.RpcError."""
     metadata = [("x-user-id", str(user))] if user is not None else []
-    own = channel or grpc.insecure_channel(url)
+    own = channel or grpc.insecure_channel(url, options=OWN_CONNECTION)
     try:
-        return own.unary_unary(method)(request, metadata=metadata, timeout=timeout).decode()
+        return own.unary_unary(method)(request, metadata=metadata, timeout=PATIENCE_S).decode()
     finally:
         if channel is None:
             own.close()
@@ -71,9 +70,7 @@ class RunningGateway:
     def __init__(self, folder, max_body=1 << 20, tls=None):
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = choose_port(LOOPBACK, 0)
         self.url = f"127.0.0.1:{self.port}"
         self.gateway = Gateway(find_nginx(), folder, settings_for(self.port, max_body, tls=tls))
 
@@ -83,11 +80,11 @@ class RunningGateway:
     def switch(self, upstreams):
         """Until nothing is answered by the old config."""
         self.do("apply", upstreams)
-        assert self.do("settled", 20)
+        assert self.do("settled", PATIENCE_S)
 
     def users(self, count=400):
         """Who answers each user."""
-        with grpc.insecure_channel(self.url) as channel:
+        with grpc.insecure_channel(self.url, options=OWN_CONNECTION) as channel:
             return [call(self.url, user=user, channel=channel) for user in range(count)]
 
     def close(self):

@@ -1,7 +1,9 @@
 """A real ``hstu-trt fleet`` as a child process, and load on it that knows every right answer."""
 
 import contextlib
+import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,20 +15,27 @@ from pathlib import Path
 
 import numpy as np
 from served import in_process, request_of
+from waiting import eventually
 
 from hstu_trt.serving.client import RankingClient
 from hstu_trt.serving.fleet.control import ask
 from hstu_trt.serving.fleet.gateway import children_of
+from hstu_trt.serving.server import LOOPBACK, choose_port
 
 MODELS = ("ranking", "ranking_fused")
 ATOL = 2e-5
+_NUMBERS = itertools.count()
+"""Of fleets: two that run at the same time do not look for their replicas' ports in the same place."""
 
 
 class FleetUnderTest:
     """``hstu-trt fleet``, ready when constructed; its commands through the real command line."""
 
-    def __init__(self, deployment, run, replicas, port, first_replica_port, *options):
-        self.run, self.url = run, f"127.0.0.1:{port}"
+    def __init__(self, deployment, run, replicas, *options):
+        port = choose_port(LOOPBACK, 0)
+        # Below the ports that the kernel gives to connections, and not those of another run on this machine.
+        first_replica_port = 20_000 + os.getpid() % 120 * 100 + 50 * (next(_NUMBERS) % 2)
+        self.run, self.url = run, f"{LOOPBACK}:{port}"
         command = [sys.executable, "-m", "hstu_trt.serving.fleet.command", "--deployment", str(deployment.path)]
         command += ["--port", str(port), "--run", str(run), "--first-replica-port", str(first_replica_port), *options]
         command += [] if replicas is None else ["--replicas", str(replicas)]
@@ -46,7 +55,7 @@ class FleetUnderTest:
         module = "command" if verb == "fleet" else "release_command"
         folder = "--run" if verb == "fleet" else "--fleet"
         command = [sys.executable, "-m", f"hstu_trt.serving.fleet.{module}", *map(str, rest), folder, str(self.run)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
         return done.returncode, done.stdout, done.stderr
 
     def status(self):
@@ -77,6 +86,10 @@ class FleetUnderTest:
             return len(replicas) == len(status["gets_requests"]) == count and states == {"serving"}
 
         return self.wait_for(well, f"{count} replicas")
+
+    def verdicts(self):
+        """How often a replica was found to be down, or well again: each is a reload of the gateway."""
+        return sum(" is down: " in line or " answers again" in line for line in list(self.lines))
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
@@ -133,9 +146,12 @@ class Load:
     def wait_for_more(self, count=20):
         """Waits until the clients have had some more answers."""
         target = len(self.sent) + count
-        while len(self.sent) < target:
+
+        def has_come():
             assert all(thread.is_alive() for thread in self._threads)
-            time.sleep(0.02)
+            return len(self.sent) >= target
+
+        eventually(has_come, lambda: f"{len(self.sent)} answers, the last: {self.sent[-1:]}")
 
     @property
     def answers(self):
@@ -192,9 +208,9 @@ def counted_tries(client):
 
 
 @contextlib.contextmanager
-def running_fleet(deployment, run, replicas, port, first_replica_port, *options):
+def running_fleet(deployment, run, replicas, *options):
     """replicas: None leaves it to the options."""
-    fleet = FleetUnderTest(deployment, run, replicas, port, first_replica_port, *options)
+    fleet = FleetUnderTest(deployment, run, replicas, *options)
     try:
         yield fleet
     finally:

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from waiting import PATIENCE_S, eventually
 
 from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.serving.client import RankingClient
@@ -46,22 +47,18 @@ class Hammer:
         for thread in self._threads:
             thread.join()
 
-    def wait_for_answers(self, since, count=3, timeout_s=60.0):
+    def wait_for_answers(self, since, count=3, timeout_s=PATIENCE_S):
         """Waits until all have answered so often since then, and returns when the slowest first did."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            times = [[at for at in list(self.outcome.right[model]) if at > since] for model in self._cases]
-            if all(len(found) >= count for found in times):
-                return max(min(found) for found in times)
-            time.sleep(0.01)
-        raise AssertionError(f"no answers within {timeout_s:g} s; the last error: {self.outcome.failed[-1:]}")
 
-    def wait_for_failures(self, since, timeout_s=20.0):
+        def came():
+            times = [[at for at in list(self.outcome.right[model]) if at > since] for model in self._cases]
+            return max(min(found) for found in times) if all(len(found) >= count for found in times) else None
+
+        return eventually(came, lambda: f"no answers; the last error: {self.outcome.failed[-1:]}", timeout_s)
+
+    def wait_for_failures(self, since):
         """Waits until a request has failed since then."""
-        deadline = time.monotonic() + timeout_s
-        while not any(at > since for at, *_ in list(self.outcome.failed)):
-            assert time.monotonic() < deadline, "no request failed"
-            time.sleep(0.005)
+        eventually(lambda: any(at > since for at, *_ in list(self.outcome.failed)), "no request failed")
 
     def _run(self, model):
         with RankingClient(self._url, model, timeout_s=self._timeout_s) as client:

@@ -11,25 +11,42 @@ import numpy as np
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.serving.models.stages import FusedStage, RunnerStage
 from hstu_trt.serving.requests import RankRequest, one_user, pack, sample
+from hstu_trt.serving.supervision.events import EVENTS_FILE
 from hstu_trt.tables.lookup_stage import HostLookup
 
 
 class Serve:
     """``hstu-trt serve`` as a child process, ready when constructed."""
 
+    report = ("--json",)
+    """How it tells what it serves, and what happens."""
+
     def __init__(self, deployment, *options):
         command = [sys.executable, "-m", "hstu_trt.serving.serve", "--deployment", str(deployment.path)]
-        command += ["--grpc-port", "0", "--json", *options]
+        command += ["--grpc-port", "0", *self.report, *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         atexit.register(self.process.kill)  # of a test that failed before it came to the end
+        self.facts = self._facts()
+        self.url = self.facts["url"]
+
+    def _facts(self):
+        """What it says once it is ready."""
+        return self._next_line()
+
+    def _next_line(self):
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
-        self.facts = json.loads(line)
-        self.url = self.facts["url"]
+        return json.loads(line)
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
         return self.process.wait(120)  # it waits up to 15 s for quiet, and 40 s for what runs
+
+
+def events_of(run):
+    """The events in a run folder; the last line may be on its way, and is left out then."""
+    whole, _, _ = (run / EVENTS_FILE).read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def request_of(deployment, events, items, seed=0):

@@ -69,7 +69,7 @@ def test_waiting_for_the_other_steps_ends_with_the_server(folder, place, rows):
     with pytest.raises(DenseNotReadyError, match="did not open"):
         rows._take(folder.path / "b3")
     assert len(polls) == 4
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60, "it waits for the whole of HELD_TIMEOUT_S"
 
 
 def test_a_board_that_cannot_be_written_is_the_reason(folder, place, tmp_path):
@@ -78,7 +78,7 @@ def test_a_board_that_cannot_be_written_is_the_reason(folder, place, tmp_path):
     began = time.monotonic()
     with pytest.raises(DenseNotReadyError, match=r"cannot tell whether they hold them.*make .*run/live/.* writable"):
         rows._take(folder.path / "b3")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60, "it waits for the whole of HELD_TIMEOUT_S"
     rows._take(folder.path / "v1")
     assert rows.live.current.tables.name == "v1", "tables of the same dense weights need no board"
 
