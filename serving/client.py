@@ -219,12 +219,16 @@ class RankingClient:
 
     def _parameters_of(self, model: str) -> dict[str, str] | None:
         """Of ``config.pbtxt``; None: the server has no such model. Raises ServerError."""
-        try:
-            answer = self._client.get_model_config(model, client_timeout=self._timeout_s)
-        except InferenceServerException as error:
-            if _is_unknown(error):
-                return None
-            raise self._translated(error) from None
+        for times in itertools.count(1):
+            try:
+                answer = self._client.get_model_config(model, client_timeout=self._timeout_s)
+                break
+            except InferenceServerException as error:
+                if _is_unknown(error):
+                    return None
+                if (pause_s := pause_before_repeat(str(error.message()), times)) is None:
+                    raise self._translated(error) from None
+                time.sleep(pause_s)
         return {key: value.string_value for key, value in answer.config.parameters.items()}
 
     def _read_config(self, parameters: dict[str, str]) -> tuple[HstuConfig, Limits]:

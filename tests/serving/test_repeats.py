@@ -27,10 +27,12 @@ SCORES = np.ones((2, 1), np.float32)
 class FakeServer:
     """Triton's client as far as ours uses it: each sending ends as the script says, then with scores."""
 
-    def __init__(self, *script):
-        self.script, self.timeouts = list(script), []
+    def __init__(self, *script, at_start=()):
+        self.script, self.at_start, self.timeouts = list(script), list(at_start), []
 
     def get_model_config(self, model, client_timeout):
+        if self.at_start:
+            raise InferenceServerException(self.at_start.pop(0), "StatusCode.UNAVAILABLE")
         parameters = {"config": SimpleNamespace(string_value=next(iter(PRESETS)))}
         return SimpleNamespace(config=SimpleNamespace(parameters=parameters))
 
@@ -73,6 +75,13 @@ def test_the_third_loss_is_told(ask, message):
         ask(server)
     assert message in str(caught.value)
     assert len(server.timeouts) == 3
+
+
+@pytest.mark.parametrize("message", SENT_THRICE)
+def test_a_client_made_in_such_a_moment_asks_again(ask, message):
+    assert ask(FakeServer(at_start=[message] * 2)) is SCORES
+    with pytest.raises(ServerError):
+        ask(FakeServer(at_start=[message] * 9))
 
 
 @pytest.mark.parametrize(
