@@ -116,10 +116,15 @@ def latest(rows: Iterable[ResultRow]) -> dict[tuple[str, str], ResultRow]:
     return newest
 
 
+def sources(rows: Iterable[ResultRow]) -> list[tuple[str, str, str]]:
+    """Every (device, day, commit) that rows were measured on."""
+    return sorted({(row.device, row.date[:10], row.commit) for row in rows})
+
+
 def sources_text(rows: Iterable[ResultRow]) -> str:
-    """Where, when and at which commits rows were measured."""
-    found = sorted({(row.device, row.date[:10], row.commit) for row in rows})
-    return "Measured on " + "; ".join(f"{device}, {date}, commit `{commit}`" for device, date, commit in found) + "."
+    """Where, when and at which commits rows were measured, as Markdown."""
+    found = [f"{device}, {day}, commit `{commit}`" for device, day, commit in sources(rows)]
+    return f"Measured on {'; '.join(found)}."
 
 
 def git_commit() -> str:
