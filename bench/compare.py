@@ -8,16 +8,14 @@ that is no longer valid.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hstu_trt.bench.arguments import not_negative, suite_parser
 from hstu_trt.bench.result_rows import ResultRow, read_rows
-from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.text import text_table
 
@@ -200,11 +198,11 @@ def cells(change: Change) -> tuple[str, ...]:
 
 def main(argv: Sequence[str]) -> int:
     """The verb."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench compare", description=(__doc__ or "").partition("\n")[0])
+    parser = suite_parser("compare", __doc__)
     parser.add_argument("a", metavar="A", help="rows before: a .jsonl file, a folder of them, or a commit")
     parser.add_argument("b", metavar="B", help="rows after")
     parser.add_argument("--suite", help="only rows of this suite")
-    parser.add_argument("--floor", type=float, default=FLOOR, help="smallest change that counts (default: 0.05)")
+    parser.add_argument("--floor", type=not_negative, default=FLOOR, help="smallest change that counts (default: 0.05)")
     parser.add_argument("--all", action="store_true", help="print unchanged figures, too")
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
     args = parser.parse_args(argv)
@@ -215,7 +213,3 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(text(verdict, every=args.all))
     return 0 if verdict.passed else GATE_EXIT_CODE
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench compare"))

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.bench.accuracy.fidelity import Figure, Scores, task_figures
+from hstu_trt.bench.arguments import count, not_negative, suite_parser, whole
 from hstu_trt.bench.chain import NORM, norm_tensor
 from hstu_trt.bench.files import write_features
 from hstu_trt.bench.workloads.generate import DEFAULT_SEED, generate
@@ -282,14 +283,12 @@ def _report(args: argparse.Namespace, alone: Sequence[Trial], steps: Sequence[Tr
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hstu-trt bench plan-precision", description=(__doc__ or "").split("\n", maxsplit=1)[0]
-    )
+    parser = suite_parser("plan-precision", __doc__)
     parser.add_argument("--model", type=Path, required=True, help="exported model in fp32")
     parser.add_argument("--profile", choices=PROFILES, default="ci", help="workload (default ci)")
-    parser.add_argument("--requests", type=int, default=128, help="to measure on (%(default)s)")
-    parser.add_argument("--calibration-requests", type=int, default=64, help="to calibrate with (%(default)s)")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--requests", type=count, default=128, help="to measure on (%(default)s)")
+    parser.add_argument("--calibration-requests", type=count, default=64, help="to calibrate with (%(default)s)")
+    parser.add_argument("--seed", type=whole, default=DEFAULT_SEED, help="(default: %(default)s)")
     parser.add_argument("--attention-norm", help="fixed:<N> (default: the config's max_seq_len)")
     budget, gates = parser.add_argument_group("budget (default: the gates of bench accuracy)"), RANKING_GATES
     for name, default, text in (
@@ -297,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--min-accuracy-ratio", gates.accuracy_ratio, "accuracy at 0.5 as a share of fp32's"),
         ("--min-gauc-ratio", gates.gauc_ratio, "mean AUC per request as a share of fp32's"),
     ):
-        budget.add_argument(name, type=float, default=default, help=f"{text} (%(default)s)")
+        budget.add_argument(name, type=not_negative, default=default, help=f"{text} (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help=f"for {PLAN_FILE} and {CALIBRATION_FILE}")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from hstu_trt.bench.load.client import Loop, Records, drive, merge
@@ -47,9 +49,13 @@ class Clients:
     def __enter__(self) -> Clients:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for _, pipe in self._children:
-            pipe.send(None)
+    def __exit__(self, kind: object, *_: object) -> None:
+        for child, pipe in self._children:
+            if kind is None:
+                with suppress(OSError):  # a client that died
+                    pipe.send(None)
+            else:
+                child.terminate()  # it may be in the middle of a long run
         for child, _ in self._children:
             child.join(5)
         self.target.close()
@@ -71,9 +77,12 @@ def _receive(pipe: Any) -> Any:
 
 
 def _serve_orders(pipe: Any, address: Address, prepared: Sequence[Any], number: int, of: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the one that gives the orders ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     target = address.open()
-    pipe.send("ready")
-    while (order := pipe.recv()) is not None:
-        loop, start = order
-        pipe.send(drive(target, prepared, loop, cycle=(number, of), start=start))
+    with suppress(EOFError, BrokenPipeError):  # who gives the orders is gone
+        pipe.send("ready")
+        while (order := pipe.recv()) is not None:
+            loop, start = order
+            pipe.send(drive(target, prepared, loop, cycle=(number, of), start=start))
     target.close()

@@ -37,6 +37,11 @@ class Measured:
     client: str = "hstu-trt"
     """What sent the load."""
 
+    @property
+    def answered(self) -> bool:
+        """Whether any request of any repeat was: else there is no figure to put into a row."""
+        return any(run.latency_ms for run in self.outcome.repeated.runs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:

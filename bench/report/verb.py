@@ -7,23 +7,21 @@ before, or against --against. Every part says on which machine, when and at whic
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hstu_trt.bench import compare
+from hstu_trt.bench.arguments import suite_parser
 from hstu_trt.bench.report.cases import cases_of
 from hstu_trt.bench.report.page import case_pictures, page
 from hstu_trt.bench.result_rows import RESULTS, read_rows
-from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.manifest import write_text_atomically
 
 
 def main(argv: Sequence[str]) -> int:
     """The verb."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench report", description=(__doc__ or "").partition("\n")[0])
+    parser = suite_parser("report", __doc__)
     parser.add_argument("--results", type=Path, nargs="+", help="files of rows (default: all in bench/results/)")
     parser.add_argument(
         "--against", help="file, folder or commit to compare with (default: earlier rows of the same files)"
@@ -46,7 +44,3 @@ def main(argv: Sequence[str]) -> int:
             write_text_atomically(args.pictures / f"{name}.svg", picture)
             print(f"wrote {args.pictures / f'{name}.svg'}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench report"))

@@ -9,7 +9,6 @@ else fails, throughput stays, memory does not grow, all is normal soon after it,
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -40,7 +39,6 @@ from hstu_trt.bench.serving.overload_load import (
 )
 from hstu_trt.bench.serving.overload_settings import Promises, Setting, parser_of
 from hstu_trt.bench.workloads.requests_source import generate_requests
-from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.text import text_table
@@ -208,7 +206,7 @@ def text(rows: Sequence[ResultRow]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """The verb."""
-    args = parser_of("hstu-trt bench overload", __doc__ or "").parse_args(argv)
+    args = parser_of(__doc__).parse_args(argv)
     cpus = Cpus(server=cpu_set(args.server_cpus), client=cpu_set(args.client_cpus))
     setting = Setting(
         factor=args.factor, share=args.share, seconds=args.seconds, in_flight=args.in_flight,
@@ -221,7 +219,6 @@ def main(argv: Sequence[str]) -> int:
     models = served_of(args, deployment)
     source = generate_requests(deployment.model, profile=args.profile, count=64, seed=setting.seed)
     requests = [source.pack([row]) for row in range(len(source))]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     provenance = provenance_here(args.commit)
     rows, failures = [], []
     with running(deployment, args.url) as (url, _, started):
@@ -239,7 +236,3 @@ def main(argv: Sequence[str]) -> int:
     for failure in failures:
         print(f"MISSED: {failure}", file=sys.stderr)
     return GATE_EXIT_CODE if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench overload"))

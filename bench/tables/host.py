@@ -7,7 +7,6 @@ that no call finds its rows in a cache; contenders are timed in turn.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import statistics
@@ -22,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hstu_trt.bench.arguments import count, not_negative, positive, suite_parser
 from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, package_versions
 from hstu_trt.bench.timing import Timing, time_in_turn
 from hstu_trt.bench.workloads.popularity import draw_items
-from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.shards import Block, QuantisedRows
 from hstu_trt.contract.table_format import write_table, write_tables_manifest
@@ -227,21 +226,21 @@ def cpu_name() -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Measures the chosen cases, prints them, and adds rows to the results."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench tables", description=(__doc__ or "").partition("\n")[0])
+    parser = suite_parser("tables", __doc__)
     parser.add_argument("--dtype", action="append", choices=STORED, help="default: all")
-    parser.add_argument("--rows", type=int, default=2_000_000, help="of the table (default: 2000000)")
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--lookups", type=int, default=9048, help="ids per call (default: 9048, a request of DLRMv3)")
+    parser.add_argument("--rows", type=count, default=2_000_000, help="of the table (default: 2000000)")
+    parser.add_argument("--dim", type=count, default=512, help="(default: 512)")
+    parser.add_argument("--lookups", type=count, default=9048, help="ids per call (default: 9048, a request of DLRMv3)")
     text = "0: uniform, as in DLRMv3, which is the default; may be repeated"
-    parser.add_argument("--zipf", type=float, action="append", metavar="EXPONENT", help=text)
-    parser.add_argument("--threads", type=int, default=default_threads(), help="of each lookup (default: all CPUs)")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--target-ms", type=float, default=100.0, help="of each measurement (default: 100)")
-    parser.add_argument("--wait-s", type=float, default=0.0, help="for a quiet moment, per measurement (default: 0)")
+    parser.add_argument("--zipf", type=not_negative, action="append", metavar="EXPONENT", help=text)
+    parser.add_argument("--threads", type=count, default=default_threads(), help="of each lookup (default: all CPUs)")
+    parser.add_argument("--rounds", type=count, default=9, help="(default: 9)")
+    parser.add_argument("--target-ms", type=positive, default=100.0, help="of each measurement (default: 100)")
+    parser.add_argument(
+        "--wait-s", type=not_negative, default=0.0, help="for a quiet moment, per measurement (default: 0)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS_FILE, help="rows are added to this file")
     args = parser.parse_args(argv)
-    if min(args.rows, args.dim, args.lookups, args.threads, args.rounds) < 1:
-        raise ConfigError("--rows, --dim, --lookups, --threads and --rounds must be >= 1")
     torch.set_num_threads(args.threads)
     provenance = Provenance.here(f"{cpu_name()}, {args.threads} threads", package_versions(("torch", "numpy")))
     plan = MeasuringPlan(rounds=args.rounds, target_ms=args.target_ms, wait_s=args.wait_s)

@@ -6,7 +6,6 @@ compared with the source. They take turns, so that what else the machine does fa
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import statistics
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hstu_trt.bench.arguments import count, positive, suite_parser
 from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, package_versions
 from hstu_trt.bench.tables.local_cluster import LocalCluster, local_cluster
 from hstu_trt.bench.timing import Timing
@@ -63,15 +63,13 @@ CASES = (Case(ids=9048, exponent=0.0), Case(ids=9048, exponent=1.05), Case(ids=5
 
 def main(argv: Sequence[str]) -> int:
     """Runs the suite; rows go to ``--out``."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench remote", description=(__doc__ or "").replace("``", ""))
-    parser.add_argument("--rows", type=int, default=100_000, help="rows of the table (default: 100000)")
-    parser.add_argument("--rounds", type=int, default=30, help="timed lookups of each contender (default: 30)")
-    parser.add_argument("--least-ratio", type=float, help="exit code 1 if we are not this many times faster than "
+    parser = suite_parser("remote", __doc__)
+    parser.add_argument("--rows", type=count, default=100_000, help="rows of the table (default: 100000)")
+    parser.add_argument("--rounds", type=count, default=30, help="timed lookups of each contender (default: 30)")
+    parser.add_argument("--least-ratio", type=positive, help="exit code 1 if we are not this many times faster than "
                         f"{PIPELINE} at the first case")  # fmt: skip
     parser.add_argument("--out", type=Path, default=RESULTS / "remote_cpu.jsonl", help="file that rows are added to")
     args = parser.parse_args(argv)
-    if args.rows < 1 or args.rounds < 1:
-        raise ConfigError(f"--rows {args.rows} --rounds {args.rounds}: at least 1 of each")
     with tempfile.TemporaryDirectory() as folder, local_cluster(Path(folder) / "cluster") as servers:
         rows = measure(servers, Path(folder), args.rows, args.rounds)
     append_rows(args.out, rows)
