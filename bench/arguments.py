@@ -6,44 +6,51 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from hstu_trt.contract.errors import ConfigError
 
 
-def _number(text: str, kind: type[int] | type[float], least: float, wanted: str, *, above: bool = False) -> float:
+def _number(text: str, kind: type[int] | type[float], least: int, *, above: bool = False) -> float:
     try:
         value = kind(text)
     except ValueError:
-        value = math.nan
-    if not (value > least if above else value >= least) or value == math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        raise argparse.ArgumentTypeError(f"must be a {'whole ' * (kind is int)}number, got {text!r}") from None
+    if not (value > least if above else value >= least) or math.isinf(value):
+        raise argparse.ArgumentTypeError(f"must be {'>' if above else '>='} {least}, got {text}")
     return value
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """In a sentence, as the project's other errors are told, without a screen of usage before it."""
+        raise ConfigError(f"{message} ({self.prog} --help tells more)")
 
 
 def suite_parser(suite: str, text: str | None) -> argparse.ArgumentParser:
     """The parser of a suite's command line. text: a docstring, without its markup the description in ``--help``."""
     description = re.sub(r"^hstu-trt bench [^:]*: *", "", (text or "").replace("``", ""))
-    return argparse.ArgumentParser(
-        prog=f"hstu-trt bench {suite}", description=description[:1].upper() + description[1:]
-    )
+    return _Parser(prog=f"hstu-trt bench {suite}", description=description[:1].upper() + description[1:])
 
 
 def count(text: str) -> int:
     """A whole number from 1 on."""
-    return int(_number(text, int, 1, "a whole number from 1 on"))
+    return int(_number(text, int, 1))
 
 
 def whole(text: str) -> int:
     """A whole number from 0 on, as a seed is."""
-    return int(_number(text, int, 0, "a whole number from 0 on"))
+    return int(_number(text, int, 0))
 
 
 def positive(text: str) -> float:
     """A finite number above 0."""
-    return float(_number(text, float, 0, "a number above 0", above=True))
+    return float(_number(text, float, 0, above=True))
 
 
 def not_negative(text: str) -> float:
     """A finite number from 0 on."""
-    return float(_number(text, float, 0, "a number from 0 on"))
+    return float(_number(text, float, 0))
 
 
 def counts(text: str) -> tuple[int, ...]:

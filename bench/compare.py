@@ -9,13 +9,12 @@ that is no longer valid.
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hstu_trt.bench.arguments import not_negative, suite_parser
-from hstu_trt.bench.result_rows import ResultRow, read_rows
+from hstu_trt.bench.result_rows import ResultRow, git, latest, parse_rows, read_rows
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.text import text_table
 
@@ -91,12 +90,8 @@ def compare_rows(a: Sequence[ResultRow], b: Sequence[ResultRow], *, floor: float
 
 
 def _newest(rows: Sequence[ResultRow]) -> dict[Key, ResultRow]:
-    found: dict[Key, ResultRow] = {}
-    for row in rows:
-        key = (row.suite, row.case, row.variant)
-        if key not in found or row.date >= found[key].date:
-            found[key] = row
-    return found
+    suites = dict.fromkeys(row.suite for row in rows)
+    return {(suite, *key): row for suite in suites for key, row in latest(r for r in rows if r.suite == suite).items()}
 
 
 def _text(key: Key) -> str:
@@ -106,7 +101,7 @@ def _text(key: Key) -> str:
 def _changes(a: ResultRow, b: ResultRow, floor: float) -> list[Change]:
     """Median time of any row; of load runs p99 and requests per second too, where the load did not give the rate."""
     figures = {"median us": (a.median_us, b.median_us, max(a.spread, b.spread), False)}
-    if a.details and b.details:
+    if "run" in a.details and "run" in b.details:
         spread = {
             name: max(row.details.get("spread", {}).get(name, 0.0) for row in (a, b)) for name in ("per_s", "p99")
         }
@@ -153,25 +148,14 @@ def read_side(source: str) -> list[ResultRow]:
         return read_rows([path])
     if path.is_dir():
         return read_rows(sorted(path.glob("*.jsonl")))
-    rows: list[ResultRow] = []
-    names = _git("ls-tree", "--full-tree", "--name-only", f"{source}:./results")
+    names = git("ls-tree", "--full-tree", "--name-only", f"{source}:./results", cwd=Path(__file__).parent)
     if names is None:
         raise ArtefactError(f"{source!r} is neither a file or folder of rows nor a commit with {_RESULTS}/")
+    rows: list[ResultRow] = []
     for name in (name for name in names.splitlines() if name.endswith(".jsonl")):
-        where = f"{source}:{_RESULTS}/{name}"
-        for number, line in enumerate((_git("show", f"{source}:./results/{name}") or "").splitlines(), 1):
-            rows.append(ResultRow.from_json(json.loads(line), f"{where}:{number}"))
+        text = git("show", f"{source}:./results/{name}", cwd=Path(__file__).parent) or ""
+        rows += parse_rows(text, f"{source}:{_RESULTS}/{name}")
     return rows
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints, None if it fails."""
-    command = ["git", *arguments]
-    try:
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return answer.stdout if answer.returncode == 0 else None
 
 
 def text(verdict: Verdict, *, every: bool = False) -> str:

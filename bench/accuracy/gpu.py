@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hstu_trt.bench import result_rows
 from hstu_trt.bench.accuracy.fidelity import Figure, Scores, task_figures
 from hstu_trt.bench.accuracy.metrics import teacher_labels
-from hstu_trt.bench.accuracy.plan_precision import Trial, choose
+from hstu_trt.bench.accuracy.plan_choice import Trial, choose
 from hstu_trt.bench.arguments import count, some_of, suite_parser
 from hstu_trt.bench.model.work import request_flops
 from hstu_trt.contract.errors import ConfigError

@@ -21,7 +21,8 @@ from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, poisson
 from hstu_trt.bench.load.cpus import Cpus, cpu_set, pin
 from hstu_trt.bench.load.machine_watch import MachineWatch
 from hstu_trt.bench.load.options import served_of
-from hstu_trt.bench.load.process_watch import UsageWatch, family, usage
+from hstu_trt.bench.load.process_tree import family
+from hstu_trt.bench.load.process_watch import UsageWatch, usage
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import device_here, provenance_here
 from hstu_trt.bench.load.stats import summarise

@@ -8,8 +8,6 @@ while a version was being taken stand beside those of the rest of the same run.
 
 from __future__ import annotations
 
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.bench.arguments import count, not_negative, suite_parser
-from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, package_versions
+from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, cores_text, package_versions
 from hstu_trt.bench.tables.refresh_load import Load, Sample, check_tellable, expected_scores, wait_for
 from hstu_trt.bench.tables.refresh_versions import Published, Store, rows_that_matter
 from hstu_trt.bench.workloads.requests_source import generate_requests
@@ -154,7 +152,7 @@ def refresh_run(model: ModelFolder, folder: Path, requests: list[Tensors], clien
 def result_rows(outcome: Outcome, case: str, clients: int) -> list[ResultRow]:
     """Per model a row of the latencies in each phase."""
     here = vars(
-        Provenance.here(_device(), package_versions(("numpy", "onnxruntime", "tritonclient", "nvidia-pytriton")))
+        Provenance.here(cores_text(), package_versions(("numpy", "onnxruntime", "tritonclient", "nvidia-pytriton")))
     )
     counts = {"failed_or_mixed": len(outcome.wrong), "refreshes": outcome.refreshes, "refused": outcome.refused}
     rows = []
@@ -174,13 +172,6 @@ def result_rows(outcome: Outcome, case: str, clients: int) -> list[ResultRow]:
                 )
             )  # fmt: skip
     return rows
-
-
-def _device() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {len(os.sched_getaffinity(0))} cores"
-    return platform.machine()
 
 
 def main(argv: Sequence[str]) -> int:
