@@ -35,6 +35,21 @@ def test_processes_share_a_load():
     assert sorted(records.which.tolist()) == sorted([*range(6)] * 2) and not records.errors
 
 
+def test_one_request_at_a_time_goes_through_all_of_them():
+    requests = [{"n": np.array([[number]])} for number in range(6)]
+    with Clients(Echo(), requests, processes=2) as clients:
+        records = clients.run(ClosedLoop(in_flight=1, requests=12))
+    assert records.which.tolist() == [*range(6)] * 2
+
+
+def test_an_interrupted_run_ends_its_clients():
+    with pytest.raises(KeyboardInterrupt), Clients(Echo(), [{"n": np.zeros((1, 1))}], processes=2) as clients:
+        ((child, pipe),) = clients._children
+        pipe.send((ClosedLoop(in_flight=1, seconds=600.0), 1, 0.0))
+        raise KeyboardInterrupt
+    assert child.exitcode is not None
+
+
 def test_a_client_process_that_dies_is_an_error():
     with pytest.raises(HstuTrtError, match="a client process of the load died"):
         Clients(Dies(), [{"n": np.zeros((1, 1))}], processes=2)
