@@ -85,10 +85,11 @@ assert {*ROW_FIELDS, *OPTIONAL_FIELDS} == {f.name for f in fields(ResultRow)}
 
 
 def append_rows(path: Path, rows: Iterable[ResultRow]) -> None:
-    """Adds rows to a file, one per line."""
+    """Adds rows to a file, one per line, in one write: an interrupt or a row that is refused leaves no part of them."""
+    text = "".join(row.to_json() + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        stream.writelines(row.to_json() + "\n" for row in rows)
+    with path.open("ab", buffering=0) as stream:
+        stream.write(text.encode())
 
 
 def read_rows(paths: Sequence[Path]) -> list[ResultRow]:

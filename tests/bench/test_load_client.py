@@ -11,6 +11,8 @@ from waiting import holds_eventually
 from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, Records, drive, merge, poisson
 from hstu_trt.bench.load.stats import BEHIND, ERRORS, SATURATED, SHORT, UNSTABLE, Repeated, queue_grows, summarise
 from hstu_trt.bench.load.target import CallableTarget
+from hstu_trt.bench.serving.overload import answered
+from hstu_trt.contract.errors import HstuTrtError
 
 REQUESTS = [{"n": np.array([number])} for number in range(5)]
 
@@ -203,3 +205,11 @@ def test_repeats_have_a_middle_and_a_spread():
     repeated = Repeated(runs=runs)
     assert repeated.middle is runs[2] and repeated.median("p99") == pytest.approx(20)
     assert repeated.spread("p99") == pytest.approx(1.0)
+
+
+def test_an_overload_run_needs_answers_to_build_on():
+    silent = summarise(made(np.full(20, 0.01), count=20, errors=dict.fromkeys(range(20), "UNAVAILABLE: gone")))
+    with pytest.raises(HstuTrtError, match="ranking answered none of 20 requests .*: UNAVAILABLE: gone"):
+        answered(silent, "ranking")
+    whole = summarise(made(0.005))
+    assert answered(whole, "ranking") is whole
