@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,16 +106,6 @@ def _line(row: result_rows.ResultRow) -> str:
     ratios = " ".join(f"{name}: {ratio:.2f}x" for name, ratio in row.ratio_to.items())
     checks = " ".join(f"{name}={value:.4g}" for name, value in row.checks.items())
     return f"{row.case:<20} {row.variant:<34} {row.median_us:9.1f} us {rate} {work} {ratios} {checks}"
-
-
-@dataclass(kw_only=True)
-class _Timed:
-    """Figures of one variant."""
-
-    median_us: float
-    spread: float
-    checks: dict[str, float] = field(default_factory=dict)
-    tokens_per_s: float | None = None
 
 
 class _Case:

@@ -209,7 +209,7 @@ def test_repeats_have_a_middle_and_a_spread():
 
 def test_an_overload_run_needs_answers_to_build_on():
     silent = summarise(made(np.full(20, 0.01), count=20, errors=dict.fromkeys(range(20), "UNAVAILABLE: gone")))
-    with pytest.raises(HstuTrtError, match="ranking answered none of 20 requests .*: UNAVAILABLE: gone"):
+    with pytest.raises(HstuTrtError, match=r"ranking answered none of 20 requests .*: UNAVAILABLE: gone"):
         answered(silent, "ranking")
     whole = summarise(made(0.005))
     assert answered(whole, "ranking") is whole
