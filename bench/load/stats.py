@@ -48,10 +48,6 @@ class LoadResult:
     flags: tuple[str, ...]
     """Why the run should not be believed; empty: it may."""
 
-    @property
-    def valid(self) -> bool:
-        return not self.flags
-
     def at(self, percentile: float) -> float:
         """A latency percentile among PERCENTILES, infinite if nothing was answered."""
         return self.latency_ms.get(f"p{percentile:g}", float("inf"))
