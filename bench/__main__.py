@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ SUITES = {
 def main(argv: Sequence[str]) -> int:
     """Dispatches to a suite."""
     if argv and argv[0] in SUITES:
+        # A terminated run must stop its servers, too: the interrupt unwinds through the code that drains them.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         return SUITES[argv[0]](argv[1:])
     asked = bool(argv) and argv[0] in ("-h", "--help")
     lines = [f"  {name:<15} {suite.summary}" for name, suite in SUITES.items()]

@@ -8,16 +8,13 @@ that is no longer valid.
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hstu_trt.bench.result_rows import ResultRow, read_rows
-from hstu_trt.contract.cli import run_verb
+from hstu_trt.bench.arguments import not_negative, suite_parser
+from hstu_trt.bench.result_rows import ResultRow, git, latest, parse_rows, read_rows
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.text import text_table
 
@@ -93,12 +90,8 @@ def compare_rows(a: Sequence[ResultRow], b: Sequence[ResultRow], *, floor: float
 
 
 def _newest(rows: Sequence[ResultRow]) -> dict[Key, ResultRow]:
-    found: dict[Key, ResultRow] = {}
-    for row in rows:
-        key = (row.suite, row.case, row.variant)
-        if key not in found or row.date >= found[key].date:
-            found[key] = row
-    return found
+    suites = dict.fromkeys(row.suite for row in rows)
+    return {(suite, *key): row for suite in suites for key, row in latest(r for r in rows if r.suite == suite).items()}
 
 
 def _text(key: Key) -> str:
@@ -108,7 +101,7 @@ def _text(key: Key) -> str:
 def _changes(a: ResultRow, b: ResultRow, floor: float) -> list[Change]:
     """Median time of any row; of load runs p99 and requests per second too, where the load did not give the rate."""
     figures = {"median us": (a.median_us, b.median_us, max(a.spread, b.spread), False)}
-    if a.details and b.details:
+    if "run" in a.details and "run" in b.details:
         spread = {
             name: max(row.details.get("spread", {}).get(name, 0.0) for row in (a, b)) for name in ("per_s", "p99")
         }
@@ -155,25 +148,14 @@ def read_side(source: str) -> list[ResultRow]:
         return read_rows([path])
     if path.is_dir():
         return read_rows(sorted(path.glob("*.jsonl")))
-    rows: list[ResultRow] = []
-    names = _git("ls-tree", "--full-tree", "--name-only", f"{source}:./results")
+    names = git("ls-tree", "--full-tree", "--name-only", f"{source}:./results", cwd=Path(__file__).parent)
     if names is None:
         raise ArtefactError(f"{source!r} is neither a file or folder of rows nor a commit with {_RESULTS}/")
+    rows: list[ResultRow] = []
     for name in (name for name in names.splitlines() if name.endswith(".jsonl")):
-        where = f"{source}:{_RESULTS}/{name}"
-        for number, line in enumerate((_git("show", f"{source}:./results/{name}") or "").splitlines(), 1):
-            rows.append(ResultRow.from_json(json.loads(line), f"{where}:{number}"))
+        text = git("show", f"{source}:./results/{name}", cwd=Path(__file__).parent) or ""
+        rows += parse_rows(text, f"{source}:{_RESULTS}/{name}")
     return rows
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints, None if it fails."""
-    command = ["git", *arguments]
-    try:
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return answer.stdout if answer.returncode == 0 else None
 
 
 def text(verdict: Verdict, *, every: bool = False) -> str:
@@ -200,11 +182,11 @@ def cells(change: Change) -> tuple[str, ...]:
 
 def main(argv: Sequence[str]) -> int:
     """The verb."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench compare", description=(__doc__ or "").partition("\n")[0])
+    parser = suite_parser("compare", __doc__)
     parser.add_argument("a", metavar="A", help="rows before: a .jsonl file, a folder of them, or a commit")
     parser.add_argument("b", metavar="B", help="rows after")
     parser.add_argument("--suite", help="only rows of this suite")
-    parser.add_argument("--floor", type=float, default=FLOOR, help="smallest change that counts (default: 0.05)")
+    parser.add_argument("--floor", type=not_negative, default=FLOOR, help="smallest change that counts (default: 0.05)")
     parser.add_argument("--all", action="store_true", help="print unchanged figures, too")
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
     args = parser.parse_args(argv)
@@ -215,7 +197,3 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(text(verdict, every=args.all))
     return 0 if verdict.passed else GATE_EXIT_CODE
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench compare"))

@@ -7,13 +7,11 @@ function of its room; the commands are printed, so that they can be tried one by
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
 import platform
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.bench.accuracy.verb import Variant
+from hstu_trt.bench.arguments import count, suite_parser
 from hstu_trt.bench.chain import NORM, norm_tensor
 from hstu_trt.bench.load.traffic import Answers, send
 from hstu_trt.bench.workloads.requests_source import user_batches
@@ -253,13 +252,11 @@ def finish(demo: Demo, as_json: Callable[[str], None] | None) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the demo; exit code 1 if a check fails."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench demo", description=__doc__.split("\n", maxsplit=1)[0])
+    parser = suite_parser("demo", __doc__)
     parser.add_argument("--out", type=Path, default=Path("build"), help="folder for the artefacts (default: build)")
-    parser.add_argument("--requests", type=int, default=256, help="requests per model (default: 256)")
+    parser.add_argument("--requests", type=count, default=256, help="requests per model (default: 256)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, everything else to stderr")
     args = parser.parse_args(argv)
-    # A terminated demo must stop its server, too: the interrupt unwinds through the code that drains it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     demo = Demo(out=args.out, requests=args.requests)
     if not args.json:
         run(demo)
@@ -268,7 +265,3 @@ def main(argv: Sequence[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         run(demo)
         return finish(demo, lambda text: print(text, file=stdout))
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run_verb(main, sys.argv[1:], "hstu-trt bench demo"))

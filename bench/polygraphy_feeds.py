@@ -6,13 +6,13 @@ profile for ``polygraphy convert`` and ``polygraphy run --trt``.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from numpy.typing import NDArray
 
+from hstu_trt.bench.arguments import count, suite_parser, whole
 from hstu_trt.bench.chain import NORM, norm_tensor
 from hstu_trt.bench.workloads.generate import DEFAULT_SEED
 from hstu_trt.bench.workloads.profiles import PROFILES
@@ -63,12 +63,12 @@ def shape_options(spec: StageSpec) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Writes the files, prints the commands that take them."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench polygraphy", description=(__doc__ or "").partition("\n\n")[2])
+    parser = suite_parser("polygraphy", __doc__)
     parser.add_argument("--model", type=Path, required=True, help="exported model folder")
     parser.add_argument("--stage", choices=FED_STAGES, default=FUSED, help="whose inputs (%(default)s)")
     parser.add_argument("--profile", choices=PROFILES, default="ci", help="requests to generate (%(default)s)")
-    parser.add_argument("--requests", type=int, default=32, help="at most this many (%(default)s)")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--requests", type=count, default=32, help="at most this many (%(default)s)")
+    parser.add_argument("--seed", type=whole, default=DEFAULT_SEED, help="(default: %(default)s)")
     parser.add_argument("--attention-norm", help="fixed:<N> (default: the config's max_seq_len) or batch_max")
     parser.add_argument("--out", type=Path, required=True, help="folder for inputs.json and shapes.txt")
     args = parser.parse_args(argv)

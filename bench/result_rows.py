@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import subprocess
@@ -44,7 +45,8 @@ class ResultRow(Provenance):
     variant: str
     median_us: float
     spread: float
-    """Slowest less fastest round, as a share of the median."""
+    """Slowest less fastest round, as a share of the median. Suites that time single requests in one long run
+    (``refresh``, ``overload``) give the third less the first quartile; 0 where there is one figure alone."""
     tflops: float | None = None
     gbps: float | None = None
     """Least bytes that the work must move, each input and output once, by the time."""
@@ -83,10 +85,11 @@ assert {*ROW_FIELDS, *OPTIONAL_FIELDS} == {f.name for f in fields(ResultRow)}
 
 
 def append_rows(path: Path, rows: Iterable[ResultRow]) -> None:
-    """Adds rows to a file, one per line."""
+    """Adds rows to a file, one per line, in one write: an interrupt or a row that is refused leaves no part of them."""
+    text = "".join(row.to_json() + "\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        stream.writelines(row.to_json() + "\n" for row in rows)
+    with path.open("ab", buffering=0) as stream:
+        stream.write(text.encode())
 
 
 def read_rows(paths: Sequence[Path]) -> list[ResultRow]:
@@ -94,15 +97,22 @@ def read_rows(paths: Sequence[Path]) -> list[ResultRow]:
     rows = []
     for path in paths:
         try:
-            lines = path.read_text().splitlines()
+            text = path.read_text()
         except OSError as error:
             raise ArtefactError(f"cannot read {path}: {error.strerror}; a benchmark's --out writes it") from None
-        for number, line in enumerate(lines, 1):
-            try:
-                document = json.loads(line)
-            except ValueError as error:
-                raise ArtefactError(f"{path}:{number} is not JSON ({error})") from None
-            rows.append(ResultRow.from_json(document, f"{path}:{number}"))
+        rows += parse_rows(text, str(path))
+    return rows
+
+
+def parse_rows(text: str, where: str) -> list[ResultRow]:
+    """The rows of a file's text. Raises ArtefactError, naming ``where`` and the line."""
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            document = json.loads(line)
+        except ValueError as error:
+            raise ArtefactError(f"{where}:{number} is not JSON ({error})") from None
+        rows.append(ResultRow.from_json(document, f"{where}:{number}"))
     return rows
 
 
@@ -116,28 +126,31 @@ def latest(rows: Iterable[ResultRow]) -> dict[tuple[str, str], ResultRow]:
     return newest
 
 
+def sources(rows: Iterable[ResultRow]) -> list[tuple[str, str, str]]:
+    """Every (device, day, commit) that rows were measured on."""
+    return sorted({(row.device, row.date[:10], row.commit) for row in rows})
+
+
 def sources_text(rows: Iterable[ResultRow]) -> str:
-    """Where, when and at which commits rows were measured."""
-    found = sorted({(row.device, row.date[:10], row.commit) for row in rows})
-    return "Measured on " + "; ".join(f"{device}, {date}, commit `{commit}`" for device, date, commit in found) + "."
+    """Where, when and at which commits rows were measured, as Markdown."""
+    found = [f"{device}, {day}, commit `{commit}`" for device, day, commit in sources(rows)]
+    return f"Measured on {'; '.join(found)}."
 
 
 def git_commit() -> str:
     """The commit of this tree, with ``-dirty`` where more than result rows has changed, or "unknown" outside of git."""
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)bench/results")
-    return f"{commit}{'-dirty' if changed else ''}" if commit else "unknown"
+    commit = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)bench/results")
+    return f"{commit.strip()}{'-dirty' if changed else ''}" if commit else "unknown"
 
 
-def _git(*arguments: str) -> str:
-    """What git prints of this tree; nothing where there is no git or no repository."""
+def git(*arguments: str, cwd: Path = RESULTS.parent) -> str | None:
+    """What git prints in a folder of this tree; None where it fails, or there is no git or no repository."""
     try:
-        result = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
+        answer = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
     except OSError:
-        return ""
-    return result.stdout.strip()
+        return None
+    return answer.stdout if answer.returncode == 0 else None
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:
@@ -149,6 +162,19 @@ def package_versions(names: Sequence[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def cpu_name() -> str:
+    """The CPU's name, as the kernel has it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def cores_text() -> str:
+    """The device of rows of a CPU: its name, and the cores that this process may use."""
+    return f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def cuda_versions() -> dict[str, str]:

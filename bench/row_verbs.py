@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hstu_trt.bench.arguments import suite_parser
 from hstu_trt.bench.result_rows import RESULTS, ResultRow, read_rows
 from hstu_trt.contract.manifest import write_text_atomically
 
@@ -30,7 +31,7 @@ def draw_rows(argv: Sequence[str], verb: str, summary: str | None, files: Sequen
 
 
 def _parser(verb: str, summary: str | None, files: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"hstu-trt bench {verb}", description=summary)
+    parser = suite_parser(verb, summary)
     text = f"files of rows (default: {', '.join(files)} in bench/results)"
     parser.add_argument("--rows", type=Path, nargs="+", help=text)
     return parser

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -190,9 +189,3 @@ def _report(args: argparse.Namespace, model: ModelFolder, packed: Tensors, score
         return
     print(f"scored {candidates} candidates of {users} users with {args.runner} ({model.name}, {model.precision})")
     print(f"wrote {args.out} ({', '.join(f'{name} {shape}' for name, shape in facts['tensors'].items())})")
-
-
-if __name__ == "__main__":
-    from hstu_trt.contract.cli import run_verb
-
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt score"))

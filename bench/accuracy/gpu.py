@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from hstu_trt.bench import result_rows
 from hstu_trt.bench.accuracy.fidelity import Figure, Scores, task_figures
 from hstu_trt.bench.accuracy.metrics import teacher_labels
-from hstu_trt.bench.accuracy.plan_precision import Trial, choose
+from hstu_trt.bench.accuracy.plan_choice import Trial, choose
+from hstu_trt.bench.arguments import count, some_of, suite_parser
 from hstu_trt.bench.model.work import request_flops
-from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.gates import RANKING_GATES, RankingGates
@@ -41,6 +41,7 @@ SUITE = "accuracy"
 GATE_EXIT_CODE = 1
 WEIGHTS = {"random": False, "heavy": True}
 """Name -> whether the weights are heavy-tailed."""
+PRECISIONS: tuple[Precision, ...] = ("fp16", "fp8")
 _LABEL_SEED = 1001
 _PLAN_REQUESTS = 256
 
@@ -50,7 +51,7 @@ class Plan:
     """What a run judges."""
 
     weights: tuple[str, ...] = tuple(WEIGHTS)
-    precisions: tuple[Precision, ...] = ("fp16", "fp8")
+    precisions: tuple[Precision, ...] = PRECISIONS
     requests: int = 4096
     device: str = "cuda"
 
@@ -140,11 +141,9 @@ def judge_all(bench: Bench, plan: Plan) -> list[Judged]:
     judged = []
     for precision in plan.precisions:
         judged.append(bench.judge(precision))
-        print(
-            f"{judged[-1].variant}: {', '.join(judged[-1].failures) or 'all gates kept'}", file=sys.stderr, flush=True
-        )
+        _tell(f"{judged[-1].variant}: {', '.join(judged[-1].failures) or 'all gates kept'}")
         if precision == "fp8" and judged[-1].failures:
-            steps = choose(bench, RANKING_GATES, lambda text: print(f"planner: {text}", file=sys.stderr, flush=True))[1]
+            steps = choose(bench, RANKING_GATES, lambda text: _tell(f"planner: {text}"))[1]
             judged.append(bench.judge("fp8", steps[-1].sites, f"{judged[-1].variant}, as planned"))
     return judged
 
@@ -162,9 +161,6 @@ def missed(judged: Sequence[Judged]) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     """Judges, writes rows, prints a table; exit code 1 beyond a gate."""
     args = _parser().parse_args(argv)
-    unknown = set(args.weights.split(",")) - set(WEIGHTS)
-    if unknown:
-        raise ConfigError(f"unknown weights {', '.join(sorted(unknown))}: choose from {', '.join(WEIGHTS)}")
     import torch
 
     from hstu_trt.bench.model.cases import device_tables, requests, select_cases
@@ -174,9 +170,7 @@ def main(argv: Sequence[str]) -> int:
     device = torch.cuda.get_device_name()
     provenance = result_rows.Provenance.here(device, result_rows.cuda_versions(), args.commit)
     path = args.out or result_rows.RESULTS / f"accuracy_{result_rows.device_slug(device)}.jsonl"
-    plan = Plan(
-        weights=tuple(args.weights.split(",")), precisions=tuple(args.precisions.split(",")), requests=args.requests
-    )
+    plan = Plan(weights=args.weights, precisions=args.precisions, requests=args.requests)
     failures: list[str] = []
     for case in select_cases([args.case]):
         feeds, tables = requests(case, plan.requests), device_tables(case.config, torch.device("cuda"))
@@ -223,15 +217,15 @@ def table(judged: Sequence[Judged]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hstu-trt bench gpu-accuracy", description=(__doc__ or "").partition("\n")[0])
+    parser = suite_parser("gpu-accuracy", __doc__)
     parser.add_argument("--case", default="dlrm_v3 stream", help="as of bench model (%(default)s)")
-    parser.add_argument("--weights", default="random,heavy", help="of random,heavy (%(default)s)")
-    parser.add_argument("--precisions", default="fp16,fp8", help="(%(default)s)")
-    parser.add_argument("--requests", type=int, default=4096, help="(%(default)s)")
+    parser.add_argument(
+        "--weights", type=some_of(WEIGHTS, "weights"), default=tuple(WEIGHTS), help="(default: random,heavy)"
+    )
+    parser.add_argument(
+        "--precisions", type=some_of(PRECISIONS, "precisions"), default=PRECISIONS, help="(default: fp16,fp8)"
+    )
+    parser.add_argument("--requests", type=count, default=4096, help="(%(default)s)")
     parser.add_argument("--out", type=Path, help="file for the rows (default: bench/results/accuracy_<gpu>.jsonl)")
     parser.add_argument("--commit", help="of the rows, where this tree is no git checkout")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench gpu-accuracy"))

@@ -13,15 +13,15 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hstu_trt.bench.accuracy.fidelity import Figure, Scores, task_figures
+from hstu_trt.bench.accuracy.plan_choice import Progress, Trial, choose, facts, table
+from hstu_trt.bench.arguments import count, not_negative, suite_parser, whole
 from hstu_trt.bench.chain import NORM, norm_tensor
 from hstu_trt.bench.files import write_features
 from hstu_trt.bench.workloads.generate import DEFAULT_SEED, generate
@@ -35,44 +35,11 @@ from hstu_trt.contract.fp8_plan import Fp8Plan
 from hstu_trt.contract.gates import RANKING_GATES, RankingGates
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
-from hstu_trt.contract.text import text_table
 
 PLAN_FILE, CALIBRATION_FILE = "plan.json", "calibration.safetensors"
 GATE_EXIT_CODE = 1
 # Requests of other seeds than those of `bench accuracy`, which judges the model that the plan leads to.
 _SEED_OFFSET = 1
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What some parts in fp8 cost."""
-
-    name: str
-    sites: tuple[str, ...]
-    share: float
-    """Of the model's multiplications, in fp8."""
-    figures: tuple[Figure, ...]
-    """The gated figures, the worst task's each."""
-
-    @property
-    def within(self) -> bool:
-        """Whether every gate holds."""
-        return all(figure.passed for figure in self.figures)
-
-    def value(self, name: str) -> float:
-        """A figure by name; NaN where the requests do not have it."""
-        return next((figure.value for figure in self.figures if figure.name == name), float("nan"))
-
-
-class Trials(Protocol):
-    """What can be tried: parts in fp8, judged by the gates."""
-
-    @property
-    def sites(self) -> tuple[str, ...]: ...
-
-    def trial(self, name: str, sites: Sequence[str], gates: RankingGates) -> Trial: ...
 
 
 class Study:
@@ -162,57 +129,6 @@ def _shares(config: HstuConfig, workload: Workload, model: object) -> dict[str, 
     return {site: value / total for site, value in macs.items()}
 
 
-def choose(study: Trials, gates: RankingGates, progress: Progress) -> tuple[list[Trial], list[Trial]]:
-    """The trial of each part alone, and the steps of the choice; the last step is the choice."""
-    alone = []
-    for site in study.sites:
-        progress(f"{site} in fp8")
-        alone.append(study.trial(site, (site,), gates))
-    dearest = sorted(alone, key=_price, reverse=True)
-    kept, left_out = list(study.sites), []
-    steps = [study.trial("all parts", kept, gates)]
-    for trial in dearest:
-        if steps[-1].within:
-            break
-        kept.remove(trial.name)
-        left_out.append(trial.name)
-        progress(f"without {trial.name}")
-        steps.append(study.trial(f"- {trial.name}", kept, gates))
-    for site in reversed(left_out[:-1]):
-        attempt = [s for s in study.sites if s in kept or s == site]
-        progress(f"with {site} again")
-        trial = study.trial(f"+ {site}", attempt, gates)
-        if trial.within:
-            kept = attempt
-            steps.append(trial)
-    return alone, steps
-
-
-def _price(trial: Trial) -> float:
-    """Entropy paid per multiplication saved; scores that are not finite cost everything."""
-    price = trial.value("entropy_change") / max(trial.share, 1e-9)
-    return price if np.isfinite(price) else float("inf")
-
-
-def table(trials: Sequence[Trial]) -> str:
-    """The trials for people: what each costs against fp32."""
-    names = ("entropy_change", "accuracy_ratio", "gauc_ratio", "request_entropy_change", "request_max_logit")
-    shown = [name for name in names if any(figure.name == name for trial in trials for figure in trial.figures)]
-    rows = [
-        (t.name, f"{100 * t.share:.1f} %", *(f"{t.value(name):.5g}" for name in shown),
-         "ok" if t.within else "beyond")
-        for t in trials
-    ]  # fmt: skip
-    return text_table(("in fp8", "of the work", *shown, ""), rows)
-
-
-def facts(trial: Trial) -> dict[str, object]:
-    """A trial as a JSON object."""
-    figures = {figure.name: figure.value for figure in trial.figures}
-    row = {"name": trial.name, "share": trial.share, **figures, "within": trial.within}
-    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in row.items()}
-
-
 def main(argv: Sequence[str]) -> int:
     """Calibrates, measures, chooses; writes the plan and the calibration requests for export."""
     args = _parser().parse_args(argv)
@@ -226,7 +142,7 @@ def main(argv: Sequence[str]) -> int:
     calibration, workload = _workloads(args, model)
     gates = _gates(args)
     study = Study(model, calibration, workload, norm)
-    alone, steps = choose(study, gates, _counter(2 * len(study.sites)))
+    alone, steps = choose(study, gates, _counter(3 * len(study.sites) - 1))
     chosen = steps[-1]
     write_features(args.out / CALIBRATION_FILE, *calibration.batch(config, range(len(calibration))))
     plan = Fp8Plan(model=model.name, fp8=chosen.sites, figures=tuple(facts(trial) for trial in (*alone, *steps)))
@@ -282,14 +198,12 @@ def _report(args: argparse.Namespace, alone: Sequence[Trial], steps: Sequence[Tr
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hstu-trt bench plan-precision", description=(__doc__ or "").split("\n", maxsplit=1)[0]
-    )
+    parser = suite_parser("plan-precision", __doc__)
     parser.add_argument("--model", type=Path, required=True, help="exported model in fp32")
     parser.add_argument("--profile", choices=PROFILES, default="ci", help="workload (default ci)")
-    parser.add_argument("--requests", type=int, default=128, help="to measure on (%(default)s)")
-    parser.add_argument("--calibration-requests", type=int, default=64, help="to calibrate with (%(default)s)")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--requests", type=count, default=128, help="to measure on (%(default)s)")
+    parser.add_argument("--calibration-requests", type=count, default=64, help="to calibrate with (%(default)s)")
+    parser.add_argument("--seed", type=whole, default=DEFAULT_SEED, help="(default: %(default)s)")
     parser.add_argument("--attention-norm", help="fixed:<N> (default: the config's max_seq_len)")
     budget, gates = parser.add_argument_group("budget (default: the gates of bench accuracy)"), RANKING_GATES
     for name, default, text in (
@@ -297,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--min-accuracy-ratio", gates.accuracy_ratio, "accuracy at 0.5 as a share of fp32's"),
         ("--min-gauc-ratio", gates.gauc_ratio, "mean AUC per request as a share of fp32's"),
     ):
-        budget.add_argument(name, type=float, default=default, help=f"{text} (%(default)s)")
+        budget.add_argument(name, type=not_negative, default=default, help=f"{text} (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help=f"for {PLAN_FILE} and {CALIBRATION_FILE}")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

@@ -19,6 +19,7 @@ from hstu_trt.bench.accuracy.comparator import Comparison, compare_runners
 from hstu_trt.bench.accuracy.fidelity import Scores, task_figures
 from hstu_trt.bench.accuracy.metrics import teacher_labels
 from hstu_trt.bench.accuracy.report import AccuracyReport, TensorFigure
+from hstu_trt.bench.arguments import count, suite_parser, whole
 from hstu_trt.bench.chain import NORM, Chain, Composed, Fused, norm_tensor, open_runner
 from hstu_trt.bench.workloads.generate import DEFAULT_SEED, generate
 from hstu_trt.bench.workloads.profiles import PROFILES
@@ -164,14 +165,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hstu-trt bench accuracy", description=__doc__.split("\n", maxsplit=1)[0])
+    parser = suite_parser("accuracy", __doc__)
     demo = Path("build/onnx/demo")
     parser.add_argument("--model-fp32", type=Path, default=demo / "fp32", help="the reference (%(default)s)")
     parser.add_argument("--model-fp16", type=Path, default=demo / "fp16", help="the same in fp16 (%(default)s)")
     parser.add_argument("--model-fp8", type=Path, help="the same in fp8 (default: none)")
     parser.add_argument("--profile", choices=PROFILES, default="ci", help="workload (default ci)")
-    parser.add_argument("--requests", type=int, help="at most this many requests (default: the profile's)")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--requests", type=count, help="at most this many requests (default: the profile's)")
+    parser.add_argument("--seed", type=whole, default=DEFAULT_SEED, help="(default: %(default)s)")
     parser.add_argument("--attention-norm", help="fixed:<N> (default: the config's max_seq_len)")
     parser.add_argument("--out", type=Path, default=Path("build/accuracy"), help="for accuracy.json (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -22,6 +22,7 @@ from hstu_trt.bench.accuracy.comparator import Batch, run_batches
 from hstu_trt.bench.accuracy.fidelity import Figure, Scores, task_figures
 from hstu_trt.bench.accuracy.metrics import teacher_labels
 from hstu_trt.bench.accuracy.verb import show_progress
+from hstu_trt.bench.arguments import count, whole
 from hstu_trt.bench.chain import NORM, norm_tensor
 from hstu_trt.bench.diff.divergence import DEFAULT_EDGES, ErrorLog, parse_edges, request_of_rows
 from hstu_trt.bench.diff.page import page
@@ -196,8 +197,8 @@ def parser() -> argparse.ArgumentParser:
     source = found.add_mutually_exclusive_group()
     source.add_argument("--inputs", type=Path, help="workload (.npz, folder) or .safetensors file of features")
     source.add_argument("--profile", choices=PROFILES, default="ci", help="requests to generate (%(default)s)")
-    found.add_argument("--requests", type=int, help="generate at most this many (default: the profile's)")
-    found.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the requests and the labels (%(default)s)")
+    found.add_argument("--requests", type=count, help="generate at most this many (default: the profile's)")
+    found.add_argument("--seed", type=whole, default=DEFAULT_SEED, help="of the requests and the labels (%(default)s)")
     found.add_argument("--buckets", default=",".join(map(str, DEFAULT_EDGES)), help="history lengths (%(default)s)")
     found.add_argument("--skip", choices=PARTS, action="append", default=[], help="leave a part out; may be repeated")
     found.add_argument("--attention-norm", help="fixed:<N> (default: the config's max_seq_len) or batch_max")

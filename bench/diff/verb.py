@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +84,3 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(difference.text() for difference in differences))
         print(f"{sum(d.passed for d in differences)} of {len(differences)} tensors within {args.atol:g}")
     return 0 if passed else GATE_EXIT_CODE
-
-
-if __name__ == "__main__":
-    from hstu_trt.contract.cli import run_verb
-
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt diff"))

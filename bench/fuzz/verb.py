@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
+from hstu_trt.bench.arguments import count, positive, suite_parser, whole
 from hstu_trt.bench.fuzz.files import read_case, write_finding
 from hstu_trt.bench.fuzz.large import Large, send_large
 from hstu_trt.bench.fuzz.report import MOST_SHOWN, report_json, report_text
@@ -25,8 +26,6 @@ from hstu_trt.bench.fuzz.send import BlockResult, Worker, open_worker, run_block
 from hstu_trt.bench.fuzz.verdict import SHED
 from hstu_trt.bench.fuzz.watch import Held, growth, held_by
 from hstu_trt.bench.fuzz.wire import WireAttack
-from hstu_trt.contract.cli import run_verb
-from hstu_trt.contract.errors import ConfigError
 from hstu_trt.serving.deployment import Deployment, read_deployment
 from hstu_trt.serving.server import Listen, find_tritonserver, plan_launch
 from hstu_trt.serving.server_process import ServerProcess
@@ -167,15 +166,15 @@ def replay(deployment: Deployment, path: Path, url: str | None) -> Report:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hstu-trt bench fuzz", description=(__doc__ or "").partition("\n")[0])
+    parser = suite_parser("fuzz", __doc__)
     parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
     parser.add_argument("--url", help="host:port of a running server of it (default: one is started)")
-    parser.add_argument("--seed", type=int, help="of the cases (default: from the clock, and printed)")
-    parser.add_argument("--requests", type=int, help="how many (default: as many as fit in --seconds)")
-    parser.add_argument("--seconds", type=float, help="how long (default: 60, if --requests is not given)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case (default: 0)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that send (default: 2)")
-    parser.add_argument("--large-mib", type=int, default=300, help="of large messages (default: 300; 0: none)")
+    parser.add_argument("--seed", type=whole, help="of the cases (default: from the clock, and printed)")
+    parser.add_argument("--requests", type=count, help="how many (default: as many as fit in --seconds)")
+    parser.add_argument("--seconds", type=positive, help="how long (default: 60, if --requests is not given)")
+    parser.add_argument("--first", type=whole, default=0, help="number of the first case (default: 0)")
+    parser.add_argument("--workers", type=count, default=2, help="processes that send (default: 2)")
+    parser.add_argument("--large-mib", type=whole, default=300, help="of large messages (default: 300; 0: none)")
     parser.add_argument("--replay", type=Path, help="send the request of such a file again, and nothing else")
     parser.add_argument("--out", type=Path, default=Path("build/fuzz_server"), help="folder for findings")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -185,8 +184,6 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """The verb."""
     args = _parser().parse_args(argv)
-    if min(args.workers, args.requests or 1) < 1 or (args.seconds is not None and args.seconds <= 0):
-        raise ConfigError("--workers, --requests and --seconds must be positive")
     deployment = read_deployment(args.deployment)
     if args.replay:
         report = replay(deployment, args.replay, args.url)
@@ -201,7 +198,3 @@ def main(argv: Sequence[str]) -> int:
         report = fuzz(deployment, plan, args.url)
     print(json.dumps(report_json(report)) if args.json else report_text(report))
     return 0 if report.is_clean else 1
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench fuzz"))

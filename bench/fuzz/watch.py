@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROC = Path("/proc")
+from hstu_trt.bench.load.process_tree import PROC, entries, family, lines_of
+
 _SHARED = re.compile(r" (/dev/shm/\S+)")
 _MOST_GROWTH_MIB, _MOST_MORE_HANDLES = 256, 100
 
@@ -38,21 +39,18 @@ class Held:
 
 def held_by(server: int) -> Held:
     """What the server and its descendants hold."""
-    children = _children()
-    family, waiting = [], [server]
-    while waiting:
-        pid = waiting.pop()
-        family.append(pid)
-        waiting += children.get(pid, [])
-    resident = {pid: _resident_mib(pid) for pid in family}
-    shared = {path for pid in family for path in _shared_files(pid)}
-    names = {pid: name for pid in family if (name := _name(pid))}
+    members = {server, *family(server)}
+    resident = {pid: _resident_mib(pid) for pid in members}
+    shared = {
+        found[1] for pid in members for line in lines_of(PROC / str(pid) / "maps") if (found := _SHARED.search(line))
+    }
+    names = {pid: name for pid in members for name in lines_of(PROC / str(pid) / "comm")}
     return Held(
         processes=names,
         server_mib=resident[server],
         models_mib=sum(resident.values()) - resident[server],
         shared_mib=sum(_size(path) for path in shared) / 2**20,
-        handles=sum(_handles(pid) for pid in family),
+        handles=sum(entries(PROC / str(pid) / "fd") for pid in members),
     )
 
 
@@ -74,42 +72,12 @@ def growth(before: Held, after: Held, large_mib: int = 0) -> list[str]:
     return found
 
 
-def _children() -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for path in _PROC.glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, parent = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
-            if state != "Z":  # one that died, and that its parent has not asked about
-                found.setdefault(int(parent), []).append(int(path.parent.name))
-    return found
-
-
-def _name(pid: int) -> str:
-    with suppress(OSError):
-        return (_PROC / str(pid) / "comm").read_text(errors="replace").strip()
-    return ""
-
-
 def _resident_mib(pid: int) -> float:
-    with suppress(OSError, StopIteration):
-        lines = (_PROC / str(pid) / "status").read_text(errors="replace").splitlines()
-        return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
-    return 0.0
-
-
-def _shared_files(pid: int) -> set[str]:
-    with suppress(OSError):
-        return set(_SHARED.findall((_PROC / str(pid) / "maps").read_text(errors="replace")))
-    return set()
+    lines = lines_of(PROC / str(pid) / "status")
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
 
 
 def _size(path: str) -> int:
     with suppress(OSError):
         return Path(path).stat().st_size
-    return 0
-
-
-def _handles(pid: int) -> int:
-    with suppress(OSError):
-        return len(list((_PROC / str(pid) / "fd").iterdir()))
     return 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hstu_trt.bench.kernels.cases import MEMORY_BYTES_PER_S, Dtype, KernelCase, sweep_cases, table_cases
 from hstu_trt.bench.kernels.variants import GEMM_CASE, GEMM_NAMES, REFERENCES
 from hstu_trt.bench.report.svg import LinearScale, LogScale, Picture, Point, spread_apart
-from hstu_trt.bench.result_rows import ResultRow, latest
+from hstu_trt.bench.result_rows import ResultRow, latest, sources
 from hstu_trt.contract.errors import ArtefactError
 
 _WIDTH, _HEIGHT = 1040, 486
@@ -47,8 +47,8 @@ def plot(rows: Sequence[ResultRow]) -> str:
     _legend(picture)
     _draw_sweep(picture, newest)
     _draw_roofline(picture, newest)
-    sources = sorted({f"{row.device}, {row.date[:10]}, commit {row.commit}" for row in drawn})
-    picture.text((24, _HEIGHT - 14), "; ".join(sources), "small")
+    found = [f"{device}, {day}, commit {commit}" for device, day, commit in sources(drawn)]
+    picture.text((24, _HEIGHT - 14), "; ".join(found), "small")
     return picture.render()
 
 

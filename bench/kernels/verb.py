@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hstu_trt.bench import result_rows
+from hstu_trt.bench.arguments import count, not_negative, positive, suite_parser
 from hstu_trt.bench.kernels.cases import Dtype, KernelCase, select_cases
 from hstu_trt.bench.kernels.plot import plot
 from hstu_trt.bench.kernels.report import case_table, dry_run_table, page_table
 from hstu_trt.bench.kernels.variants import GEMM, GEMM_NAMES, REFERENCES, parse_variants
 from hstu_trt.bench.row_verbs import draw_rows, print_rows
-from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.text import names_in
 
@@ -57,8 +57,6 @@ class Plan:
                 raise ConfigError(f"unknown reference {name!r}; there are {', '.join(_REFERENCES)} and none")
         variants = names_in(args.variants) if args.variants else None
         parse_variants(variants or ())
-        if args.rounds < 1:
-            raise ConfigError(f"--rounds {args.rounds}: at least one round is needed")
         plan = cls(
             cases=select_cases(names_in(args.cases)),
             variants=variants,
@@ -77,15 +75,18 @@ class Plan:
 
 def main(argv: Sequence[str]) -> int:
     """Checks our attention kernels, then times them beside PyTorch; exit code 1 if an output is wrong."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench kernels", description=main.__doc__)
+    parser = suite_parser("kernels", main.__doc__)
     parser.add_argument("--cases", default="table,sweep", help="names or groups (table, sweep), with commas between")
     parser.add_argument("--variants", help="e.g. 'fp16,fp8 packed,smxx fp16' (default: each case's own)")
     parser.add_argument("--reuse-plan", action="store_true", help="also time each variant with the plan in place")
     parser.add_argument("--references", default=",".join(_REFERENCES), help="%(default)s, or none")
-    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--measure-ms", type=float, default=20.0, help="length of one measurement (%(default)s)")
+    parser.add_argument("--rounds", type=count, default=3, help="(%(default)s)")
+    parser.add_argument("--measure-ms", type=positive, default=20.0, help="length of one measurement (%(default)s)")
     parser.add_argument(
-        "--pause-ms", type=float, default=150.0, help="idle time before each measurement; 0: a GPU under constant load"
+        "--pause-ms",
+        type=not_negative,
+        default=150.0,
+        help="idle time before each measurement; 0: a GPU under constant load",
     )
     parser.add_argument("--quick", action="store_true", help="short rounds, table cases, no torch.compile")
     parser.add_argument("--out", type=Path, help="file for the rows (default: bench/results/kernels_<gpu>.jsonl)")
@@ -164,7 +165,3 @@ def table_main(argv: Sequence[str]) -> int:
 def plot_main(argv: Sequence[str]) -> int:
     """Draws TFLOP/s over history length, and a roofline."""
     return draw_rows(argv, "plot-kernels", plot_main.__doc__, FILES, plot)
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench kernels"))

@@ -61,6 +61,10 @@ class OpenLoop:
         """What client ``number`` of several sends."""
         return OpenLoop(offsets_s=self.offsets_s[number::of], most_waiting=-(-self.most_waiting // of))
 
+    def senders(self, of: int) -> int:
+        """How many of several clients send: all."""
+        return of
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedLoop:
@@ -72,9 +76,15 @@ class ClosedLoop:
     """Sending ends with the first of the two."""
 
     def share(self, number: int, of: int) -> ClosedLoop:
-        """What client ``number`` of several sends."""
-        in_flight, requests = ((n + of - 1 - number) // of for n in (self.in_flight, self.requests))
+        """What client ``number`` of several sends; clients beyond the requests in flight send none."""
+        busy = self.senders(of)
+        requests = (self.requests + busy - 1 - number) // busy if number < busy else 0
+        in_flight = (self.in_flight + of - 1 - number) // of
         return ClosedLoop(in_flight=in_flight, seconds=self.seconds, requests=requests)
+
+    def senders(self, of: int) -> int:
+        """How many of several clients send at all: they go through the requests in turn."""
+        return min(of, self.in_flight)
 
 
 Loop = OpenLoop | ClosedLoop

@@ -8,8 +8,9 @@ import shutil
 import statistics
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
+
+from hstu_trt.bench.load.process_tree import PROC, family_of, process_stats
 
 GPU_QUERY = {
     "utilisation": "utilization.gpu",
@@ -19,7 +20,7 @@ GPU_QUERY = {
     "temperature_c": "temperature.gpu",
 }
 _EVERY_MS = 200
-_STAT = Path("/proc/stat")
+_STAT = PROC / "stat"
 
 
 class MachineWatch:
@@ -100,21 +101,9 @@ def _busy_share(before: tuple[int, int] | None, after: tuple[int, int] | None) -
 
 
 def _family_ticks() -> int:
-    """Ticks that this process and all that descend from it have taken so far."""
-    parents: dict[int, int] = {}
-    ticks: dict[int, int] = {}
-    for path in _STAT.parent.glob("[0-9]*/stat"):
-        try:
-            # The name, in brackets, may hold anything.
-            fields = path.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue
-        pid = int(path.parent.name)
-        parents[pid], ticks[pid] = int(fields[1]), sum(int(field) for field in fields[11:15])
-    family = {os.getpid()}
-    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= grown
-    return sum(ticks.get(pid, 0) for pid in family)
+    """Ticks that this process and all that descend from it, those that have ended too, have taken so far."""
+    stats = process_stats()
+    return sum(int(field) for pid in family_of(os.getpid(), stats) for field in stats[pid][11:15])
 
 
 def environment() -> dict[str, Any]:

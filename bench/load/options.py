@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+from hstu_trt.bench.arguments import count, positive, whole
 from hstu_trt.bench.load.scenarios import Bound, Plan
 from hstu_trt.bench.workloads.generate import DEFAULT_SEED
 from hstu_trt.bench.workloads.profiles import PROFILES
 from hstu_trt.bench.workloads.requests_source import Requests, generate_requests, read_requests
-from hstu_trt.contract.model_folder import ModelFolder
+from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.serving.deployment import Deployment
 from hstu_trt.serving.served import SERVED, require_served
 
 BOTH = "both"
 
 
-def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """Options that every command that sends load has."""
+def add_plan_options(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
+    """Options of commands that send load. without: those that mean nothing to a command, as in ``timeout``."""
     plan = Plan()
-    parser.add_argument("--slo-ms", type=float, default=plan.bound.ms, help="bound on the latency (default: 80)")
-    parser.add_argument("--percentile", type=float, default=99.0, help="that the bound is on (default: 99)")
-    parser.add_argument(
-        "--seconds", type=float, default=plan.seconds, help="per run (default: 10; to quote: 60 or more)"
-    )
-    parser.add_argument(
-        "--probe-seconds", type=float, default=plan.probe_seconds, help="server: per probe (default: 5)"
-    )
-    parser.add_argument("--repeats", type=int, default=plan.repeats, help="of each run (default: 3)")
-    parser.add_argument("--offline-in-flight", type=int, default=plan.in_flight, help=f"(default: {plan.in_flight})")
-    parser.add_argument("--single-requests", type=int, default=plan.single_requests, help="(default: 500)")
-    parser.add_argument("--clients", type=int, default=1, help="client processes (default: 1)")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds to wait for an answer (default: 30)")
-    parser.add_argument("--profile", choices=PROFILES, default="ci", help="of the workload (default: ci)")
-    parser.add_argument("--inputs", type=Path, help="own requests instead: .npz, a folder of them, or .safetensors")
-    parser.add_argument("--requests", type=int, default=256, help="different requests, sent in turn (default: 256)")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
-    parser.add_argument("--check", type=int, default=256, help="requests held against PyTorch (default: 256)")
-    parser.add_argument(
-        "--reference", type=Path, help="model folder in fp32 to check against (default: the served one)"
-    )
-    parser.add_argument("--reference-device", default="cpu", help="where PyTorch computes (default: cpu)")
-    parser.add_argument("--commit", help="for the rows, where this is no git checkout")
-    parser.add_argument("--out", type=Path, help="rows are added to this file (default: bench/results/serve_*.jsonl)")
+    for name, given in _options(plan).items():
+        attribute = name.replace("-", "_")
+        if attribute in without:
+            parser.set_defaults(**{attribute: given.get("default")})
+        else:
+            parser.add_argument(f"--{name}", **given)
+
+
+def _options(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Name -> how it is read, and what is said of it."""
+    return {
+        "slo-ms": {"type": positive, "default": plan.bound.ms, "help": "bound on the latency (default: 80)"},
+        "percentile": {"type": float, "default": plan.bound.percentile, "help": "that the bound is on (default: 99)"},
+        "seconds": {"type": positive, "default": plan.seconds, "help": "per run (default: 10; to quote: 60 or more)"},
+        "probe-seconds": {"type": positive, "default": plan.probe_seconds, "help": "server: per probe (default: 5)"},
+        "repeats": {"type": count, "default": plan.repeats, "help": "of each run (default: 3)"},
+        "offline-in-flight": {"type": count, "default": plan.in_flight, "help": "offline (default: %(default)s)"},
+        "single-requests": {
+            "type": count, "default": plan.single_requests, "help": "single: requests per run (default: %(default)s)"
+        },
+        "clients": {"type": count, "default": 1, "help": "client processes (default: 1)"},
+        "timeout": {"type": positive, "default": 30.0, "help": "seconds to wait for an answer (default: 30)"},
+        "profile": {"choices": PROFILES, "default": "ci", "help": "of the workload (default: ci)"},
+        "inputs": {"type": Path, "help": "own requests instead: .npz, a folder of them, or .safetensors"},
+        "requests": {"type": count, "default": 256, "help": "different requests, sent in turn (default: 256)"},
+        "seed": {"type": whole, "default": DEFAULT_SEED, "help": "of requests and arrivals (default: %(default)s)"},
+        "check": {"type": count, "default": 256, "help": "requests held against PyTorch (default: 256)"},
+        "reference": {"type": Path, "help": "model folder in fp32 to check against (default: the served one)"},
+        "reference-device": {"default": "cpu", "help": "where PyTorch computes (default: cpu)"},
+        "commit": {"help": "for the rows, where this is no git checkout"},
+        "out": {"type": Path, "help": "rows are added to this file (default: bench/results/serve_*.jsonl)"},
+    }  # fmt: skip
 
 
 def add_served_option(parser: argparse.ArgumentParser) -> None:
@@ -76,3 +87,8 @@ def requests_of(args: argparse.Namespace, model: ModelFolder) -> Requests:
     if args.inputs is not None:
         return read_requests(args.inputs, model.ranking_config)
     return generate_requests(model, profile=args.profile, count=args.requests, seed=args.seed)
+
+
+def reference_of(args: argparse.Namespace, served: ModelFolder) -> ModelFolder:
+    """The model that scores are held against: the one that the options name, else the served one."""
+    return read_model_folder(args.reference) if args.reference else served

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-_PROC = Path("/proc")
+from hstu_trt.bench.load.process_tree import PROC, entries, family
+
 _ANONYMOUS = re.compile(r"^Anonymous:\s+(\d+) kB", re.MULTILINE)
 _SHARED = re.compile(r"(/dev/shm/\S+)")
 
@@ -35,29 +36,14 @@ class Usage:
         return asdict(self)
 
 
-def family(pid: int) -> list[int]:
-    """The process and its descendants that run now."""
-    parents: dict[int, int] = {}
-    for path in _PROC.glob("[0-9]*/stat"):
-        try:
-            # The name, in brackets, may hold anything.
-            parents[int(path.parent.name)] = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue  # ended meanwhile
-    found = {pid} & parents.keys()
-    while grown := {child for child, parent in parents.items() if parent in found} - found:
-        found |= grown
-    return sorted(found)
-
-
 def usage(pid: int) -> Usage:
     """What the process and its descendants hold now; what ends meanwhile counts as nothing."""
-    members = [(member, _PROC / str(member)) for member in family(pid)]
+    members = [(member, PROC / str(member)) for member in family(pid)]
     regions = {region for _, folder in members for region in _shared_regions(folder)}
     return Usage(
         memory_bytes=sum(_anonymous(folder) for _, folder in members),
-        handles=sum(_entries(folder / "fd") for _, folder in members),
-        threads=sum(_entries(folder / "task") for _, folder in members),
+        handles=sum(entries(folder / "fd") for _, folder in members),
+        threads=sum(entries(folder / "task") for _, folder in members),
         shared_bytes=sum(_allocated(Path(region)) for region in regions),
         processes=len(members),
         gpu_bytes=gpu_bytes(),
@@ -82,13 +68,6 @@ def _anonymous(folder: Path) -> int:
     except OSError:
         return 0
     return 1024 * int(found[1]) if found else 0
-
-
-def _entries(folder: Path) -> int:
-    try:
-        return sum(1 for _ in folder.iterdir())
-    except OSError:
-        return 0
 
 
 def _shared_regions(folder: Path) -> Iterator[str]:

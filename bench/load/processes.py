@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from hstu_trt.bench.load.client import Loop, Records, drive, merge
@@ -36,7 +38,7 @@ class Clients:
         context = multiprocessing.get_context("spawn")
         for number in range(1, processes):
             ours, theirs = context.Pipe()
-            work: tuple[object, ...] = (theirs, address, self.prepared, number, processes)
+            work: tuple[object, ...] = (theirs, address, self.prepared, number)
             child = context.Process(target=_serve_orders, args=work, daemon=True)
             child.start()
             theirs.close()  # or a child that dies would leave us waiting for it
@@ -47,9 +49,13 @@ class Clients:
     def __enter__(self) -> Clients:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for _, pipe in self._children:
-            pipe.send(None)
+    def __exit__(self, kind: object, *_: object) -> None:
+        for child, pipe in self._children:
+            if kind is None:
+                with suppress(OSError):  # a client that died
+                    pipe.send(None)
+            else:
+                child.terminate()  # it may be in the middle of a long run
         for child, _ in self._children:
             child.join(5)
         self.target.close()
@@ -57,9 +63,10 @@ class Clients:
     def run(self, loop: Loop) -> Records:
         """Sends the loop's requests, shared among the clients, and returns what became of them."""
         start = time.perf_counter() + (_AHEAD_S if self._children else 0.0)
+        stride = loop.senders(self.processes)
         for number, (_, pipe) in enumerate(self._children, 1):
-            pipe.send((loop.share(number, self.processes), start))
-        own = drive(self.target, self.prepared, loop.share(0, self.processes), cycle=(0, self.processes), start=start)
+            pipe.send((loop.share(number, self.processes), stride, start))
+        own = drive(self.target, self.prepared, loop.share(0, self.processes), cycle=(0, stride), start=start)
         return merge([own, *(_receive(pipe) for _, pipe in self._children)])
 
 
@@ -70,10 +77,13 @@ def _receive(pipe: Any) -> Any:
         raise HstuTrtError("a client process of the load died; see its message above") from None
 
 
-def _serve_orders(pipe: Any, address: Address, prepared: Sequence[Any], number: int, of: int) -> None:
+def _serve_orders(pipe: Any, address: Address, prepared: Sequence[Any], number: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the one that gives the orders ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     target = address.open()
-    pipe.send("ready")
-    while (order := pipe.recv()) is not None:
-        loop, start = order
-        pipe.send(drive(target, prepared, loop, cycle=(number, of), start=start))
+    with suppress(EOFError, BrokenPipeError):  # who gives the orders is gone
+        pipe.send("ready")
+        while (order := pipe.recv()) is not None:
+            loop, stride, start = order
+            pipe.send(drive(target, prepared, loop, cycle=(number, stride), start=start))
     target.close()

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from hstu_trt.bench.load.machine_watch import gpu_description
-from hstu_trt.bench.result_rows import RESULTS, Provenance, device_slug, package_versions
-from hstu_trt.bench.tables.host import cpu_name
+from hstu_trt.bench.result_rows import RESULTS, Provenance, cpu_name, device_slug, package_versions
 
 
 def device_here() -> str:

@@ -14,9 +14,10 @@ from typing import Any
 from hstu_trt.bench.load.machine_watch import environment
 from hstu_trt.bench.load.scenarios import Outcome
 from hstu_trt.bench.load.serve_accuracy import Checks
-from hstu_trt.bench.load.triton_statistics import Statistics
+from hstu_trt.bench.load.triton_statistics import TRITON, Statistics
 from hstu_trt.bench.result_rows import Provenance, ResultRow
 from hstu_trt.bench.workloads.requests_source import Requests
+from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES
 from hstu_trt.contract.text import text_table
 
 SUITE = "serve"
@@ -35,6 +36,11 @@ class Measured:
     machine: Mapping[str, Any] = field(default_factory=dict)
     client: str = "hstu-trt"
     """What sent the load."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether any request of any repeat was: else there is no figure to put into a row."""
+        return any(run.latency_ms for run in self.outcome.repeated.runs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +145,32 @@ def score_verdict(row: ResultRow) -> str:
     return f"{failed} of {gates} gates MISSED" if failed else f"{gates} of {gates} gates"
 
 
+def own_steps(row: ResultRow) -> dict[str, Any]:
+    """What a row says of the models that its requests went through: the ensemble's stages and itself, or one model.
+
+    Rows hold all that Triton counted, the models too that the probes of the server's own supervisor went through.
+    """
+    served, steps = row.details["served"], row.details["steps"]
+    names = (*STAGES, ENSEMBLE) if served == ENSEMBLE else (served,)
+    return {name: steps[name] for name in names if name in steps}
+
+
+def sees_queues(row: ResultRow) -> bool:
+    """Whether a row's steps tell waits and batches. By Triton they end where our models take requests out of its queue.
+
+    Rows from before our models did so name no source, and Triton's statistics were right.
+    """
+    steps, served = own_steps(row), row.details["served"]
+    door = STAGES[0] if served == ENSEMBLE else served
+    return bool(steps) and not (served in (ENSEMBLE, FUSED) and steps.get(door, {}).get("source") == TRITON)
+
+
 def steps_table(rows: Sequence[ResultRow]) -> str:
     """Milliseconds per request of each step, by our metrics where requests wait, else by Triton's."""
     header = ("run", "model", "batch", "queue", "input", "compute", "output", "total ms")
     lines = []
     for row in rows:
-        for name, step in row.details["steps"].items():
+        for name, step in own_steps(row).items():
             ms = step["ms"]
             parts = (f"{ms[p]:.2f}" for p in ("queue", "compute_input", "compute_infer", "compute_output", "total"))
             batch = "" if step["mean_batch"] is None else f"{step['mean_batch']:.2f}"

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from hstu_trt.bench.accuracy.fidelity import Scores, task_figures
 from hstu_trt.bench.accuracy.metrics import teacher_labels
-from hstu_trt.bench.chain import NORM, Chain, Fused, norm_tensor, open_runner
+from hstu_trt.bench.chain import NORM, Chain, norm_tensor, open_runner
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.gates import RANKING_GATES
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.contract.numerics import TOLERANCES, compare
-from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES
+from hstu_trt.contract.tensors import ENSEMBLE, STAGES
 
 _LABEL_SEED = 1001
 
@@ -46,13 +46,6 @@ def reference_scores(
     stages = [open_runner("torch", model, stage, device) for stage in STAGES]
     with Chain(model, stages) as chain:
         return [chain.infer({**request, NORM: norm_tensor(norm, config, request)})["preds"] for request in requests]
-
-
-def in_process_scores(model: ModelFolder, requests: Sequence[Tensors], norm: float, runner: str) -> list[NDArray]:
-    """Scores of the fused stage in this process."""
-    config = model.ranking_config
-    with Fused(model, open_runner(runner, model, FUSED)) as fused:
-        return [fused.infer({**request, NORM: norm_tensor(norm, config, request)})["preds"] for request in requests]
 
 
 def judge(model: ModelFolder, scores: Sequence[NDArray], expected: Sequence[NDArray]) -> Checks:

@@ -48,10 +48,6 @@ class LoadResult:
     flags: tuple[str, ...]
     """Why the run should not be believed; empty: it may."""
 
-    @property
-    def valid(self) -> bool:
-        return not self.flags
-
     def at(self, percentile: float) -> float:
         """A latency percentile among PERCENTILES, infinite if nothing was answered."""
         return self.latency_ms.get(f"p{percentile:g}", float("inf"))
@@ -172,7 +168,7 @@ class Repeated:
         return sorted({flag for run in self.runs for flag in run.flags})
 
     def median(self, name: str) -> float:
-        """Median over the runs of ``per_s`` or of a latency figure."""
+        """Median over the runs of ``per_s``, or of a latency figure over those in which a request was answered."""
         return statistics.median(self._values(name))
 
     def spread(self, name: str) -> float:
@@ -184,4 +180,4 @@ class Repeated:
     def _values(self, name: str) -> list[float]:
         if name == "per_s":
             return [run.per_s for run in self.runs]
-        return [run.latency_ms.get(name, 0.0) for run in self.runs]
+        return [run.latency_ms[name] for run in self.runs if run.latency_ms] or [float("inf")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from hstu_trt.contract.tensors import FUSED
 from hstu_trt.serving.requests import one_user
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+_CLOSE_S = 5.0
 _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
@@ -111,7 +113,10 @@ class TritonTarget:
         return read_scores(answer.result())
 
     def close(self) -> None:
-        self._channel.close()
+        # An interrupt in the midst of a sending leaves a call in gRPC's books whose end the channel awaits without end.
+        closing = threading.Thread(target=self._channel.close, daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
 
 
 def infer_request(model: str, tensors: Tensors) -> bytes:

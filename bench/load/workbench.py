@@ -13,6 +13,7 @@ from hstu_trt.bench.load.target import TritonAddress, ask_all
 from hstu_trt.bench.result_rows import Provenance
 from hstu_trt.bench.workloads.requests_source import Requests
 from hstu_trt.contract.attention_norm import parse_fixed_norm
+from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder
 from hstu_trt.serving.deployment import Deployment
@@ -80,9 +81,16 @@ def running(
     """
     if url is not None:
         import tritonclient.grpc as grpc_client
+        from tritonclient.utils import InferenceServerException
 
         with grpc_client.InferenceServerClient(url) as client:
-            yield url, str(client.get_server_metadata().version), None
+            try:
+                version = str(client.get_server_metadata().version)
+            except InferenceServerException as error:
+                raise ConfigError(
+                    f"--url {url}: no Triton server answers there ({error}); without --url one is started"
+                ) from None
+        yield url, version, None
         return
     check(deployment)
     server = find_tritonserver()
@@ -105,7 +113,8 @@ def open_workbench(
     reference: ModelFolder,
     device: str,
 ) -> Workbench:
-    """Packs the requests and scores the first ``checked`` of them with the reference."""
+    """Packs the requests and scores the first ``checked`` of them, or all, with the reference on ``device``."""
+    checked = min(checked, len(requests))
     packed = [requests.pack([row]) for row in range(len(requests))]
     norm = parse_fixed_norm(deployment.attention_norm)
     expected = reference_scores(reference, packed[:checked], norm, device=device)

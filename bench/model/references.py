@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -130,16 +130,3 @@ class _BlockedStack:
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         return F.silu(torch.matmul(q, k.transpose(1, 2)).mul_(self._alpha), inplace=True)
-
-
-def timed_ms(call: Callable[[], object], repeats: int) -> list[float]:
-    """Milliseconds of each of some calls, by events."""
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    return times

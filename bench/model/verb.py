@@ -6,20 +6,18 @@ Scores are checked first, against the PyTorch model in fp32 on the same weights 
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hstu_trt.bench import result_rows
+from hstu_trt.bench.arguments import count, counts, positive, some_of, suite_parser
 from hstu_trt.bench.model.work import request_flops
-from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.text import names_in
@@ -32,6 +30,8 @@ SUITE = "model"
 GATE_EXIT_CODE = 1
 LOGIT_GATES = {"fp16": 0.012, "fp8": 0.15}
 """Largest rms error of the logits against fp32: fp16 what a per-request NE of 0.1 % bears at 2,048 candidates."""
+_REFERENCES = ("dense", "compiled", "ours")
+"""As ``references.REFERENCES`` has them, which needs PyTorch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +50,27 @@ class Plan:
 
 def main(argv: Sequence[str]) -> int:
     """The whole model in process on a CUDA GPU: checked, then timed; exit code 1 if a score is wrong."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench model", description=main.__doc__)
+    parser = suite_parser("model", main.__doc__)
     parser.add_argument("--cases", default="dlrm_v3 stream", help="names with commas between (%(default)s)")
-    parser.add_argument("--precisions", default="fp16,fp8", help="(%(default)s)")
-    parser.add_argument("--tokens", default="36864", help="tokens of a micro-batch, several with commas (%(default)s)")
-    parser.add_argument("--requests", type=int, default=128, help="different requests (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each offline measurement (%(default)s)")
-    parser.add_argument("--references", default="dense,compiled,ours", help="%(default)s, or none")
+    parser.add_argument(
+        "--precisions", type=some_of(LOGIT_GATES, "precisions"), default=tuple(LOGIT_GATES), help="(default: fp16,fp8)"
+    )
+    parser.add_argument(
+        "--tokens", type=counts, default=(36864,), help="of a micro-batch, several with commas (default: 36864)"
+    )
+    parser.add_argument("--requests", type=count, default=128, help="different requests (%(default)s)")
+    parser.add_argument("--seconds", type=positive, default=3.0, help="of each offline measurement (%(default)s)")
+    references = some_of((*_REFERENCES, "none"), "references")
+    text = f"{','.join(_REFERENCES)} (default: all), or none"
+    parser.add_argument("--references", type=references, default=_REFERENCES, help=text)
     parser.add_argument("--profile", action="store_true", help="print where the time goes, kernel by kernel")
     parser.add_argument("--out", type=Path, help="file for the rows (default: bench/results/model_<gpu>.jsonl)")
     parser.add_argument("--commit", help="of the rows, where this tree is no git checkout")
     args = parser.parse_args(argv)
     plan = Plan(
-        cases=names_in(args.cases), precisions=names_in(args.precisions), tokens=tuple(map(int, names_in(args.tokens))),
+        cases=names_in(args.cases), precisions=args.precisions, tokens=args.tokens,
         requests=args.requests, seconds=args.seconds, profile=args.profile,
-        references=() if args.references == "none" else names_in(args.references),
+        references=() if "none" in args.references else args.references,
     )  # fmt: skip
     return run(plan, args.out, args.commit)
 
@@ -100,16 +106,6 @@ def _line(row: result_rows.ResultRow) -> str:
     ratios = " ".join(f"{name}: {ratio:.2f}x" for name, ratio in row.ratio_to.items())
     checks = " ".join(f"{name}={value:.4g}" for name, value in row.checks.items())
     return f"{row.case:<20} {row.variant:<34} {row.median_us:9.1f} us {rate} {work} {ratios} {checks}"
-
-
-@dataclass(kw_only=True)
-class _Timed:
-    """Figures of one variant."""
-
-    median_us: float
-    spread: float
-    checks: dict[str, float] = field(default_factory=dict)
-    tokens_per_s: float | None = None
 
 
 class _Case:
@@ -290,7 +286,3 @@ def _logits(preds: Any) -> Any:
     """Of probabilities [candidates, 1]."""
     p = np.clip(preds.astype(np.float64), 1e-12, 1 - 1e-12)
     return np.log(p / (1 - p))
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench model"))

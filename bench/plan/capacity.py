@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from hstu_trt.contract.errors import ConfigError
+from hstu_trt.tables.popularity import zipf_share
 
 GIB = 2.0**30
 
@@ -84,19 +85,6 @@ class Placement:
         )
 
 
-def covered_share(rows: float, kept: float, exponent: float) -> float:
-    """Share of the lookups that the ``kept`` most popular of ``rows`` answer, P(rank r) ~ r^-exponent, continuous."""
-    kept = min(max(kept, 0.0), rows)
-    if kept < 1:
-        return 0.0
-    if exponent == 0:
-        return kept / rows
-    if abs(exponent - 1.0) < 1e-9:
-        return math.log(kept + 1) / math.log(rows + 1)
-    power = 1.0 - exponent
-    return ((kept + 1) ** power - 1) / ((rows + 1) ** power - 1)
-
-
 def placements(demand: Demand, fleet: Fleet) -> list[Placement]:
     """The ways to hold the table that are possible, cheapest first; whole on each GPU, whole in each host, spread."""
     needed = max(1, math.ceil(demand.per_s / (fleet.per_gpu * (1 - fleet.headroom))))
@@ -115,7 +103,7 @@ def placements(demand: Demand, fleet: Fleet) -> list[Placement]:
 def _placement(name: str, demand: Demand, fleet: Fleet, hosts: int, host_gib: float) -> Placement:
     rows = demand.table_bytes / demand.row_bytes
     kept = min(rows, fleet.gpu_gib * GIB / demand.row_bytes)
-    hit = covered_share(rows, kept, demand.zipf)
+    hit = zipf_share(int(kept), int(rows), demand.zipf)
     gpus = hosts * fleet.gpus_per_host
     missed = demand.per_s * demand.ids_per_request * (1 - hit) * demand.row_bytes / hosts
     # Copies are spread evenly, so the chance that a row lies here is copies / hosts.

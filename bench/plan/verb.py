@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hstu_trt.bench.arguments import count, not_negative, positive, suite_parser
 from hstu_trt.bench.load.rows import SUITE
 from hstu_trt.bench.load.scenarios import Bound
 from hstu_trt.bench.load.triton_statistics import TRITON
 from hstu_trt.bench.plan.capacity import GIB, Demand, Fleet, placements
 from hstu_trt.bench.plan.queueing import ServiceCurve, fit_curve, predict_ms, rate_within, scatter_of
 from hstu_trt.bench.result_rows import ResultRow, latest, read_rows
-from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, STAGES
 from hstu_trt.contract.text import text_table
@@ -131,27 +130,31 @@ def rate_of_one(rows: Sequence[ResultRow], served: str, model: Model, bound: Bou
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hstu-trt bench plan", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rate", type=float, required=True, help="requests per second at the peak")
-    parser.add_argument("--slo-ms", type=float, default=80.0, help="bound on the latency (default: 80)")
-    parser.add_argument("--percentile", type=float, default=99.0, choices=(50.0, 90.0, 99.0))
+    parser = suite_parser("plan", __doc__)
+    parser.add_argument("--rate", type=positive, required=True, help="requests per second at the peak")
+    parser.add_argument("--slo-ms", type=positive, default=80.0, help="bound on the latency (default: 80)")
+    parser.add_argument("--percentile", type=float, default=99.0, choices=(50.0, 90.0, 99.0), help="(default: 99)")
     parser.add_argument("--rows", type=Path, nargs="+", help="files of rows of bench serve")
     parser.add_argument("--case", help="which case of them (default: the only one)")
     parser.add_argument("--served", choices=(ENSEMBLE, FUSED), default=FUSED, help=f"(default: {FUSED})")
-    parser.add_argument("--max-batch", type=int, default=32, help=f"users that {FUSED} joins (default: 32)")
-    parser.add_argument("--per-gpu", type=float, help="requests per second of one GPU, in place of rows")
-    parser.add_argument("--table-rows", type=float, default=1e9, help="of the item table (default: 1e9)")
-    parser.add_argument("--row-bytes", type=float, default=1024, help="(default: 1024, as of 512 x fp16)")
-    parser.add_argument("--ids", type=float, default=9048, help="lookups per request (default: 9048, DLRMv3's)")
-    parser.add_argument("--zipf", type=float, default=1.05, help="of the ids' popularity (default: 1.05; 0: uniform)")
+    parser.add_argument("--max-batch", type=count, default=32, help=f"users that {FUSED} joins (default: 32)")
+    parser.add_argument("--per-gpu", type=positive, help="requests per second of one GPU, in place of rows")
+    parser.add_argument("--table-rows", type=positive, default=1e9, help="of the item table (default: 1e9)")
+    parser.add_argument("--row-bytes", type=positive, default=1024, help="(default: 1024, as of 512 x fp16)")
+    parser.add_argument("--ids", type=positive, default=9048, help="lookups per request (default: 9048, DLRMv3's)")
+    parser.add_argument(
+        "--zipf", type=not_negative, default=1.05, help="of the ids' popularity (default: 1.05; 0: uniform)"
+    )
     parser.add_argument("--headroom", type=float, default=0.3, help="share of each GPU kept free (default: 0.3)")
-    parser.add_argument("--gpus-per-host", type=int, default=8)
-    parser.add_argument("--gpu-gib", type=float, default=60.0, help="of a GPU's memory for rows (default: 60)")
-    parser.add_argument("--host-gib", type=float, default=1500.0, help="of a host's memory for rows (default: 1500)")
-    parser.add_argument("--copies", type=int, default=2, help="of each row, where hosts share a table (default: 2)")
-    parser.add_argument("--gpu-hour", type=float, help="price of a GPU for an hour (default: no cost is computed)")
-    parser.add_argument("--host-hour", type=float, help="price of a host's rest for an hour")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--gpus-per-host", type=count, default=8, help="(default: 8)")
+    parser.add_argument("--gpu-gib", type=not_negative, default=60.0, help="of a GPU's memory for rows (default: 60)")
+    parser.add_argument("--host-gib", type=positive, default=1500.0, help="of a host's memory for rows (default: 1500)")
+    parser.add_argument("--copies", type=count, default=2, help="of each row, where hosts share a table (default: 2)")
+    parser.add_argument(
+        "--gpu-hour", type=not_negative, help="price of a GPU for an hour (default: no cost is computed)"
+    )
+    parser.add_argument("--host-hour", type=not_negative, help="price of a host's rest for an hour")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     return parser
 
 
@@ -236,7 +239,3 @@ def assumptions(demand: Demand, fleet: Fleet, bound: Bound, source: str) -> list
         ),
     ]
     return [text_table(("rests on", ""), values)]
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench plan"))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from hstu_trt.bench.load.stats import BEHIND, ERRORS, SATURATED, SHED, SHORT, UNSTABLE
+
 _STYLE = """
 :root { color-scheme: light dark; --ground: #f6f7f9; --card: #ffffff; --ink: #1f2937; --soft: #4b5563;
   --rule: #e5e7eb; --good: #0f766e; --bad: #c2410c; }
@@ -19,17 +21,19 @@ p { margin: 0.3rem 0; } .soft { color: var(--soft); } .good { color: var(--good)
 .verdict { font-size: 1.15rem; font-weight: 600; margin: 0.6rem 0; }
 .pictures { display: grid; gap: 0.8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .pictures svg { width: 100%; height: auto; display: block; }
-.scroll { overflow-x: auto; background: var(--card); border-radius: 6px; }
+.scroll { overflow-x: auto; overflow-wrap: normal; background: var(--card); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.88rem; }
 th, td { padding: 0.3rem 0.6rem; text-align: left; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; }
+th { color: var(--soft); font-weight: 600; } td { vertical-align: top; }
+td:first-child, td:last-child { white-space: normal; min-width: 9rem; }
 details { margin: 0.4rem 0; } summary { cursor: pointer; color: var(--soft); }
 nav { display: flex; flex-wrap: wrap; gap: 0.2rem 0.9rem; margin: 0.6rem 0; } a { color: inherit; }
-@media (max-width: 30rem) { table { font-size: 0.7rem; } th, td { padding: 0.25rem 0.2rem; } }
+@media (max-width: 30rem) { table { font-size: 0.7rem; } th, td { padding: 0.25rem 0.2rem; }
+  td:first-child, td:last-child { min-width: 6rem; } }
 """
 
 _GOOD = ("ok", "valid", "same", "better")
-_BAD = ("BEYOND", "WORSE", "MISSED", "UNCHECKED", "unstable", "errors")
+_BAD = ("BEYOND", "WORSE", "MISSED", "UNCHECKED", UNSTABLE, SATURATED, SHORT, SHED, ERRORS, BEHIND)
 
 
 def document(title: str, parts: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from hstu_trt.bench.kernels.cases import MEMORY_BYTES_PER_S, Dtype, table_cases
 from hstu_trt.bench.kernels.variants import GEMM_CASE, GEMM_NAMES
+from hstu_trt.bench.load.rows import own_steps
 from hstu_trt.bench.report.svg import LinearScale, LogScale, Picture
 from hstu_trt.bench.result_rows import ResultRow, latest
 
@@ -95,12 +96,10 @@ def breakdown(rows: Sequence[ResultRow]) -> str:
 
 def step_times(row: ResultRow) -> list[tuple[str, float, float]]:
     """(step, ms in its queue, ms computing) of a row; an ensemble's own entry, the sum of its steps, is left out."""
-    steps = row.details["steps"]
-    names = [name for name in steps if name != row.details["served"]] or list(steps)
-    order = {name: n for n, name in enumerate(_STEP_COLOURS)}
+    steps = own_steps(row)
     return [
         (name, steps[name]["ms"]["queue"], sum(steps[name]["ms"][f"compute_{p}"] for p in ("input", "infer", "output")))
-        for name in sorted(names, key=lambda name: order.get(name, 9))
+        for name in [name for name in steps if name != row.details["served"]] or list(steps)
     ]
 
 
@@ -173,5 +172,5 @@ def ratio_bars(rows: Sequence[ResultRow], reference: str) -> str:
         picture.text((16, top), row.variant, "small")
         picture.bar((16, top + 5), (x(row.ratio_to[reference]) - 16, 13), "a")
         picture.text((x(row.ratio_to[reference]) + 6, top + 16), f"{row.ratio_to[reference]:.2f} x", "a")
-    picture.line([(x(1), 58), (x(1), height - 24)], "axis dotted c")
+        picture.line([(x(1), top + 3), (x(1), top + 20)], "axis dotted c")
     return picture.render()

@@ -9,7 +9,6 @@ else fails, throughput stays, memory does not grow, all is normal soon after it,
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -22,10 +21,11 @@ from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, poisson
 from hstu_trt.bench.load.cpus import Cpus, cpu_set, pin
 from hstu_trt.bench.load.machine_watch import MachineWatch
 from hstu_trt.bench.load.options import served_of
-from hstu_trt.bench.load.process_watch import UsageWatch, family, usage
+from hstu_trt.bench.load.process_tree import family
+from hstu_trt.bench.load.process_watch import UsageWatch, usage
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import device_here, provenance_here
-from hstu_trt.bench.load.stats import summarise
+from hstu_trt.bench.load.stats import SHED, LoadResult, summarise
 from hstu_trt.bench.load.target import TritonAddress
 from hstu_trt.bench.load.workbench import running
 from hstu_trt.bench.result_rows import Provenance, ResultRow, append_rows
@@ -40,8 +40,7 @@ from hstu_trt.bench.serving.overload_load import (
 )
 from hstu_trt.bench.serving.overload_settings import Promises, Setting, parser_of
 from hstu_trt.bench.workloads.requests_source import generate_requests
-from hstu_trt.contract.cli import run_verb
-from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.errors import ConfigError, HstuTrtError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.deployment import Deployment, read_deployment
@@ -76,6 +75,8 @@ class Overload:
     connections: Connections
     handles_left: int
     machine: dict[str, Any]
+    flags: tuple[str, ...] = ()
+    """Why the normal run, whose p99 the burst's is held against, should not be believed; what it shed is a figure."""
 
     def figures(self) -> dict[str, float]:
         """Name -> figure, as rows and people see them."""
@@ -140,6 +141,14 @@ def _part(server: int, cpus: Cpus) -> None:
             pin(processes, chosen)
 
 
+def answered(result: LoadResult, served: str) -> LoadResult:
+    """The result, which later parts of the run build on. Raises HstuTrtError if no request was answered."""
+    if not result.latency_ms:
+        reason = "; ".join(result.errors) or "all were refused"
+        raise HstuTrtError(f"{served} answered none of {result.requests} requests before the overload: {reason}")
+    return result
+
+
 def overload_run(url: str, pid: int, served: str, requests: Sequence[Tensors], setting: Setting) -> Overload:
     """All parts of a run on one served model of a running server.
 
@@ -148,10 +157,12 @@ def overload_run(url: str, pid: int, served: str, requests: Sequence[Tensors], s
     address = TritonAddress(url=url, model=served, timeout_s=setting.timeout_s)
     with Clients(address, requests, processes=setting.clients) as clients, MachineWatch() as machine:
         clients.run(ClosedLoop(in_flight=4, requests=30))
-        peak = summarise(clients.run(ClosedLoop(in_flight=setting.in_flight, seconds=setting.seconds)))
+        peak = answered(
+            summarise(clients.run(ClosedLoop(in_flight=setting.in_flight, seconds=setting.seconds))), served
+        )
         rate = setting.share * peak.per_s
         calm = OpenLoop(offsets_s=poisson(rate, setting.seconds, setting.seed), most_waiting=1 << 30)
-        normal = summarise(clients.run(calm), requested_per_s=rate)
+        normal = answered(summarise(clients.run(calm), requested_per_s=rate), served)
         normal_shed = normal.shed / normal.requests
         before = usage(pid).memory_bytes
         loop = burst_schedule(
@@ -179,6 +190,7 @@ def overload_run(url: str, pid: int, served: str, requests: Sequence[Tensors], s
         connections=connections,
         handles_left=max(0, left),
         machine=machine.facts(),
+        flags=tuple(flag for flag in normal.flags if flag != SHED),
     )
 
 
@@ -190,7 +202,9 @@ def row_of(found: Overload, case: str, setting: Setting, provenance: Provenance,
         **vars(provenance), suite=SUITE, case=case, variant=f"{found.served} at {setting.factor:g} x peak",
         median_us=1e3 * p50, spread=(p75 - p25) / p50 if p50 else 0.0, per_s=found.accepted_per_s,
         checks={name: round(value, 4) for name, value in found.figures().items() if np.isfinite(value)},
-        details={"setting": asdict(setting), "missed": list(missed), "machine": found.machine},
+        details={
+            "setting": asdict(setting), "missed": list(missed), "flags": list(found.flags), "machine": found.machine,
+        },
     )  # fmt: skip
 
 
@@ -208,7 +222,7 @@ def text(rows: Sequence[ResultRow]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """The verb."""
-    args = parser_of("hstu-trt bench overload", __doc__ or "").parse_args(argv)
+    args = parser_of(__doc__).parse_args(argv)
     cpus = Cpus(server=cpu_set(args.server_cpus), client=cpu_set(args.client_cpus))
     setting = Setting(
         factor=args.factor, share=args.share, seconds=args.seconds, in_flight=args.in_flight,
@@ -221,7 +235,6 @@ def main(argv: Sequence[str]) -> int:
     models = served_of(args, deployment)
     source = generate_requests(deployment.model, profile=args.profile, count=64, seed=setting.seed)
     requests = [source.pack([row]) for row in range(len(source))]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     provenance = provenance_here(args.commit)
     rows, failures = [], []
     with running(deployment, args.url) as (url, _, started):
@@ -236,10 +249,9 @@ def main(argv: Sequence[str]) -> int:
     append_rows(args.out, rows)
     print("[" + ",\n ".join(row.to_json() for row in rows) + "]" if args.json else text(rows))
     print(f"{len(rows)} rows added to {args.out}, device {device_here()}", file=sys.stderr)
+    for row in rows:
+        if row.details["flags"]:
+            print(f"{row.variant}: of the normal load: {', '.join(row.details['flags'])}", file=sys.stderr)
     for failure in failures:
         print(f"MISSED: {failure}", file=sys.stderr)
     return GATE_EXIT_CODE if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench overload"))

@@ -9,14 +9,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hstu_trt.bench.arguments import counts, rates, suite_parser
 from hstu_trt.bench.load.machine_watch import MachineWatch
-from hstu_trt.bench.load.options import add_plan_options, add_served_option, plan_of, requests_of, served_of
+from hstu_trt.bench.load.options import (
+    add_plan_options,
+    add_served_option,
+    plan_of,
+    reference_of,
+    requests_of,
+    served_of,
+)
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import provenance_here, results_file
 from hstu_trt.bench.load.rows import Measured, row_of
@@ -29,9 +36,7 @@ from hstu_trt.bench.load.workbench import Workbench, open_workbench, running
 from hstu_trt.bench.result_rows import ResultRow
 from hstu_trt.bench.serving import perf_analyzer
 from hstu_trt.bench.serving.perf_analyzer import PerfAnalyzer, Setting
-from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError
-from hstu_trt.contract.model_folder import read_model_folder
 from hstu_trt.contract.text import text_table
 from hstu_trt.serving.deployment import read_deployment
 
@@ -53,9 +58,11 @@ class Pair:
         return {name: round(theirs.median(name) / ours.median(name), 4) for name in _COMPARED if ours.median(name)}
 
 
-def measure_pair(bench: Workbench, served: str, setting: Setting, plan: Plan, tool: PerfAnalyzer, folder: Path) -> Pair:
+def measure_pair(
+    bench: Workbench, address: TritonAddress, setting: Setting, plan: Plan, tool: PerfAnalyzer, folder: Path
+) -> Pair:
     """Our client first, which tells how many requests make a window, then perf_analyzer; repeated in turn."""
-    address = TritonAddress(url=bench.url, model=served)
+    served = address.model
     ours: list[LoadResult] = []
     theirs: list[LoadResult] = []
     with Clients(address, bench.packed) as clients:
@@ -140,15 +147,16 @@ def agreement_table(served: str, pairs: Sequence[Pair]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hstu-trt bench perf", description=(__doc__ or "").partition("\n")[0])
+    parser = suite_parser("perf", __doc__)
     parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
     parser.add_argument("--url", help="host:port of a running server of it (default: one is started)")
     add_served_option(parser)
-    parser.add_argument("--concurrency", default="1,4,8", help="requests in flight, as in 1,4,8 (the default)")
-    parser.add_argument("--rates", default="", help="Poisson arrivals per second, as in 50,100 (default: none)")
+    text = "requests in flight, as in 1,4,8 (the default; '' for none)"
+    parser.add_argument("--concurrency", type=counts, default=(1, 4, 8), help=text)
+    parser.add_argument("--rates", type=rates, default=(), help="Poisson arrivals per second, as in 50,100")
     parser.add_argument("--perf-analyzer", type=Path, help="binary (default: on PATH, else in build/perf_analyzer)")
     parser.add_argument("--work", type=Path, default=Path("build/perf"), help="for its files (default: build/perf)")
-    add_plan_options(parser)
+    add_plan_options(parser, without=("probe_seconds", "offline_in_flight", "single_requests", "clients"))
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--dry-run", action="store_true", help="print perf_analyzer's command lines")
     return parser
@@ -158,8 +166,7 @@ def main(argv: Sequence[str]) -> int:
     """The verb."""
     args = _parser().parse_args(argv)
     plan, tool = plan_of(args), perf_analyzer.find_perf_analyzer(args.perf_analyzer)
-    settings = [Setting(in_flight=int(text)) for text in args.concurrency.split(",") if text]
-    settings += [Setting(rate=float(text)) for text in args.rates.split(",") if text]
+    settings = [Setting(in_flight=number) for number in args.concurrency] + [Setting(rate=rate) for rate in args.rates]
     if not settings:
         raise ConfigError("nothing to measure: give --concurrency or --rates")
     deployment = read_deployment(args.deployment)
@@ -172,25 +179,21 @@ def main(argv: Sequence[str]) -> int:
                 )
                 print(" ".join(line))
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"perf_analyzer {tool.version()}", file=sys.stderr)
     requests = requests_of(args, deployment.model)
-    reference = read_model_folder(args.reference) if args.reference else deployment.model
+    reference = reference_of(args, deployment.model)
     rows, failures, tables = [], [], []
     with running(deployment, args.url) as (url, version, _):
         bench = open_workbench(
             deployment, requests, url, version,
-            checked=min(args.check, len(requests)), reference=reference, device=args.reference_device,
+            checked=args.check, reference=reference, device=args.reference_device,
         )  # fmt: skip
         for name in served:
             perf_analyzer.write_input_data(perf_analyzer.input_file(args.work, name), name, bench.packed)
-            pairs = [measure_pair(bench, name, setting, plan, tool, args.work) for setting in settings]
+            address = TritonAddress(url=url, model=name, timeout_s=args.timeout)
+            pairs = [measure_pair(bench, address, setting, plan, tool, args.work) for setting in settings]
             rows += rows_of(bench, name, pairs, args.commit)
             failures += [f"{name}: {failure}" for failure in bench.check_scores(name).failures]
             tables.append(agreement_table(name, pairs))
     print("\n".join(tables), file=sys.stderr)
     return report(rows, failures, args.out or results_file(rows[0].device), as_json=args.json)
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench perf"))

@@ -7,74 +7,68 @@ Exit code 1 if a gate of the scores was missed, or a server search found no rate
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hstu_trt.bench.arguments import counts, positive, rates, some_of, suite_parser
 from hstu_trt.bench.load.metrics import metrics_port_for
-from hstu_trt.bench.load.options import add_plan_options, add_served_option, plan_of, requests_of, served_of
+from hstu_trt.bench.load.options import (
+    add_plan_options,
+    add_served_option,
+    plan_of,
+    reference_of,
+    requests_of,
+    served_of,
+)
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import provenance_here, results_file
 from hstu_trt.bench.load.rows import row_of
 from hstu_trt.bench.load.runs import Watched, progress_of, report
-from hstu_trt.bench.load.scenarios import SCENARIOS, Plan
+from hstu_trt.bench.load.scenarios import SCENARIOS, Plan, sweep_rates
 from hstu_trt.bench.load.target import TritonAddress
 from hstu_trt.bench.load.workbench import open_workbench, running
 from hstu_trt.bench.workloads.requests_source import Requests
-from hstu_trt.contract.cli import run_verb
-from hstu_trt.contract.errors import ConfigError
-from hstu_trt.contract.model_folder import read_model_folder
+from hstu_trt.contract.errors import HstuTrtError
 from hstu_trt.serving.deployment import Deployment, read_deployment
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hstu-trt bench serve", description=(__doc__ or "").partition("\n")[0])
+    parser = suite_parser("serve", __doc__)
     parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
     parser.add_argument("--url", help="host:port of a running server of it (default: one is started)")
     add_served_option(parser)
-    names = f"of {','.join(SCENARIOS)} (default: single,offline,server,open)"
-    parser.add_argument("--scenarios", default="single,offline,server,open", help=names)
+    chosen = ("single", "offline", "server", "open")
+    text = f"of {','.join(SCENARIOS)} (default: {','.join(chosen)})"
+    parser.add_argument("--scenarios", type=some_of(SCENARIOS, "scenarios"), default=chosen, help=text)
     add_plan_options(parser)
-    parser.add_argument("--in-flight", type=_integers, default=[1, 4, 8], help="closed: as in 1,4,8 (the default)")
-    parser.add_argument("--rates", type=_floats, help="open: requests per second (default: shares of the highest rate)")
-    parser.add_argument("--guess", type=float, help="server: rate at which the search begins")
+    parser.add_argument("--in-flight", type=counts, default=(1, 4, 8), help="closed: as in 1,4,8 (the default)")
+    parser.add_argument(
+        "--rates", type=rates, default=(), help="open: requests per second (default: shares of the highest rate)"
+    )
+    parser.add_argument("--guess", type=positive, default=0.0, help="server: rate at which the search begins")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run, and for how long")
     return parser
 
 
-def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def _floats(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
 def main(argv: Sequence[str]) -> int:
     """The verb."""
     args = _parser().parse_args(argv)
-    plan, scenarios = plan_of(args), args.scenarios.split(",")
-    unknown = set(scenarios) - set(SCENARIOS)
-    if unknown:
-        raise ConfigError(f"unknown scenarios {', '.join(sorted(unknown))}: choose from {', '.join(SCENARIOS)}")
+    plan = plan_of(args)
     deployment = read_deployment(args.deployment)
     served = served_of(args, deployment)
     requests = requests_of(args, deployment.model)
     if args.dry_run:
-        print(_dry_run(deployment, requests, served, scenarios, plan))
+        print(_dry_run(deployment, requests, served, plan, args))
         return 0
-    # A terminated run must stop its server, too: the interrupt unwinds through the code that drains it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    reference = read_model_folder(args.reference) if args.reference else deployment.model
+    reference = reference_of(args, deployment.model)
     rows, failures = [], []
     interrupted: KeyboardInterrupt | None = None
     metrics = metrics_port_for(deployment) if args.url is None else None
     with running(deployment, args.url, metrics.port if metrics else None) as (url, version, _):
-        checked = min(args.check, len(requests))
         bench = open_workbench(
-            deployment, requests, url, version, checked=checked, reference=reference, device=args.reference_device
+            deployment, requests, url, version, checked=args.check, reference=reference, device=args.reference_device
         )
         for name in served:
             subject = bench.subject(name, provenance_here(args.commit))
@@ -85,11 +79,12 @@ def main(argv: Sequence[str]) -> int:
                 watched = Watched.of(url, clients, plan, progress_of(name), metrics)
                 watched.own_server = args.url is None
                 try:
-                    watched.run_all(scenarios, args.in_flight, args.rates or (), args.guess or 0.0)
+                    watched.run_all(args.scenarios, args.in_flight, args.rates, args.guess)
                 except KeyboardInterrupt as caught:
                     interrupted = caught
             found = watched.found
-            rows += [row_of(subject, measured) for measured in found]
+            rows += [row_of(subject, measured) for measured in found if measured.answered]
+            failures += [f"{name} {m.outcome.name}: no request was answered" for m in found if not m.answered]
             failures += [
                 f"{name}: no rate within {m.outcome.found['bound']}"
                 for m in found
@@ -97,8 +92,8 @@ def main(argv: Sequence[str]) -> int:
             ]
             if interrupted is not None:
                 break
-    if interrupted is not None and not rows:
-        raise interrupted
+    if not rows:
+        raise interrupted or HstuTrtError(f"there is no row to write: {'; '.join(failures)}")
     code = report(rows, failures, args.out or results_file(rows[0].device), as_json=args.json)
     if interrupted is not None:  # the rows hold the scenarios that had ended
         raise interrupted
@@ -106,19 +101,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _dry_run(
-    deployment: Deployment, requests: Requests, served: Sequence[str], scenarios: Sequence[str], plan: Plan
+    deployment: Deployment, requests: Requests, served: Sequence[str], plan: Plan, args: argparse.Namespace
 ) -> str:
-    lengths = requests.history_lengths
+    """What would be run on each served model, and for how long."""
+    runs, open_rates = f"{plan.repeats} runs of {plan.seconds:g} s", args.rates or tuple(sweep_rates(1.0))
+    shown = ", ".join(f"{rate:g}/s" if args.rates else f"{rate:.0%}" for rate in open_rates)
+    texts = {
+        "single": f"{plan.repeats} runs of {plan.single_requests} requests",
+        "closed": f"{', '.join(map(str, args.in_flight))} in flight, {runs} each",
+        "offline": f"{plan.in_flight} in flight, {runs}",
+        "server": f"{plan.bound.text}: a search by probes of {plan.probe_seconds:g} s, then {runs}",
+        "open": f"{shown}{'' if args.rates else ' of the highest rate'}, {runs} each",
+    }
     return "\n".join(
         [
             f"deployment  {deployment.path} ({deployment.flavour}, {deployment.model.precision})",
-            f"requests    {len(requests)} ({requests.source}), {lengths.mean():.0f} events on average",
+            f"requests    {len(requests)} ({requests.source}), {requests.history_lengths.mean():.0f} events on average",
             f"served      {', '.join(served)}",
-            f"scenarios   {', '.join(scenarios)}; {plan.repeats} runs of {plan.seconds:g} s each",
-            f"bound       {plan.bound.text}",
+            *(f"{scenario:<11} {texts[scenario]}" for scenario in SCENARIOS if scenario in args.scenarios),
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench serve"))

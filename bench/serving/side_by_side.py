@@ -8,9 +8,7 @@ Exit code 1 if a served model's scores miss a gate, or it is not as far ahead as
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import signal
 import statistics
 import sys
 from collections.abc import Sequence
@@ -19,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hstu_trt.bench.arguments import positive, suite_parser
 from hstu_trt.bench.load.machine_watch import MachineWatch
-from hstu_trt.bench.load.options import add_plan_options, plan_of, requests_of
+from hstu_trt.bench.load.options import add_plan_options, plan_of, reference_of, requests_of
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import provenance_here, results_file
 from hstu_trt.bench.load.rows import Measured, row_of
@@ -32,7 +31,6 @@ from hstu_trt.bench.load.triton_statistics import Statistics, added, read_statis
 from hstu_trt.bench.load.workbench import Workbench, open_workbench, running
 from hstu_trt.bench.result_rows import ResultRow
 from hstu_trt.bench.serving.eager_repository import EAGER, eager_server
-from hstu_trt.contract.cli import run_verb
 from hstu_trt.serving.deployment import read_deployment
 
 GATE_EXIT_CODE = 1
@@ -131,16 +129,15 @@ def _best(rows: Sequence[ResultRow], scenario: str, suffix: str) -> float:
 
 def main(argv: Sequence[str]) -> int:
     """The verb."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench side-by-side", description=(__doc__ or "").partition("\n")[0])
+    parser = suite_parser("side-by-side", __doc__)
     parser.add_argument("--deployment", type=Path, required=True, help="folder made by hstu-trt assemble")
-    parser.add_argument("--at-least", type=float, default=1.5, help="times the baseline's requests/s (default: 1.5)")
+    parser.add_argument("--at-least", type=positive, default=1.5, help="times the baseline's requests/s (default: 1.5)")
     parser.add_argument("--work", type=Path, default=Path("build/eager"), help="for the baseline's server")
-    add_plan_options(parser)
+    add_plan_options(parser, without=("probe_seconds",))
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     args = parser.parse_args(argv)
     plan = dataclasses.replace(plan_of(args), repeats=1)
     rounds = dataclasses.replace(plan, repeats=args.repeats)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     deployment = read_deployment(args.deployment)
     requests = requests_of(args, deployment.model)
     with ExitStack() as stack:
@@ -148,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
         eager_url = stack.enter_context(eager_server(deployment, args.work))
         bench = open_workbench(
             deployment, requests, url, version,
-            checked=min(args.check, len(requests)), reference=deployment.model, device="cpu",
+            checked=args.check, reference=reference_of(args, deployment.model), device=args.reference_device,
         )  # fmt: skip
         contenders = []
         for served, where in (*((name, eager_url) for name in EAGER), *((name, url) for name in deployment.served)):
@@ -165,7 +162,3 @@ def main(argv: Sequence[str]) -> int:
             shown = ", ".join(f"{name} {value:.2f}" for name, value in row.ratio_to.items())
             print(f"{row.variant}: times better than {shown}", file=sys.stderr)
     return report(rows, failures, args.out or results_file(rows[0].device), as_json=args.json)
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench side-by-side"))

@@ -11,10 +11,8 @@ at 40 requests per second, 8 MiB is 1.5 kB a request in three minutes, and 150 b
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,14 +26,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hstu_trt.bench.arguments import count, positive, suite_parser
 from hstu_trt.bench.load.client import OpenLoop, poisson
 from hstu_trt.bench.load.process_watch import Usage, UsageWatch
 from hstu_trt.bench.load.processes import Clients
 from hstu_trt.bench.load.provenance import provenance_here
 from hstu_trt.bench.load.target import TritonAddress
 from hstu_trt.bench.result_rows import RESULTS, ResultRow, append_rows
+from hstu_trt.bench.workloads.profiles import PROFILES
 from hstu_trt.bench.workloads.requests_source import generate_requests
-from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError, HstuTrtError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
@@ -226,21 +225,20 @@ def row_of(found: Soaked, model: ModelFolder, rate: float, served_models: tuple[
 
 def main(argv: Sequence[str]) -> int:
     """The verb."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench soak", description=(__doc__ or "").replace("``", ""))
+    parser = suite_parser("soak", __doc__)
     parser.add_argument("--model", type=Path, required=True, help="model folder, made by hstu-trt export")
     parser.add_argument("--url", help="of a server of that model which runs, with --server-pid: nothing is published")
-    parser.add_argument("--server-pid", type=int, help="process id of the serve that watches over it")
-    parser.add_argument("--profile", default="ci", help="of the workload, with --url (default: ci)")
-    parser.add_argument("--seconds", type=float, default=1800.0, help="(default: 1800)")
+    parser.add_argument("--server-pid", type=count, help="process id of the serve that watches over it")
+    parser.add_argument("--profile", choices=PROFILES, default="ci", help="of the workload, with --url (default: ci)")
+    parser.add_argument("--seconds", type=positive, default=1800.0, help="(default: 1800)")
     parser.add_argument("--served", type=parse_served, default=SERVED, metavar="NAMES", help="(default: both)")
-    parser.add_argument("--rate", type=float, default=40.0, help="requests per second (default: 40)")
+    parser.add_argument("--rate", type=positive, default=40.0, help="requests per second (default: 40)")
     parser.add_argument("--out", type=Path, default=RESULTS / "soak_cpu.jsonl", help="the row is added to this file")
     args = parser.parse_args(argv)
-    if args.seconds < 20 or args.rate <= 0:
-        raise ConfigError("a soak takes at least 20 seconds, and a rate above 0")
+    if args.seconds < 20:
+        raise ConfigError(f"--seconds {args.seconds:g}: a soak takes at least 20, or its samples tell no trend")
     if (args.url is None) != (args.server_pid is None):
         raise ConfigError("--url and --server-pid go together")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     model = read_model_folder(args.model)
     if args.url is not None:
         requests = _requests_of(model, args.profile)
@@ -258,7 +256,3 @@ def main(argv: Sequence[str]) -> int:
     for sentence in found.missed():
         print(f"MISSED: {sentence}", file=sys.stderr)
     return GATE_EXIT_CODE if found.missed() else 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench soak"))

@@ -8,7 +8,6 @@ cudaMemcpy, and PyTorch's fastest elementwise kernel. Contenders of a case are t
 
 from __future__ import annotations
 
-import argparse
 import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hstu_trt.bench.arguments import count, positive, some_of, suite_parser
 from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, cuda_versions, device_slug
 from hstu_trt.bench.timing import Contender, GraphedCalls, Timing, time_in_turn
 from hstu_trt.contract.errors import ConfigError
@@ -198,22 +198,19 @@ def _free() -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Measures the chosen parts, prints them, and adds rows to the results."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench tables-gpu", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--parts", default=",".join(PARTS), help="(default: %(default)s)")
-    parser.add_argument("--table-gib", type=float, default=4.0, help="of a table in GPU memory (default: 4)")
-    parser.add_argument("--host-gib", type=float, default=8.0, help="of a table in host memory (default: 8)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--target-ms", type=float, default=20.0, help="of each measurement (default: 20)")
+    parser = suite_parser("tables-gpu", __doc__)
+    parser.add_argument("--parts", type=some_of(PARTS, "parts"), default=PARTS, help=f"(default: {','.join(PARTS)})")
+    parser.add_argument("--table-gib", type=positive, default=4.0, help="of a table in GPU memory (default: 4)")
+    parser.add_argument("--host-gib", type=positive, default=8.0, help="of a table in host memory (default: 8)")
+    parser.add_argument("--rounds", type=count, default=5, help="(default: 5)")
+    parser.add_argument("--target-ms", type=positive, default=20.0, help="of each measurement (default: 20)")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--fbgemm", type=Path, metavar="FOLDER", help="libraries of fbgemm-gpu, to be timed along")
     parser.add_argument("--out", type=Path, help="rows are added to it (default: bench/results/tables_<gpu>.jsonl)")
     parser.add_argument("--commit", help="of the rows, where this tree is no git checkout")
     args = parser.parse_args(argv)
-    parts = tuple(name for name in args.parts.split(",") if name)
-    if unknown := set(parts) - set(PARTS):
-        raise ConfigError(f"--parts {min(unknown)!r}: choose from {', '.join(PARTS)}")
     plan = Plan(
-        parts=parts, table_bytes=int(args.table_gib * 2**30), host_bytes=int(args.host_gib * 2**30),
+        parts=args.parts, table_bytes=int(args.table_gib * 2**30), host_bytes=int(args.host_gib * 2**30),
         rounds=args.rounds, target_ms=args.target_ms, compiled=not args.no_compile, fbgemm=args.fbgemm is not None,
     )  # fmt: skip
     if args.fbgemm:

@@ -7,10 +7,9 @@ that no call finds its rows in a cache; contenders are timed in turn.
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, package_versions
+from hstu_trt.bench.arguments import count, not_negative, positive, suite_parser
+from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, cpu_name, package_versions
 from hstu_trt.bench.timing import Timing, time_in_turn
 from hstu_trt.bench.workloads.popularity import draw_items
-from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.shards import Block, QuantisedRows
 from hstu_trt.contract.table_format import write_table, write_tables_manifest
@@ -181,15 +180,12 @@ def measure_laws(cases: Sequence[TableCase], provenance: Provenance, plan: Measu
 def _measure(
     case: TableCase, opened: Mapping[str, Any], provenance: Provenance, plan: MeasuringPlan
 ) -> list[ResultRow]:
-    rng, reference, ours = np.random.default_rng(1), opened[REFERENCE], opened[OURS]
+    rng, reference = np.random.default_rng(1), opened[REFERENCE]
     ids = [draw_items(rng, case.lookups, rows=case.rows, exponent=case.exponent) for _ in range(_ID_SETS)]
     torch_ids = [torch.from_numpy(one) for one in ids]
     calls = {REFERENCE: CpuCalls(lambda turn: reference(torch_ids[turn]), plan.wait_s)}
     calls |= {name: _host_calls(host, ids, plan) for name, host in opened.items() if name != REFERENCE}
-    wrong = sum(
-        _differing(reference(torch_ids[turn]).numpy(), ours.lookup("t", ids[turn], dtype="float16"))
-        for turn in range(2)
-    )
+    wrong = {name: _wrong_rows(host, reference, ids[:2]) for name, host in opened.items() if name != REFERENCE}
     times = time_in_turn(calls, rounds=plan.rounds, target_ms=plan.target_ms)
     timings = {name: Timing.of(one) for name, one in times.items()}
     return [
@@ -203,7 +199,7 @@ def _measure(
             gbps=case.moved_bytes / timing.median_us / 1e3,
             per_s=case.lookups / timing.median_us * 1e6,
             ratio_to={} if name == REFERENCE else {REFERENCE: timings[REFERENCE].median_us / timing.median_us},
-            checks={"others_cpu": calls[name].others} | ({"rows_that_differ": float(wrong)} if name == OURS else {}),
+            checks={"others_cpu": calls[name].others} | ({"rows_that_differ": wrong[name]} if name in wrong else {}),
         )
         for name, timing in timings.items()
     ]
@@ -213,38 +209,36 @@ def _host_calls(host: HostTables, ids: Sequence[NDArray], plan: MeasuringPlan) -
     return CpuCalls(lambda turn: host.lookup("t", ids[turn], dtype="float16"), plan.wait_s)
 
 
-def _differing(expected: NDArray, found: NDArray) -> int:
-    return int((expected.view(np.uint16) != found.view(np.uint16)).any(axis=1).sum())
-
-
-def cpu_name() -> str:
-    """The CPU's name, as the kernel has it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def _wrong_rows(host: HostTables, reference: Callable[[torch.Tensor], torch.Tensor], ids: Sequence[NDArray]) -> float:
+    """Rows that differ from PyTorch's in a bit, over some sets of ids."""
+    wrong = 0
+    for one in ids:
+        expected, found = reference(torch.from_numpy(one)).numpy(), host.lookup("t", one, dtype="float16")
+        wrong += int((expected.view(np.uint16) != found.view(np.uint16)).any(axis=1).sum())
+    return float(wrong)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures the chosen cases, prints them, and adds rows to the results."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench tables", description=(__doc__ or "").partition("\n")[0])
+    """Measures the chosen cases, prints them, and adds rows to the results; exit code 1 if rows differed."""
+    parser = suite_parser("tables", __doc__)
     parser.add_argument("--dtype", action="append", choices=STORED, help="default: all")
-    parser.add_argument("--rows", type=int, default=2_000_000, help="of the table (default: 2000000)")
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--lookups", type=int, default=9048, help="ids per call (default: 9048, a request of DLRMv3)")
+    parser.add_argument("--rows", type=count, default=2_000_000, help="of the table (default: 2000000)")
+    parser.add_argument("--dim", type=count, default=512, help="(default: 512)")
+    parser.add_argument("--lookups", type=count, default=9048, help="ids per call (default: 9048, a request of DLRMv3)")
     text = "0: uniform, as in DLRMv3, which is the default; may be repeated"
-    parser.add_argument("--zipf", type=float, action="append", metavar="EXPONENT", help=text)
-    parser.add_argument("--threads", type=int, default=default_threads(), help="of each lookup (default: all CPUs)")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--target-ms", type=float, default=100.0, help="of each measurement (default: 100)")
-    parser.add_argument("--wait-s", type=float, default=0.0, help="for a quiet moment, per measurement (default: 0)")
+    parser.add_argument("--zipf", type=not_negative, action="append", metavar="EXPONENT", help=text)
+    parser.add_argument("--threads", type=count, default=default_threads(), help="of each lookup (default: all CPUs)")
+    parser.add_argument("--rounds", type=count, default=9, help="(default: 9)")
+    parser.add_argument("--target-ms", type=positive, default=100.0, help="of each measurement (default: 100)")
+    parser.add_argument(
+        "--wait-s", type=not_negative, default=0.0, help="for a quiet moment, per measurement (default: 0)"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS_FILE, help="rows are added to this file")
     args = parser.parse_args(argv)
-    if min(args.rows, args.dim, args.lookups, args.threads, args.rounds) < 1:
-        raise ConfigError("--rows, --dim, --lookups, --threads and --rounds must be >= 1")
     torch.set_num_threads(args.threads)
     provenance = Provenance.here(f"{cpu_name()}, {args.threads} threads", package_versions(("torch", "numpy")))
     plan = MeasuringPlan(rounds=args.rounds, target_ms=args.target_ms, wait_s=args.wait_s)
+    wrong = 0.0
     for dtype in args.dtype or STORED:
         cases = [
             TableCase(dtype=dtype, rows=args.rows, dim=args.dim, lookups=args.lookups, exponent=exponent)
@@ -252,9 +246,12 @@ def main(argv: Sequence[str]) -> int:
         ]
         for rows in measure_laws(cases, provenance, plan):
             append_rows(args.out, rows)
+            wrong += sum(row.checks.get("rows_that_differ", 0.0) for row in rows)
             print(f"{rows[0].case}\n{_listing(rows)}", flush=True)
     print(f"{provenance.device}; rows added to {args.out}")
-    return 0
+    if wrong:
+        print(f"FAILED: {wrong:.0f} rows differ from PyTorch's", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def _listing(rows: Sequence[ResultRow]) -> str:

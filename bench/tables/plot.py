@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hstu_trt.bench.report.svg import LinearScale, LogScale, Picture
-from hstu_trt.bench.result_rows import ResultRow, latest
+from hstu_trt.bench.result_rows import ResultRow, latest, sources
 from hstu_trt.bench.tables.hit_rates import LAWS, ROWS, lru_rate, static_rate
 from hstu_trt.bench.tables.report import TIERS, TierRows, shown_rows
 from hstu_trt.contract.errors import ArtefactError
@@ -30,9 +30,9 @@ def plot(rows: Sequence[ResultRow]) -> str:
     picture = Picture(_WIDTH, height, "Hit rates of hot sets, and rows per second of each tier of embedding tables")
     _draw_hit_rates(picture)
     _draw_bars(picture, bars)
-    sources = sorted({f"{row.device}, {row.date[:10]}, commit {row.commit}" for _, row, _ in bars})
-    for number, source in enumerate(sources[:2]):
-        picture.text((24, height - 26 + 14 * number), "; ".join(sources[number::2]) if number else source, "small")
+    found = [f"{device}, {day}, commit {commit[:12]}" for device, day, commit in sources(row for _, row, _ in bars)]
+    for line in range(2):
+        picture.text((24, height - 26 + 14 * line), "; ".join(found[line::2]), "small")
     return picture.render()
 
 

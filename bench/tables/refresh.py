@@ -8,9 +8,6 @@ while a version was being taken stand beside those of the rest of the same run.
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,12 +17,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, package_versions
+from hstu_trt.bench.arguments import count, not_negative, suite_parser
+from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, cores_text, package_versions
 from hstu_trt.bench.tables.refresh_load import Load, Sample, check_tellable, expected_scores, wait_for
 from hstu_trt.bench.tables.refresh_versions import Published, Store, rows_that_matter
 from hstu_trt.bench.workloads.requests_source import generate_requests
 from hstu_trt.contract.attention_norm import parse_fixed_norm
-from hstu_trt.contract.errors import ConfigError, GateError
+from hstu_trt.contract.errors import GateError
 from hstu_trt.contract.features import Tensors
 from hstu_trt.contract.model_folder import ModelFolder, read_model_folder
 from hstu_trt.contract.table_versions import CURRENT_NAME, publish_version, rollback_version
@@ -154,7 +152,7 @@ def refresh_run(model: ModelFolder, folder: Path, requests: list[Tensors], clien
 def result_rows(outcome: Outcome, case: str, clients: int) -> list[ResultRow]:
     """Per model a row of the latencies in each phase."""
     here = vars(
-        Provenance.here(_device(), package_versions(("numpy", "onnxruntime", "tritonclient", "nvidia-pytriton")))
+        Provenance.here(cores_text(), package_versions(("numpy", "onnxruntime", "tritonclient", "nvidia-pytriton")))
     )
     counts = {"failed_or_mixed": len(outcome.wrong), "refreshes": outcome.refreshes, "refused": outcome.refused}
     rows = []
@@ -176,24 +174,15 @@ def result_rows(outcome: Outcome, case: str, clients: int) -> list[ResultRow]:
     return rows
 
 
-def _device() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {len(os.sched_getaffinity(0))} cores"
-    return platform.machine()
-
-
 def main(argv: Sequence[str]) -> int:
     """The ``refresh`` suite."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench refresh", description=(__doc__ or "").replace("``", ""))
+    parser = suite_parser("refresh", __doc__)
     parser.add_argument("--model", type=Path, required=True, help="model folder, made by hstu-trt export")
-    parser.add_argument("--clients", type=int, default=2, help="clients of each of the two models (default: 2)")
-    parser.add_argument("--requests", type=int, default=12, help="different requests that they send (default: 12)")
-    parser.add_argument("--gap", type=float, default=2.0, help="seconds between refreshes (default: 2)")
+    parser.add_argument("--clients", type=count, default=2, help="clients of each of the two models (default: 2)")
+    parser.add_argument("--requests", type=count, default=12, help="different requests that they send (default: 12)")
+    parser.add_argument("--gap", type=not_negative, default=2.0, help="seconds between refreshes (default: 2)")
     parser.add_argument("--out", type=Path, default=RESULTS / "refresh_cpu.jsonl", help="rows go there")
     args = parser.parse_args(argv)
-    if args.clients < 1 or args.requests < 1 or args.gap < 0:
-        raise ConfigError("--clients and --requests must be at least 1, --gap at least 0")
     model = read_model_folder(args.model)
     source = generate_requests(model, profile="ci", count=args.requests, seed=1)
     requests = [source.pack([row]) for row in range(len(source))]

@@ -1,14 +1,12 @@
 """``hstu-trt bench remote``: rows per second from a Redis Cluster, beside redis-py on the same rows in the same run.
 
 All contenders read the same layout (a hash per partition) into one array [rows, dim], and every row of every lookup is
-compared with the source. They take turns, so that what else the machine does falls on all of them.
+compared with the source. They take turns, each round begins with another one: what else the machine does falls on all
+of them, and so do rows that nobody has asked for before.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -20,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, package_versions
+from hstu_trt.bench.arguments import count, positive, suite_parser
+from hstu_trt.bench.result_rows import RESULTS, Provenance, ResultRow, append_rows, cores_text, package_versions
 from hstu_trt.bench.tables.local_cluster import LocalCluster, local_cluster
 from hstu_trt.bench.timing import Timing
 from hstu_trt.bench.workloads.popularity import draw_items
@@ -63,15 +62,13 @@ CASES = (Case(ids=9048, exponent=0.0), Case(ids=9048, exponent=1.05), Case(ids=5
 
 def main(argv: Sequence[str]) -> int:
     """Runs the suite; rows go to ``--out``."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench remote", description=(__doc__ or "").replace("``", ""))
-    parser.add_argument("--rows", type=int, default=100_000, help="rows of the table (default: 100000)")
-    parser.add_argument("--rounds", type=int, default=30, help="timed lookups of each contender (default: 30)")
-    parser.add_argument("--least-ratio", type=float, help="exit code 1 if we are not this many times faster than "
+    parser = suite_parser("remote", __doc__)
+    parser.add_argument("--rows", type=count, default=100_000, help="rows of the table (default: 100000)")
+    parser.add_argument("--rounds", type=count, default=30, help="timed lookups of each contender (default: 30)")
+    parser.add_argument("--least-ratio", type=positive, help="exit code 1 if we are not this many times faster than "
                         f"{PIPELINE} at the first case")  # fmt: skip
     parser.add_argument("--out", type=Path, default=RESULTS / "remote_cpu.jsonl", help="file that rows are added to")
     args = parser.parse_args(argv)
-    if args.rows < 1 or args.rounds < 1:
-        raise ConfigError(f"--rows {args.rows} --rounds {args.rounds}: at least 1 of each")
     with tempfile.TemporaryDirectory() as folder, local_cluster(Path(folder) / "cluster") as servers:
         rows = measure(servers, Path(folder), args.rows, args.rounds)
     append_rows(args.out, rows)
@@ -98,7 +95,7 @@ def measure(servers: LocalCluster, folder: Path, table_rows: int, rounds: int) -
         kind = "valkey" if "valkey_version:" in server else "redis"
         version = server.partition(f"{kind}_version:")[2].partition("\\r")[0]
         packages = package_versions(("redis", "hiredis", "numpy"))
-        found = Provenance.here(_device(), {**packages, f"{kind}-server": version})
+        found = Provenance.here(cores_text(), {**packages, f"{kind}-server": version})
         return [row for case in CASES for row in _case_rows(case, contenders, values, rounds, found)]
 
 
@@ -161,7 +158,8 @@ def _case_rows(
     # The first round warms up: connections, maps of slots, memory.
     for round_number in range(rounds + 1):
         ids = draw_items(rng, case.ids, rows=len(values), exponent=case.exponent)
-        for name, lookup in contenders.items():
+        first = round_number % len(contenders)
+        for name, lookup in [*contenders.items()][first:] + [*contenders.items()][:first]:
             started = time.perf_counter()
             rows = lookup(ids)
             taken_us = (time.perf_counter() - started) * 1e6
@@ -185,13 +183,6 @@ def _case_rows(
         )
         for name, timing in ((name, Timing.of(taken)) for name, taken in times.items())
     ]
-
-
-def _device() -> str:
-    """The processor and how many of its cores there are."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    name = names[0].split(":")[1].strip() if names else platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def _report(rows: Sequence[ResultRow]) -> str:

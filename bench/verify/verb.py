@@ -16,6 +16,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from hstu_trt.bench.arguments import some_of, suite_parser
 from hstu_trt.bench.result_rows import Provenance, package_versions
 from hstu_trt.bench.verify.steps import ROOT, Gpu, Step, command_text, engine_precisions, find_gpu, steps
 from hstu_trt.bench.verify.support_rows import SUPPORT, StepResult, SupportRow, append_row, markdown, read_support
@@ -123,17 +124,13 @@ def _versions(gpu: Gpu) -> dict[str, str]:
     return found | {"tensorrt": str(tensorrt.__version__), "driver": gpu.driver}
 
 
-def _precisions(text: str) -> list[str]:
-    return text.split(",")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hstu-trt bench verify-tensorrt", description=(__doc__ or "").partition("\n\n")[2]
-    )
+    parser = suite_parser("verify-tensorrt", __doc__)
     parser.add_argument("--gpu", metavar="NAME", help="target of the engines (default: this GPU)")
     parser.add_argument(
-        "--precisions", type=_precisions, help="default: fp16,fp8, without fp8 before compute capability 8.9"
+        "--precisions",
+        type=some_of(("fp16", "fp8"), "precisions"),
+        help="default: fp16,fp8, without fp8 before compute capability 8.9",
     )
     parser.add_argument("--work", type=Path, default=Path("build/verify"), help="artefacts and logs (%(default)s)")
     parser.add_argument("--rows", type=Path, default=SUPPORT, help="file that the row is added to (%(default)s)")
@@ -143,13 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def table_main(argv: Sequence[str]) -> int:
     """Prints the support matrix of the rows."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench table-support", description=table_main.__doc__)
+    parser = suite_parser("table-support", table_main.__doc__)
     parser.add_argument("--rows", type=Path, default=SUPPORT, help="(%(default)s)")
     print(markdown(read_support(parser.parse_args(argv).rows)))
     return 0
-
-
-if __name__ == "__main__":
-    from hstu_trt.contract.cli import run_verb
-
-    sys.exit(run_verb(main, sys.argv[1:], "hstu-trt bench verify-tensorrt"))

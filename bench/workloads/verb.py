@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from hstu_trt.bench.arguments import count, suite_parser, whole
 from hstu_trt.bench.workloads.generate import DEFAULT_SEED, generate_slots
 from hstu_trt.bench.workloads.lengths import length_histogram
 from hstu_trt.bench.workloads.profiles import PROFILES
@@ -22,14 +22,14 @@ from hstu_trt.contract.text import bytes_text
 
 def main(argv: Sequence[str]) -> int:
     """Generates the requests of a profile, one .npz per time slot."""
-    parser = argparse.ArgumentParser(prog="hstu-trt bench workload", description=main.__doc__)
-    parser.add_argument("--profile", choices=PROFILES, default="ci")
+    parser = suite_parser("workload", main.__doc__)
+    parser.add_argument("--profile", choices=PROFILES, default="ci", help="(default: ci)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", type=Path, help="exported model: its tables bound the ids, its limits the rest")
     source.add_argument("--config", help="preset or config JSON with embedding_tables")
-    parser.add_argument("--requests", type=int, help="at most this many requests (default: the profile's)")
+    parser.add_argument("--requests", type=count, help="at most this many requests (default: the profile's)")
     parser.add_argument("--timestamps", choices=("real", "ones"), default="real", help="ones: as in MLPerf's data")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--seed", type=whole, default=DEFAULT_SEED, help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for slot_<number>.npz")
     args = parser.parse_args(argv)
     config, limits = _model_limits(args.model) if args.model else _preset_limits(args.config)

@@ -8,7 +8,7 @@ import pytest
 from load_rows_made import a_run, later, load_row
 
 from hstu_trt.bench import compare
-from hstu_trt.bench.result_rows import append_rows
+from hstu_trt.bench.result_rows import RESULTS, append_rows
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 
 
@@ -60,6 +60,17 @@ def test_the_rate_of_an_open_loop_is_no_figure():
 def test_rows_of_other_suites_have_their_time_alone():
     kernel = dataclasses.replace(OFFLINE, suite="kernels", details={})
     assert verdicts(kernel, kernel) == ({"median us": "same"}, True)
+
+
+def test_details_of_another_suite_are_no_load_run():
+    """Rows of overload and accuracy have details of their own."""
+    row = dataclasses.replace(OFFLINE, suite="overload", details={"setting": {"factor": 3.0}, "missed": []})
+    assert verdicts(row, row) == ({"median us": "same"}, True)
+
+
+def test_the_committed_rows_compare_with_themselves(capsys):
+    assert compare.main([str(RESULTS), str(RESULTS)]) == 0
+    assert "no regression" in capsys.readouterr().out
 
 
 PROBLEMS = {
@@ -114,5 +125,9 @@ def test_commits_are_sides(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "__file__", str(tmp_path / "bench" / "compare.py"))
     assert compare.read_side("HEAD") == [OFFLINE]
     assert compare.read_side(str(results)) == [OFFLINE]
+    (results / "serve_cpu.jsonl").write_text("{not JSON}\n")
+    git("commit", "-qam", "damaged")
+    with pytest.raises(ArtefactError, match=r"HEAD:bench/results/serve_cpu.jsonl:1 is not JSON"):
+        compare.read_side("HEAD")
     with pytest.raises(ArtefactError, match="neither a file"):
         compare.read_side("no-such-commit")

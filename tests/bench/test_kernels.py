@@ -167,7 +167,7 @@ def test_dry_run_needs_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
         (["--cases", "B5"], "unknown case 'B5'"),
         (["--variants", "fp17"], "unknown variant 'fp17'"),
         (["--references", "magma"], "unknown reference 'magma'"),
-        (["--rounds", "0"], "at least one round"),
+        (["--rounds", "0"], "--rounds: must be >= 1, got 0"),
     ],
 )
 def test_wrong_options_are_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,8 @@ from waiting import holds_eventually
 from hstu_trt.bench.load.client import ClosedLoop, OpenLoop, Records, drive, merge, poisson
 from hstu_trt.bench.load.stats import BEHIND, ERRORS, SATURATED, SHORT, UNSTABLE, Repeated, queue_grows, summarise
 from hstu_trt.bench.load.target import CallableTarget
+from hstu_trt.bench.serving.overload import answered
+from hstu_trt.contract.errors import HstuTrtError
 
 REQUESTS = [{"n": np.array([number])} for number in range(5)]
 
@@ -184,8 +186,30 @@ def test_clients_share_a_loop(of):
     assert sum(part.requests for part in closed) == 21 and sum(part.in_flight for part in closed) == 4
 
 
+@pytest.mark.parametrize(("in_flight", "of"), [(1, 1), (1, 4), (2, 4), (3, 2), (8, 3)])
+def test_no_request_is_given_to_a_client_that_may_send_none(in_flight, of):
+    shares = [ClosedLoop(in_flight=in_flight, requests=101).share(number, of) for number in range(of)]
+    assert sum(share.requests for share in shares if share.in_flight) == 101
+    assert sum(share.in_flight for share in shares) == in_flight
+
+
+def test_a_repeat_without_answers_is_not_the_fastest():
+    silent = summarise(made(np.full(20, 0.01), count=20, errors=dict.fromkeys(range(20), "x")))
+    slow = summarise(made(np.full(20, 0.5), count=20))
+    assert silent.latency_ms == {} and Repeated(runs=[silent, slow, slow]).median("p99") == slow.at(99.0)
+    assert Repeated(runs=[silent]).median("p99") == np.inf
+
+
 def test_repeats_have_a_middle_and_a_spread():
     runs = [summarise(made(seconds)) for seconds in (0.01, 0.03, 0.02)]
     repeated = Repeated(runs=runs)
     assert repeated.middle is runs[2] and repeated.median("p99") == pytest.approx(20)
     assert repeated.spread("p99") == pytest.approx(1.0)
+
+
+def test_an_overload_run_needs_answers_to_build_on():
+    silent = summarise(made(np.full(20, 0.01), count=20, errors=dict.fromkeys(range(20), "UNAVAILABLE: gone")))
+    with pytest.raises(HstuTrtError, match=r"ranking answered none of 20 requests .*: UNAVAILABLE: gone"):
+        answered(silent, "ranking")
+    whole = summarise(made(0.005))
+    assert answered(whole, "ranking") is whole

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
 import types
 
 import numpy as np
@@ -19,7 +20,7 @@ from hstu_trt.bench.load.rows import Measured, Subject, load_table, row_of, scor
 from hstu_trt.bench.load.scenarios import Outcome
 from hstu_trt.bench.load.serve_accuracy import Checks, judge
 from hstu_trt.bench.load.stats import Repeated, summarise
-from hstu_trt.bench.load.target import CallableTarget, ask_all, infer_request, read_scores
+from hstu_trt.bench.load.target import CallableTarget, TritonAddress, ask_all, infer_request, read_scores
 from hstu_trt.bench.load.triton_statistics import ModelStatistics, added
 from hstu_trt.bench.plan.queueing import fit_curve
 from hstu_trt.bench.result_rows import Provenance, ResultRow
@@ -33,6 +34,31 @@ def test_processes_share_a_load():
     with Clients(Echo(), requests, processes=2) as clients:
         records = clients.run(ClosedLoop(in_flight=2, requests=12))
     assert sorted(records.which.tolist()) == sorted([*range(6)] * 2) and not records.errors
+
+
+def test_one_request_at_a_time_goes_through_all_of_them():
+    requests = [{"n": np.array([[number]])} for number in range(6)]
+    with Clients(Echo(), requests, processes=2) as clients:
+        records = clients.run(ClosedLoop(in_flight=1, requests=12))
+    assert records.which.tolist() == [*range(6)] * 2
+
+
+def test_a_connection_that_cannot_be_closed_is_left(monkeypatch):
+    """As gRPC's are after an interrupt in the midst of a sending."""
+    monkeypatch.setattr("hstu_trt.bench.load.target._CLOSE_S", 0.01)
+    target, never = TritonAddress(url="127.0.0.1:1", model="ranking").open(), threading.Event()
+    channel, target._channel = target._channel, types.SimpleNamespace(close=never.wait)
+    target.close()
+    never.set()
+    channel.close()
+
+
+def test_an_interrupted_run_ends_its_clients():
+    with pytest.raises(KeyboardInterrupt), Clients(Echo(), [{"n": np.zeros((1, 1))}], processes=2) as clients:
+        ((child, pipe),) = clients._children
+        pipe.send((ClosedLoop(in_flight=1, seconds=600.0), 1, 0.0))
+        raise KeyboardInterrupt
+    assert child.exitcode is not None
 
 
 def test_a_client_process_that_dies_is_an_error():

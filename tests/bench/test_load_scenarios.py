@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hstu_trt.bench.load.client import ClosedLoop, Records
-from hstu_trt.bench.load.scenarios import Bound, Plan, Scenarios, highest_rate, sweep_rates
+from hstu_trt.bench.load.scenarios import Bound, Outcome, Plan, Scenarios, highest_rate, sweep_rates
+from hstu_trt.bench.load.stats import Repeated, summarise
 from hstu_trt.contract.errors import ConfigError
 
 SERVICE_S = 0.005
@@ -68,6 +69,17 @@ def test_server_steps_down_where_longer_runs_miss_the_bound():
     outcome = runs.server(guess=150)
     steps = [len(loop.offsets_s) for loop in law.loops if not isinstance(loop, ClosedLoop)]
     assert outcome.found["kept"] and runs.kept(outcome) and steps
+
+
+def test_of_two_repeats_the_worse_one_decides():
+    """Their mean is no run: one within the bound and one beyond it did not keep it."""
+    runs, _ = scenarios(Law(), bound=Bound(ms=80.0))
+    quick, slow = (summarise(Law(tail_s=tail).run(ClosedLoop(in_flight=1, requests=2000))) for tail in (0.06, 0.09))
+    assert quick.at(99) < 80 < slow.at(99) and quick.at(99) + slow.at(99) < 170
+    outcomes = [
+        Outcome(scenario="server", setting="", repeated=Repeated(runs=each)) for each in ([quick, slow], [quick] * 2)
+    ]
+    assert [runs.kept(outcome) for outcome in outcomes] == [False, True]
 
 
 def test_server_that_never_keeps_the_bound_says_so():

@@ -16,10 +16,11 @@ from hstu_trt.bench.load.client import OpenLoop, drive, poisson
 from hstu_trt.bench.load.scenarios import Bound
 from hstu_trt.bench.load.stats import summarise
 from hstu_trt.bench.plan import verb as plan
-from hstu_trt.bench.plan.capacity import Demand, Fleet, covered_share, placements
+from hstu_trt.bench.plan.capacity import Demand, Fleet, placements
 from hstu_trt.bench.plan.queueing import ServiceCurve, fit_curve, predict_ms, rate_within, scatter_of, simulate
 from hstu_trt.bench.result_rows import RESULTS, append_rows, latest, read_rows
 from hstu_trt.contract.errors import ConfigError
+from hstu_trt.tables.popularity import zipf_share
 
 
 def test_one_server_without_batches_is_m_d_1():
@@ -119,8 +120,8 @@ def test_the_simulation_tells_what_a_real_run_measures(rate):
 def test_the_covered_share_is_that_of_the_sum(exponent):
     weights = np.arange(1, 200_001, dtype=float) ** -exponent
     exact = weights[:20_000].sum() / weights.sum()
-    assert covered_share(200_000, 20_000, exponent) == pytest.approx(exact, abs=0.03)
-    assert covered_share(1000, 1000, exponent) == pytest.approx(1.0) and covered_share(1000, 0, exponent) == 0
+    assert zipf_share(20_000, 200_000, exponent) == pytest.approx(exact, abs=0.03)
+    assert zipf_share(1000, 1000, exponent) == pytest.approx(1.0) and zipf_share(0, 1000, exponent) == 0
 
 
 DEMAND = Demand(per_s=100_000, table_bytes=1.024e12, ids_per_request=9048, row_bytes=1024, zipf=1.05)

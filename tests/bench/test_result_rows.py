@@ -69,6 +69,14 @@ def test_a_wrong_row_is_refused_with_its_line(tmp_path: Path, line: str, said: s
         read_rows([path])
 
 
+def test_no_part_of_refused_rows_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [ROW])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        append_rows(path, [ROW, dataclasses.replace(ROW, median_us=float("nan"))])
+    assert read_rows([path]) == [ROW]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"cannot read .*none\.jsonl"):
         read_rows([tmp_path / "none.jsonl"])

@@ -27,7 +27,9 @@ def test_ours_is_held_against_the_better_copy():
     assert table_gpu._with_copy_share(rows[1], rows) is rows[1]
 
 
-@pytest.mark.parametrize(("options", "said"), [(["--parts", "gather,all"], "'all': choose from"), ([], "no CUDA GPU")])
+@pytest.mark.parametrize(
+    ("options", "said"), [(["--parts", "gather,all"], "unknown parts all: choose from"), ([], "no CUDA GPU")]
+)
 def test_what_cannot_be_measured_is_said(monkeypatch, capsys, options, said):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert command_line(["bench", "tables-gpu", *options]) == 2
