@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--precision", choices=PRECISIONS, default="fp32")
     p.add_argument("--out", type=Path, required=True, help="model folder to write")
-    p.add_argument("--name", help="the model's name; default: the config file's folder or the preset")
+    p.add_argument(
+        "--name", help="the model's name; default: the config file's, its folder's if it is config.json, or the preset"
+    )
     p.add_argument(
         "--table-rows", action="append", default=[], metavar="TABLE=ROWS", help="with random weights: a smaller table"
     )
@@ -84,6 +86,7 @@ def _job(args: argparse.Namespace, argv: Sequence[str]):  # type: ignore[no-unty
         table_hints,
         with_tables,
     )
+    from hstu_trt.export.weights import check_dense
 
     source = read_model_folder(Path(args.weights), verify=False) if is_exported(args.weights) else None
     config = _with_table_rows(_config(args, source), args)
@@ -91,9 +94,11 @@ def _job(args: argparse.Namespace, argv: Sequence[str]):  # type: ignore[no-unty
     if not isinstance(config, HstuConfig):
         checkpoint = split_item_table(checkpoint)
     config = with_tables(config, checkpoint, table_hints(Path(args.config or "")))
+    if isinstance(config, HstuConfig):
+        check_dense(config, checkpoint.dense, args.weights)
     limits = _limits(config, args, source.limits if source else None)
     return ExportJob(
-        name=args.name or (source.name if source else _default_name(args.config)),
+        name=args.name or (source.name if source else default_name(args.config)),
         config=config,
         checkpoint=checkpoint,
         limits=limits,
@@ -148,9 +153,12 @@ def _with_table_rows(config: AnyConfig, args: argparse.Namespace) -> AnyConfig:
     return dataclasses.replace(config, tables=tables)
 
 
-def _default_name(config: str) -> str:
+def default_name(config: str) -> str:
+    """A model's name by its config: the preset, the file, or the folder of a ``config.json``."""
     path = Path(config)
-    return path.resolve().parent.name if path.suffix == ".json" else config
+    if path.suffix != ".json":
+        return config
+    return path.resolve().parent.name if path.stem == "config" else path.stem
 
 
 def _limits(config: AnyConfig, args: argparse.Namespace, of_source: Limits | None) -> Limits:

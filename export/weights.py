@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hstu_trt.contract.checkpoint_layout import table_key
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import HstuConfig, TableConfig
 from hstu_trt.export.checkpoint import Checkpoint, TableSource
@@ -38,14 +39,7 @@ def load_dense(model: Module, dense: Mapping[str, Tensor], source: str) -> Modul
     Raises ArtefactError with a readable diff.
     """
     expected = model.state_dict()
-    _check_keys(expected.keys(), dense.keys(), source)
-    wrong = [
-        f"  {key}: {list(dense[key].shape)} in the checkpoint, {list(value.shape)} by the config"
-        for key, value in expected.items()
-        if dense[key].shape != value.shape
-    ]
-    if wrong:
-        raise ArtefactError(f"{source}: {len(wrong)} tensors do not have the config's shape\n" + _listing(wrong))
+    _check_fit(expected, dense, source)
     buffers = dict(model.named_buffers())
     for key, value in buffers.items():
         _check_buffer(key, value, dense[key], source)
@@ -55,6 +49,24 @@ def load_dense(model: Module, dense: Mapping[str, Tensor], source: str) -> Modul
         raise ArtefactError(f"{source}: NaN or Inf in {len(broken)} tensors\n" + _listing(broken))
     model.load_state_dict(weights)
     return model
+
+
+def check_dense(config: HstuConfig, dense: Mapping[str, Tensor], source: str) -> None:
+    """Holds keys and shapes against the config, without making the model. Raises ArtefactError with a readable diff."""
+    with torch.device("meta"):
+        model = DlrmHstu(config)
+    _check_fit(model.state_dict(), dense, source)
+
+
+def _check_fit(expected: Mapping[str, Tensor], dense: Mapping[str, Tensor], source: str) -> None:
+    _check_keys(expected.keys(), dense.keys(), source)
+    wrong = [
+        f"  {key}: {list(dense[key].shape)} in the checkpoint, {list(value.shape)} by the config"
+        for key, value in expected.items()
+        if dense[key].shape != value.shape
+    ]
+    if wrong:
+        raise ArtefactError(f"{source}: {len(wrong)} tensors do not have the config's shape\n" + _listing(wrong))
 
 
 def _check_buffer(key: str, expected: Tensor, found: Tensor, source: str) -> None:
@@ -97,13 +109,23 @@ def resolve_tables(config: HstuConfig, tables: Mapping[str, TableSource], hints:
     if lost:
         raise ConfigError(
             f"no embedding table for {', '.join(map(repr, lost))}; the checkpoint has {', '.join(tables) or 'none'}. "
-            'Add to the config: "embedding_tables": {"TABLE": {"rows": R, "dim": D, "dtype": "float16", '
-            '"features": ["FEATURE", ...]}, ...}'
+            + _way_to_tables([given[feature] for feature in lost if feature in given])
         )
     resolved = tuple(
         _table_config(config, table, mapping) for table in tables.values() if table.name in mapping.values()
     )
     return dataclasses.replace(config, tables=resolved)
+
+
+def _way_to_tables(listed: Sequence[str]) -> str:
+    """What to do about features without a table, of which the config lists these."""
+    if listed:
+        keys = ", ".join(table_key(name) for name in dict.fromkeys(listed))
+        return f"The config's embedding_tables name them, so the checkpoint must hold {keys}"
+    return (
+        'Add to the config: "embedding_tables": {"TABLE": {"rows": R, "dim": D, "dtype": "float16", '
+        '"features": ["FEATURE", ...]}, ...}'
+    )
 
 
 def _table_by_name(feature: str, config: HstuConfig, tables: Iterable[str]) -> str | None:

@@ -20,15 +20,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, ChunkStorageMetadata, TensorStorageMetadata
 
+from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.presets import debug, dlrm_v3
 from hstu_trt.contract.table_format import write_shard
+from hstu_trt.export.__main__ import default_name
 from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
 from hstu_trt.export.dcp_files import _MetadataUnpickler
 from hstu_trt.export.export_model import pair_id
 from hstu_trt.export.model import DlrmHstu, cast_to
-from hstu_trt.export.weights import load_dense, random_checkpoint, resolve_tables
+from hstu_trt.export.weights import check_dense, load_dense, random_checkpoint, resolve_tables
 
 STATE = load_file(GOLDEN / "caseA" / "state_dict.safetensors")
 TABLE_KEY = "_embedding_collection.embeddings.{}.weight"
@@ -251,6 +253,26 @@ def test_wrong_shapes_are_listed(case: GoldenCase) -> None:
         load_dense(DlrmHstu(case.config), dense, "w.pt")
 
 
+def test_a_dry_run_finds_what_an_export_would(case: GoldenCase, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = ["--config", str(GOLDEN / "caseA" / "config.json"), "--weights", str(tmp_path / "w.pt")]
+    dry_run = ["export", *source, "--dry-run", "--out", str(tmp_path / "m")]
+    torch.save(STATE, tmp_path / "w.pt")
+    assert main(dry_run) == 0
+    torch.save({**STATE, "_item_embedding_mlp.0.bias": torch.zeros(3)}, tmp_path / "w.pt")
+    assert main(dry_run) == 2
+    assert "_item_embedding_mlp.0.bias: [3] in the checkpoint, [512] by the config" in capsys.readouterr().err
+    dense = {key: value for key, value in case.checkpoint.dense.items() if key != "_item_embedding_mlp.0.bias"}
+    with pytest.raises(ArtefactError, match="1 keys missing"):
+        check_dense(case.config, dense, "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("config", "name"), [("models/shop.json", "shop"), ("models/shop/config.json", "shop"), ("debug", "debug")]
+)
+def test_a_model_is_named_after_its_config(config: str, name: str) -> None:
+    assert default_name(config) == name
+
+
 def test_action_weights_must_be_the_checkpoints(case: GoldenCase) -> None:
     other = dataclasses.replace(case.config, action_weights=(1, 2, 4, 8, 32))
     with pytest.raises(ArtefactError, match=r"w\.pt: _combined_action_weights is \[1, 2, 4, 8, 16\] in the checkpoint"):
@@ -296,6 +318,13 @@ def test_a_feature_without_table_is_named_with_the_remedy(case: GoldenCase) -> N
     config = dataclasses.replace(case.config, tables=())
     with pytest.raises(ConfigError, match=r"'user_id'.*\"embedding_tables\""):
         resolve_tables(config, {n: table(n) for n in ("item_id", "item_category_id")}, {})
+
+
+def test_tables_that_the_config_lists_and_the_checkpoint_lacks(case: GoldenCase) -> None:
+    """The remedy is in the checkpoint then: the config has what the other message asks for."""
+    with pytest.raises(ConfigError, match=r"must hold .*_embedding_collection\.embeddings\.user_id\.weight") as error:
+        resolve_tables(case.config, {}, {})
+    assert "Add to the config" not in str(error.value)
 
 
 def test_the_config_decides_over_names(case: GoldenCase) -> None:
