@@ -14,6 +14,8 @@ import sys
 OWN = {"hstu-trt"}
 VULNERABLE, UNKNOWN = 1, 3
 _MOST_NAMES = 10
+_TIMEOUT_S = 120
+"""One request per package, a second each at most where the service answers at all."""
 
 
 def verdict(report: str) -> tuple[int, list[str]]:
@@ -38,10 +40,14 @@ def verdict(report: str) -> tuple[int, list[str]]:
 def main() -> int:
     """Runs pip-audit on this environment."""
     command = [sys.executable, "-m", "pip_audit", "--local", "--format", "json", "--progress-spinner", "off"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    code, lines = verdict(answer.stdout)
-    if not answer.stdout:
-        lines += answer.stderr.splitlines()[-3:]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+        report, complaint = answer.stdout, answer.stderr
+    except subprocess.TimeoutExpired:
+        report, complaint = "", f"no answer within {_TIMEOUT_S} s"
+    code, lines = verdict(report)
+    if not report:
+        lines += complaint.splitlines()[-3:]
     print("\n".join(lines), file=sys.stderr if code else sys.stdout)
     return code
 

@@ -9,12 +9,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -33,23 +35,19 @@ from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.presets import PRESETS
 from hstu_trt.contract.tensors import ENSEMBLE, FUSED, Limits, default_limits
 from hstu_trt.serving.answers import Answer, ServerError, answer_of, inputs_of, ranked_text
+from hstu_trt.serving.repeats import pause_before_repeat
 from hstu_trt.serving.requests import Feature, RankRequest, one_user, pack, sample
 from hstu_trt.serving.served import SERVED
 from hstu_trt.serving.signature import (
     DRAINING,
     OUT_OF_REACH,
     OVERLOADED,
-    REPLICA_LOST,
     USER_METADATA,
 )
 from hstu_trt.serving.tls import ClientTls, add_client_options, client_tls, connect
 
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_URL = "127.0.0.1:8001"
-# Errors after which a request is sent again, and the seconds before it. A connection can be closed, by a gateway that
-# reloads say, in the moment in which a request sets out on it; gRPC names that in these words only.
-_TRANSPORT_LOST = ("GOAWAY", "Socket closed", "Stream removed", "onnection reset", "Broken pipe")
-_WORTH_REPEATING = {**dict.fromkeys(DRAINING, 0.5), **dict.fromkeys((REPLICA_LOST, *_TRANSPORT_LOST), 0.0)}
 _SIDE_BY_SIDE = 8
 """Requests of one call to ``rank_many`` at a time: more would fill the server's queue, and be refused."""
 
@@ -170,39 +168,39 @@ class RankingClient:
     def _send(self, tensors: Tensors, user_id: int | str | None = None, call: Call | None = None) -> Future[Any]:
         """The future of the result, or of the error as ours; gRPC sets one after the timeout.
 
-        What a gateway lost with a replica, or sent to one that is stopping, is sent once more: scoring changes nothing.
+        What is worth repeating (``repeats.py``) is sent again within the same timeout.
         """
         inputs, deadline = inputs_of(tensors), time.monotonic() + self._timeout_s
         call = call or Call()
         headers = call.headers(user_id)
         future: Future[Any] = Future()
+        sent = itertools.count(1)
 
-        def send(answered: Callable[[Any, Any], None]) -> None:
+        def send() -> None:
             left_s = max(deadline - time.monotonic(), 0.001)
+            answered = functools.partial(settle, next(sent))
             self._client.async_infer(
                 self.model, inputs, answered, request_id=call.request_id, client_timeout=left_s, headers=headers
             )
 
-        def settle(result: Any, error: Any) -> None:
+        def settle(times: int, result: Any, error: Any) -> None:
             if error is None:
                 future.set_result(result)
+            elif (pause_s := pause_before_repeat(str(error.message()), times)) is not None:
+                threading.Timer(pause_s, again, [error]).start()
             else:
-                future.set_exception(self._translated(error, f" [request {call.request_id}]"))
+                fail(error)
 
-        def first_answered(result: Any, error: Any) -> None:
-            def again() -> None:
-                try:
-                    send(settle)
-                except (InferenceServerException, ValueError):  # the client was closed meanwhile
-                    settle(None, error)
+        def again(error: Any) -> None:
+            try:
+                send()
+            except (InferenceServerException, ValueError):  # the client was closed meanwhile
+                fail(error)
 
-            pauses = [pause_s for text, pause_s in _WORTH_REPEATING.items() if text in str(error and error.message())]
-            if pauses:
-                threading.Timer(pauses[0], again).start()
-            else:
-                settle(result, error)
+        def fail(error: Any) -> None:
+            future.set_exception(self._translated(error, f" [request {call.request_id}]"))
 
-        send(first_answered)
+        send()
         return future
 
     def _receive(self, future: Future[Any]) -> NDArray:

@@ -163,3 +163,12 @@ def test_an_audit_does_not_pretend(audit, packages, code, said):
     report = "" if packages is None else json.dumps({"dependencies": packages})
     found, lines = audit.verdict(report)
     assert found == code and any(said in line for line in lines)
+
+
+def test_an_audit_that_gets_no_answer_ends(audit, monkeypatch, capsys):
+    def never(command, *, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(audit.subprocess, "run", never)
+    assert audit.main() == 3
+    assert "could not be asked" in (said := capsys.readouterr().err) and "no answer within" in said

@@ -44,7 +44,7 @@ def whole(fleet):
 def only_right(load):
     answers, again = load.answers, load.failed_over
     load.sent.clear()
-    print(f"{sum(answers.values())} requests, {again} of them sent a second time")
+    print(f"{sum(answers.values())} requests, {again} of them sent again")
     assert set(answers) == {"right"}, answers
 
 

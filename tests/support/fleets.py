@@ -143,8 +143,8 @@ class Load:
 
     @property
     def failed_over(self):
-        """Requests that the client sent a second time."""
-        return sum(each.tries - 1 for each in self.sent)
+        """Requests that the client sent more than once."""
+        return sum(each.tries > 1 for each in self.sent)
 
     def _send(self, index):
         model, turn = self.models[index % len(self.models)], index
