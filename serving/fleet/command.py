@@ -158,12 +158,13 @@ def _command(argv: Sequence[str]) -> int:
 def _status_text(status: dict[str, Any]) -> str:
     rows = [
         (which, replica["name"], replica["address"], replica["gpu"] or "-", replica["state"],
-         "yes" if replica["address"] in status["gets_requests"] else "no", replica["restarts"], replica["last"])
+         "yes" if replica["address"] in status["gets_requests"] else "no", replica["restarts"],
+         replica["metrics"] or "closed", replica["last"])
         for which in ("current", "previous")
         for replica in (status[which] or {"replicas": []})["replicas"]
     ]  # fmt: skip
     table = text_table(
-        ("generation", "replica", "address", "gpu", "state", "requests", "restarts", "last canary"), rows
+        ("generation", "replica", "address", "gpu", "state", "requests", "restarts", "metrics", "last canary"), rows
     )
     served = [f"{which}: {status[which]['deployment']}" for which in ("current", "previous") if status[which]]
     return "\n".join([f"gateway: {status['url']}", *served, table])

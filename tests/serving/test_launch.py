@@ -9,7 +9,6 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.serving import server, wheel_backend
 from hstu_trt.serving.assemble import Options, assemble
 from hstu_trt.serving.guard import DOORS_VARIABLE, LIMITS_VARIABLE, guard_limits
-from hstu_trt.serving.operating import Reporter
 from hstu_trt.serving.server import (
     LOOPBACK,
     Listen,
@@ -20,7 +19,6 @@ from hstu_trt.serving.server import (
     plan_repository,
 )
 from hstu_trt.serving.starting import check
-from hstu_trt.serving.supervision.events import Events
 
 ADDRESSES = {"no such host": ("no.such.host.invalid", 0), "not ours": ("192.0.2.1", 0), "IPv6": ("::1", None)}
 PORTS = {"too large": (LOOPBACK, 70000), "negative": (LOOPBACK, -1)}
@@ -97,21 +95,3 @@ def test_a_deployment_is_guarded_by_its_model_s_limits(make_model, tmp_path, mon
     plan = plan_launch(Tritonserver(binary=tmp_path, wheel=tmp_path), deployment, Listen(grpc_port=0))
     assert plan.environment[LIMITS_VARIABLE] == guard_limits(deployment.model)
     assert plan.environment[DOORS_VARIABLE] == "ranking=embedding_lookup:3+3 ranking_fused=ranking_fused:3+3"
-
-
-@pytest.mark.parametrize(
-    ("log_format", "only_own", "shown"),
-    [("text", False, "refresh v3 REFUSED by hstu: of another width"), ("text", True, ""), ("json", False, '"v3"')],
-)
-def test_serve_shows_what_became_of_a_published_version(tmp_path, capsys, log_format, only_own, shown):
-    reporter = Reporter(tmp_path, log_format, only_own=only_own)
-    events = Events(tmp_path, "hstu")
-    events.write("refresh", version="v3", result="refused", refused="of another width")
-    events.write("refresh", version="v2", result="ok")
-    events.write("request", status="INVALID_ARGUMENT", message="not for this screen")
-    reporter.close()
-    said = capsys.readouterr().out
-    assert shown in said
-    assert bool(said) == bool(shown)
-    if log_format == "text" and not only_own:
-        assert said.splitlines()[1:] == ["refresh v2 taken by hstu"]
