@@ -54,8 +54,10 @@ PERF_ANALYZER := $(if $(shell command -v perf_analyzer),,build/perf_analyzer/unp
 LEAN := $(TENSORRT)/lean-10.15.1.29 $(TENSORRT)/lean-11.4.0.106
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
-	@echo; echo '  e.g. make onnx MODEL=mine CONFIG=config.json WEIGHTS=checkpoint/ PRECISION=fp16'
+	@echo 'to begin    make demo'
+	@echo 'your model  make onnx MODEL=mine CONFIG=config.json WEIGHTS=checkpoint/, then make serve|diff|perf MODEL=mine'
+	@echo '            docs/your_model.md has the whole way'; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s%s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED)  ## make .venv/ with everything, the hstu-trt command included
 

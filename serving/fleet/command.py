@@ -182,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--replicas", type=int, help="how many (default: one per GPU of --gpus, else one)")
     parser.add_argument("--gpus", type=_names, default=(), help="e.g. 0,1: replicas take one each, in turn")
     parser.add_argument("--address", default=LOOPBACK, help=f"address of the gateway (default: {LOOPBACK})")
-    parser.add_argument("--port", type=int, default=DEFAULT_GRPC_PORT, help=f"its gRPC port ({DEFAULT_GRPC_PORT})")
+    parser.add_argument(
+        "--port", "--grpc-port", type=int, default=DEFAULT_GRPC_PORT, help=f"its gRPC port ({DEFAULT_GRPC_PORT})"
+    )
     parser.add_argument(
         "--first-replica-port", type=int, default=FIRST_REPLICA_PORT,
         help=f"replicas take the first free ones from here on ({FIRST_REPLICA_PORT})",

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hstu_trt.serving.fleet.command import _parser
 from hstu_trt.serving.fleet.replica import told_by_serve
 from hstu_trt.serving.operating import Reporter
 from hstu_trt.serving.server import LOOPBACK, LaunchPlan
@@ -53,3 +54,8 @@ def test_a_fleet_reads_what_serve_tells(log, metrics):
 @pytest.mark.parametrize("log", [b"", b"Traceback\n", READY[:-5], READY[5:]])
 def test_before_serve_is_ready_it_tells_nothing(log):
     assert told_by_serve(log) is None
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+def test_a_fleet_takes_its_port_as_serve_does(option):
+    assert _parser().parse_args([option, "9"]).port == 9
