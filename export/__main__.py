@@ -86,7 +86,6 @@ def _job(args: argparse.Namespace, argv: Sequence[str]):  # type: ignore[no-unty
         table_hints,
         with_tables,
     )
-    from hstu_trt.export.weights import check_dense
 
     source = read_model_folder(Path(args.weights), verify=False) if is_exported(args.weights) else None
     config = _with_table_rows(_config(args, source), args)
@@ -94,11 +93,9 @@ def _job(args: argparse.Namespace, argv: Sequence[str]):  # type: ignore[no-unty
     if not isinstance(config, HstuConfig):
         checkpoint = split_item_table(checkpoint)
     config = with_tables(config, checkpoint, table_hints(Path(args.config or "")))
-    if isinstance(config, HstuConfig):
-        check_dense(config, checkpoint.dense, args.weights)
     limits = _limits(config, args, source.limits if source else None)
     return ExportJob(
-        name=args.name or (source.name if source else default_name(args.config)),
+        name=args.name or (source.name if source else _default_name(args.config)),
         config=config,
         checkpoint=checkpoint,
         limits=limits,
@@ -153,7 +150,7 @@ def _with_table_rows(config: AnyConfig, args: argparse.Namespace) -> AnyConfig:
     return dataclasses.replace(config, tables=tables)
 
 
-def default_name(config: str) -> str:
+def _default_name(config: str) -> str:
     """A model's name by its config: the preset, the file, or the folder of a ``config.json``."""
     path = Path(config)
     if path.suffix != ".json":

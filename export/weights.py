@@ -39,7 +39,14 @@ def load_dense(model: Module, dense: Mapping[str, Tensor], source: str) -> Modul
     Raises ArtefactError with a readable diff.
     """
     expected = model.state_dict()
-    _check_fit(expected, dense, source)
+    _check_keys(expected.keys(), dense.keys(), source)
+    wrong = [
+        f"  {key}: {list(dense[key].shape)} in the checkpoint, {list(value.shape)} by the config"
+        for key, value in expected.items()
+        if dense[key].shape != value.shape
+    ]
+    if wrong:
+        raise ArtefactError(f"{source}: {len(wrong)} tensors do not have the config's shape\n" + _listing(wrong))
     buffers = dict(model.named_buffers())
     for key, value in buffers.items():
         _check_buffer(key, value, dense[key], source)
@@ -49,24 +56,6 @@ def load_dense(model: Module, dense: Mapping[str, Tensor], source: str) -> Modul
         raise ArtefactError(f"{source}: NaN or Inf in {len(broken)} tensors\n" + _listing(broken))
     model.load_state_dict(weights)
     return model
-
-
-def check_dense(config: HstuConfig, dense: Mapping[str, Tensor], source: str) -> None:
-    """Holds keys and shapes against the config, without making the model. Raises ArtefactError with a readable diff."""
-    with torch.device("meta"):
-        model = DlrmHstu(config)
-    _check_fit(model.state_dict(), dense, source)
-
-
-def _check_fit(expected: Mapping[str, Tensor], dense: Mapping[str, Tensor], source: str) -> None:
-    _check_keys(expected.keys(), dense.keys(), source)
-    wrong = [
-        f"  {key}: {list(dense[key].shape)} in the checkpoint, {list(value.shape)} by the config"
-        for key, value in expected.items()
-        if dense[key].shape != value.shape
-    ]
-    if wrong:
-        raise ArtefactError(f"{source}: {len(wrong)} tensors do not have the config's shape\n" + _listing(wrong))
 
 
 def _check_buffer(key: str, expected: Tensor, found: Tensor, source: str) -> None:

@@ -20,17 +20,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, ChunkStorageMetadata, TensorStorageMetadata
 
-from hstu_trt.contract.cli import main
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.presets import debug, dlrm_v3
 from hstu_trt.contract.table_format import write_shard
-from hstu_trt.export.__main__ import default_name
+from hstu_trt.export.__main__ import _default_name
 from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
 from hstu_trt.export.dcp_files import _MetadataUnpickler
 from hstu_trt.export.export_model import pair_id
 from hstu_trt.export.model import DlrmHstu, cast_to
-from hstu_trt.export.weights import check_dense, load_dense, random_checkpoint, resolve_tables
+from hstu_trt.export.weights import load_dense, random_checkpoint, resolve_tables
 
 STATE = load_file(GOLDEN / "caseA" / "state_dict.safetensors")
 TABLE_KEY = "_embedding_collection.embeddings.{}.weight"
@@ -253,24 +252,11 @@ def test_wrong_shapes_are_listed(case: GoldenCase) -> None:
         load_dense(DlrmHstu(case.config), dense, "w.pt")
 
 
-def test_a_dry_run_finds_what_an_export_would(case: GoldenCase, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    source = ["--config", str(GOLDEN / "caseA" / "config.json"), "--weights", str(tmp_path / "w.pt")]
-    dry_run = ["export", *source, "--dry-run", "--out", str(tmp_path / "m")]
-    torch.save(STATE, tmp_path / "w.pt")
-    assert main(dry_run) == 0
-    torch.save({**STATE, "_item_embedding_mlp.0.bias": torch.zeros(3)}, tmp_path / "w.pt")
-    assert main(dry_run) == 2
-    assert "_item_embedding_mlp.0.bias: [3] in the checkpoint, [512] by the config" in capsys.readouterr().err
-    dense = {key: value for key, value in case.checkpoint.dense.items() if key != "_item_embedding_mlp.0.bias"}
-    with pytest.raises(ArtefactError, match="1 keys missing"):
-        check_dense(case.config, dense, "w.pt")
-
-
 @pytest.mark.parametrize(
     ("config", "name"), [("models/shop.json", "shop"), ("models/shop/config.json", "shop"), ("debug", "debug")]
 )
 def test_a_model_is_named_after_its_config(config: str, name: str) -> None:
-    assert default_name(config) == name
+    assert _default_name(config) == name
 
 
 def test_action_weights_must_be_the_checkpoints(case: GoldenCase) -> None:
