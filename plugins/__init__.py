@@ -1,1 +1,1 @@
-"""CUDA kernels of HSTU attention, their library, and its torch ops. Only the modules that run kernels need torch."""
+"""CUDA kernels, their build and library, torch ops, TensorRT plugins. Only the modules that run kernels need torch."""

@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="print JSON")
         return sub
 
-    sub = command("build", _build, "compile what has changed into build/lib/libhstu_trt_kernels.so")
+    sub = command("build", _build, "compile what has changed of the kernels and the TensorRT plugins into build/lib")
     sub.add_argument(
         "--archs", default=",".join(DEFAULT_ARCHS), help="compute capabilities, e.g. 80,90a, or all (%(default)s)"
     )

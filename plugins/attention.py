@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
+from hstu_trt.contract.errors import InputError
 from hstu_trt.plugins.library import AttentionParams, KernelLibrary, TokenTensor, UnsupportedError, load_library
 from hstu_trt.plugins.parameters import VALUE_BLOCK_KEYS, AttentionCall, Offsets, Scales, value_blocks
+from hstu_trt.plugins.tensors import capability
 
 E4M3_MAX = 448.0
 
@@ -32,14 +33,14 @@ class AttentionPlan:
         self._made_by: AttentionCall | None = None
 
     def fit(self, params: AttentionParams, library: KernelLibrary, kernel: str, device: torch.device) -> Tensor:
-        """The workspace for a call; marks the call if the tile list is there. Raises ValueError for a foreign call."""
+        """The workspace for a call; marks the call if the tile list is there. Raises InputError for a foreign call."""
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         wanted = (kernel, str(device), stream, _signature(params))
         if self._made_by is None:
             self._workspace = _workspace(params, library, kernel, device)
             self._made_for = wanted
         elif wanted != self._made_for:
-            raise ValueError(
+            raise InputError(
                 "this plan is of a call with other offsets, options, shapes or strides, or of another stream: "
                 "make another one"
             )
@@ -129,15 +130,9 @@ def quantise(x: Tensor, *, per_head: bool = False) -> tuple[Tensor, Tensor]:
 
 def _library(kernel: str, device: torch.device, params: AttentionParams) -> KernelLibrary:
     library = load_library()
-    if sentence := library.unsupported(params, kernel, _capability(device)):
+    if sentence := library.unsupported(params, kernel, capability(device)):
         raise UnsupportedError(f"attention on {torch.cuda.get_device_name(device)}: {sentence}")
     return library
-
-
-@functools.cache
-def _capability(device: torch.device) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def _workspace(params: AttentionParams, library: KernelLibrary, kernel: str, device: torch.device) -> Tensor:

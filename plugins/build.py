@@ -1,4 +1,4 @@
-"""Building libhstu_trt_kernels.so: CMake with the toolchain found, then a record of what its kernels take."""
+"""Building the kernels and the TensorRT plugins: CMake with the toolchain found, then a record of what was built."""
 
 from __future__ import annotations
 
@@ -106,13 +106,15 @@ def _own_headers() -> list[str]:
 
 
 def read_record() -> tuple[dict[str, object], list[KernelResources], list[Note]]:
-    """The record of the last build, its kernels and ptxas's notes."""
+    """The record of the last build, its kernels and ptxas's notes. Raises ArtefactError if it is missing or damaged."""
     try:
         record = json.loads(RECORD.read_text())
+        kernels = [KernelResources(**kernel) for kernel in record["kernels"]]
+        return record, kernels, [Note(**note) for note in record["notes"]]
     except FileNotFoundError:
         raise ArtefactError(f"{RECORD} is not there: build the kernels with `make plugins`") from None
-    kernels = [KernelResources(**kernel) for kernel in record["kernels"]]
-    return record, kernels, [Note(**note) for note in record["notes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{RECORD} is no record of a build ({error}): run `make plugins` again") from None
 
 
 def _short_names(kernels: list[KernelResources], notes: list[Note]) -> tuple[list[KernelResources], list[Note]]:

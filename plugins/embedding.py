@@ -19,6 +19,7 @@ from hstu_trt.plugins.library import (
     UnsupportedError,
     load_library,
 )
+from hstu_trt.plugins.tensors import address, type_name
 
 Policy = Literal["reject", "zero", "clamp", "row0", "default_row"]
 _POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -86,7 +87,7 @@ def lookup_tables(
         raise InputError(f"out must be contiguous, {[len(ids), width]} {options.output_dtype} on {ids.device}")
     params.out, params.out_stride = out.data_ptr(), width
     params.live_tables = None if live is None else live.word.data_ptr()
-    params.latch = None if latch is None else latch.data_ptr()
+    params.latch = address(latch)
     _launch(params, ids.device)
     return out
 
@@ -165,7 +166,7 @@ def _launch(params: EmbeddingParams, device: torch.device) -> None:
 
 
 def _number(dtype: torch.dtype) -> int:
-    name = str(dtype).removeprefix("torch.")
+    name = type_name(dtype)
     if name not in TABLE_TYPES:
         raise UnsupportedError(f"embedding lookup: {name} is no type of these kernels")
     return TABLE_TYPES[name]

@@ -18,6 +18,7 @@ from torch import Tensor
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.stored_table import HashKind
 from hstu_trt.plugins.library import TABLE_TYPES, EmbeddingTable, UnsupportedError, load_library
+from hstu_trt.plugins.tensors import address, type_name
 
 _HASHES: dict[HashKind, int] = {"none": 0, "splitmix64": 1, "permutation": 2}
 _ZERO_ROW = -1
@@ -46,6 +47,18 @@ class Overlay:
             raise InputError(f"row {row_numbers.min()} of an overlay: rows count from 0")
         slots = torch.from_numpy(overlay_slots(row_numbers)).to(values.device)
         return cls(slots=slots, values=values.contiguous(), scales=scales)
+
+    def check(self, dtype: torch.dtype) -> None:
+        """Raises InputError where the kernel would read beside the slots or scales of rows that are stored so."""
+        count = len(self.slots)
+        if self.slots.dim() != 2 or self.slots.shape[1] != 2 or count == 0 or count & (count - 1):
+            raise InputError(f"slots of an overlay are [a power of two, 2], not {list(self.slots.shape)}")
+        scales = None if self.scales is None else list(self.scales.shape)
+        if scales != ([len(self.values)] if dtype in _QUANTISED else None):
+            raise InputError(
+                f"an overlay of {len(self.values)} {dtype} rows has {scales or 'no'} scales: "
+                "one for each quantised row, none for others"
+            )
 
 
 def overlay_slots(row_numbers: NDArray) -> NDArray:
@@ -99,7 +112,7 @@ class DeviceTable:
         if any(t.dim() != 2 or t.shape[1] != self.dim or t.dtype != self.hot.dtype for t in stored):
             shapes = ", ".join(f"{list(t.shape)} {t.dtype}" for t in stored)
             raise InputError(f"hot and cold rows and those of an overlay have one type and width: {shapes}")
-        if str(self.hot.dtype).removeprefix("torch.") not in TABLE_TYPES:
+        if type_name(self.hot.dtype) not in TABLE_TYPES:
             raise UnsupportedError(f"embedding lookup: {self.hot.dtype} is no type of these kernels")
         if self.cold is not None and len(self.cold) and self.hot.is_cuda and not self.cold.is_pinned():
             raise InputError("cold rows must be in pinned host memory")
@@ -114,6 +127,8 @@ class DeviceTable:
         """What the kernel reads beside rows: addresses alone reach it."""
         overlay = self.overlay
         slots, overlay_scales = (None, None) if overlay is None else (overlay.slots, overlay.scales)
+        if overlay is not None:
+            overlay.check(self.dtype)
         for name, tensor, dtypes in (
             ("scales", self.scales, (torch.float32,)),
             ("row_of_id", self.row_of_id, (torch.uint32, torch.int32)),
@@ -151,21 +166,17 @@ class DeviceTable:
         rows = self.stored_rows if self.rows is None else self.rows
         is_direct = self.hash == "none" and self.overlay is None
         struct = EmbeddingTable(
-            hot=_address(self.hot), cold=_address(self.cold), scales=_address(self.scales),
-            row_of_id=_address(self.row_of_id),
+            hot=address(self.hot), cold=address(self.cold), scales=address(self.scales),
+            row_of_id=address(self.row_of_id),
             direct_rows=min(rows, len(self.hot)) if is_direct else 0, rows=rows, hot_rows=len(self.hot),
             cold_rows=self.cold_rows, id_count=0 if self.row_of_id is None else len(self.row_of_id),
             default_row=_ZERO_ROW if self.default_row is None else self.default_row, seed=self.seed,
             version=self.version, hash=_HASHES[self.hash],
         )  # fmt: skip
         if overlay := self.overlay:
-            struct.overlay, struct.overlay_scales = _address(overlay.values), _address(overlay.scales)
-            struct.overlay_slots, struct.overlay_mask = _address(overlay.slots), len(overlay.slots) - 1
+            struct.overlay, struct.overlay_scales = address(overlay.values), address(overlay.scales)
+            struct.overlay_slots, struct.overlay_mask = address(overlay.slots), len(overlay.slots) - 1
         return struct
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 @dataclass

@@ -6,7 +6,6 @@ Rows in fp16 on a GPU go to the kernels (kernels/layer), one launch on the curre
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +17,8 @@ from hstu_trt.plugins.layer_library import (
     MAX_ACTIONS,
     MAX_PROJECT_INPUTS,
     MAX_PROJECTIONS,
+    PROJECT_INPUT_STEP,
+    PROJECT_WIDTH_STEP,
     EncodeTokensParams,
     GateParams,
     LayerParams,
@@ -31,7 +32,8 @@ from hstu_trt.plugins.layer_library import (
     UserVectorsParams,
     load_layer_library,
 )
-from hstu_trt.plugins.library import DATA_TYPES
+from hstu_trt.plugins.library import DATA_TYPES, UnsupportedError
+from hstu_trt.plugins.tensors import address, capability, type_name
 
 E4M3 = torch.float8_e4m3fn
 
@@ -58,14 +60,14 @@ def norm_rows(
         return reference.norm_rows(x, norm, delta=delta, swish=swish, factor=factor, scale=scale)
     out = _empty(x, x.shape, scale)
     params = NormRowsParams(
-        x=_address(x), x_stride=x.stride(0), out=_rows_out(out, scale), gain=_address(norm.gain),
-        bias=_address(norm.bias), rows=x.shape[0], width=x.shape[1], swish=swish, eps=norm.eps,
+        x=address(x), x_stride=x.stride(0), out=_rows_out(out, scale), gain=address(norm.gain),
+        bias=address(norm.bias), rows=x.shape[0], width=x.shape[1], swish=swish, eps=norm.eps,
     )  # fmt: skip
     if delta is not None:
-        params.delta, params.delta_stride = _address(delta), delta.stride(0)
-        params.sum, params.sum_stride = _address(x), x.stride(0)
+        params.delta, params.delta_stride = address(delta), delta.stride(0)
+        params.sum, params.sum_stride = address(x), x.stride(0)
     if factor is not None:
-        params.factor, params.factor_stride = _address(factor), factor.stride(0)
+        params.factor, params.factor_stride = address(factor), factor.stride(0)
     _launch(params, x)
     return out
 
@@ -82,8 +84,8 @@ def gate(
         return
     in_place = attention.data_ptr() == joined.data_ptr() + u.shape[1] * joined.element_size()
     params = GateParams(
-        u=_address(u), u_stride=u.stride(0), attention=_address(attention), attention_stride=attention.stride(0),
-        gain=_address(norm.gain), bias=_address(norm.bias), joined=_rows_out(joined, scale),
+        u=address(u), u_stride=u.stride(0), attention=address(attention), attention_stride=attention.stride(0),
+        gain=address(norm.gain), bias=address(norm.bias), joined=_rows_out(joined, scale),
         rows=u.shape[0], width=u.shape[1], heads=heads, group_norm=group_norm, keep_attention=in_place, eps=norm.eps,
     )  # fmt: skip
     _launch(params, u)
@@ -98,7 +100,7 @@ def quantise_rows(segments: Sequence[tuple[Tensor, float]]) -> list[Tensor]:
     params = QuantiseRowsParams(count=len(segments))
     for number, ((x, scale), out) in enumerate(zip(segments, outs, strict=True)):
         params.segments[number] = QuantiseSegment(
-            x=_address(x), x_stride=x.stride(0), rows=x.shape[0], width=x.shape[1], out=_rows_out(out, scale)
+            x=address(x), x_stride=x.stride(0), rows=x.shape[0], width=x.shape[1], out=_rows_out(out, scale)
         )
     _launch(params, first)
     return outs
@@ -108,8 +110,9 @@ def can_project(x: Tensor, outputs: Sequence[tuple[int, float | None]]) -> bool:
     """Whether ``project`` can do rows [T, inputs] where they are."""
     if not x.is_cuda:
         return True
-    fits = x.shape[1] % 128 == 0 and x.shape[1] <= MAX_PROJECT_INPUTS and len(outputs) <= MAX_PROJECTIONS
-    return fits and all(width % 256 == 0 for width, _ in outputs) and _capability(x.device) == (9, 0)
+    inputs = x.shape[1]
+    fits = inputs % PROJECT_INPUT_STEP == 0 and inputs <= MAX_PROJECT_INPUTS and len(outputs) <= MAX_PROJECTIONS
+    return fits and all(width % PROJECT_WIDTH_STEP == 0 for width, _ in outputs) and capability(x.device) == 90
 
 
 def project(
@@ -127,8 +130,8 @@ def project(
         for width, scale in outputs
     ]
     params = ProjectParams(
-        x=_address(x), x_stride=x.stride(0), weight=_address(weight), column_scale=_address(column_scale),
-        bias=_address(bias), rows=x.shape[0], inputs=x.shape[1], count=len(outs),
+        x=address(x), x_stride=x.stride(0), weight=address(weight), column_scale=address(column_scale),
+        bias=address(bias), rows=x.shape[0], inputs=x.shape[1], count=len(outs),
     )  # fmt: skip
     for number, ((width, scale), out) in enumerate(zip(outputs, outs, strict=True)):
         params.outs[number], params.widths[number] = _rows_out(out, scale), width
@@ -149,18 +152,20 @@ def encode_tokens(
     x, normed = torch.empty_like(content), _empty(content, content.shape, scale)
     first = weights.content_norm
     params = EncodeTokensParams(
-        content=_address(content), gain=_address(first.gain), bias=_address(first.bias), extra=_choice(inputs),
-        actions_table=_address(weights.actions_table), actions=_address(inputs.actions),
-        contextual=_address(inputs.contextual), position_table=_address(weights.position_table),
-        time_table=_address(weights.time_table), timestamps=_address(inputs.timestamps),
-        prefix_offsets=_address(inputs.prefix_offsets), candidate_offsets=_address(inputs.candidate_offsets),
-        norm_gain=_address(norm.gain), norm_bias=_address(norm.bias), x=_address(x), normed=_rows_out(normed, scale),
+        content=address(content), gain=address(first.gain), bias=address(first.bias), extra=_choice(inputs),
+        actions_table=address(weights.actions_table), actions=address(inputs.actions),
+        contextual=address(inputs.contextual), position_table=address(weights.position_table),
+        time_table=address(weights.time_table), timestamps=address(inputs.timestamps),
+        prefix_offsets=address(inputs.prefix_offsets), candidate_offsets=address(inputs.candidate_offsets),
+        norm_gain=address(norm.gain), norm_bias=address(norm.bias), x=address(x), normed=_rows_out(normed, scale),
         action_count=len(weights.action_masks), tokens=content.shape[0], prefix_tokens=inputs.prefix_tokens,
         users=inputs.prefix_offsets.shape[0] - 1, slots=weights.slots, width=content.shape[1],
         last_position=weights.position_table.shape[0] - 1, last_bucket=weights.time_table.shape[0] - 1,
         eps=first.eps, norm_eps=norm.eps,
     )  # fmt: skip
-    params.action_masks[:] = [*weights.action_masks, *[0] * (MAX_ACTIONS - len(weights.action_masks))]
+    # The library says that there are too many, if there are.
+    for number, mask in enumerate(weights.action_masks[:MAX_ACTIONS]):
+        params.action_masks[number] = mask
     _launch(params, content)
     return x, normed
 
@@ -169,7 +174,7 @@ def _choice(inputs: TokenInputs) -> RowChoice:
     if inputs.extra is None:
         return RowChoice()
     rows = inputs.extra.rows
-    return RowChoice(_address(rows), _address(inputs.extra.index), rows.shape[0] - 1)
+    return RowChoice(address(rows), address(inputs.extra.index), rows.shape[0] - 1)
 
 
 def user_vectors(
@@ -183,6 +188,7 @@ def user_vectors(
     """User vectors [C, D] of the last layer's rows, and their products with LN(items) if items [C, D] are given.
 
     x: for ``timestamp``, its product with the first D columns of the combiner, and the bias. timestamps: int64 [C].
+    Raises UnsupportedError on kernels where both have a norm, each with an eps of its own.
     """
     if not on_kernels(x):
         vectors = reference.user_vectors(weights, x, timestamps)
@@ -192,20 +198,21 @@ def user_vectors(
         return vectors, product
     vectors = torch.empty_like(x)
     params = UserVectorsParams(
-        x=_address(x), x_stride=x.stride(0), users=_address(vectors), time_weight=_address(weights.time_weight),
-        timestamps=_address(timestamps), rows=x.shape[0], width=x.shape[1], kind=POSTPROCESSORS.index(weights.kind),
+        x=address(x), x_stride=x.stride(0), users=address(vectors), time_weight=address(weights.time_weight),
+        timestamps=address(timestamps), rows=x.shape[0], width=x.shape[1], kind=POSTPROCESSORS.index(weights.kind),
     )  # fmt: skip
     if weights.norm is not None:
-        params.gain, params.bias, params.eps = (
-            _address(weights.norm.gain),
-            _address(weights.norm.bias),
-            weights.norm.eps,
-        )
+        params.gain, params.bias = address(weights.norm.gain), address(weights.norm.bias)
+        params.eps = weights.norm.eps
     product = None
     if items is not None:
         rows, norm = items
+        if weights.norm is not None and norm.eps != weights.norm.eps:
+            raise UnsupportedError(
+                f"user_vectors: the kernel has one eps; the items' norm has {norm.eps}, the vectors' {weights.norm.eps}"
+            )
         product = _empty(x, x.shape, scale)
-        params.items, params.item_gain, params.item_bias = _address(rows), _address(norm.gain), _address(norm.bias)
+        params.items, params.item_gain, params.item_bias = address(rows), address(norm.gain), address(norm.bias)
         params.product, params.eps = _rows_out(product, scale), norm.eps
     _launch(params, x)
     return vectors, product
@@ -224,8 +231,8 @@ def scores(
     if out is None:
         out = torch.empty((hidden.shape[0], weight.shape[0]), device=hidden.device)
     params = ScoresParams(
-        hidden=_address(hidden), stride=hidden.stride(0), gain=_address(norm.gain), bias=_address(norm.bias),
-        weight=_address(weight), weight_bias=_address(bias), scores=_address(out), rows=hidden.shape[0],
+        hidden=address(hidden), stride=hidden.stride(0), gain=address(norm.gain), bias=address(norm.bias),
+        weight=address(weight), weight_bias=address(bias), scores=address(out), rows=hidden.shape[0],
         width=hidden.shape[1], tasks=weight.shape[0], binary=binary, eps=norm.eps,
     )  # fmt: skip
     _launch(params, hidden)
@@ -236,18 +243,8 @@ def _empty(like: Tensor, shape: Sequence[int], scale: float | None) -> Tensor:
     return torch.empty(tuple(shape), dtype=like.dtype if scale is None else E4M3, device=like.device)
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def _rows_out(out: Tensor, scale: float | None) -> RowsOut:
-    name = str(out.dtype).removeprefix("torch.")
-    return RowsOut(out.data_ptr(), out.stride(0), scale or 0.0, DATA_TYPES[name])
-
-
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    return RowsOut(out.data_ptr(), out.stride(0), scale or 0.0, DATA_TYPES[type_name(out.dtype)])
 
 
 def _launch(params: LayerParams, on: Tensor) -> None:

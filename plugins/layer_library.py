@@ -8,7 +8,15 @@ from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_si
 from typing import ClassVar
 
 from hstu_trt.contract.errors import ArtefactError
-from hstu_trt.plugins.library import KernelError, UnsupportedError, load_library
+from hstu_trt.plugins.library import (
+    Field,
+    Functions,
+    KernelLibrary,
+    UnsupportedError,
+    load_library,
+    open_functions,
+    struct_differences,
+)
 
 MAX_ACTIONS = 12
 """``kMaxActions`` of kernels/layer/params.h."""
@@ -16,8 +24,10 @@ MAX_PROJECTIONS = 4
 """``kMaxProjections``."""
 MAX_PROJECT_INPUTS = 512
 """``kMaxProjectInputs``."""
-MAX_ROW_WIDTH = 2048
-"""``kMaxRowWidth``."""
+PROJECT_WIDTH_STEP = 256
+"""``kColumns`` of kernels/layer/project.h: outputs of ``project`` are as wide, or a multiple."""
+PROJECT_INPUT_STEP = 128
+"""``kPanelBytes``: so are its inputs."""
 
 
 class RowsOut(Structure):
@@ -137,59 +147,45 @@ LAYER_KERNELS: tuple[type[LayerParams], ...] = (
 )  # fmt: skip
 
 
-class _Field(Structure):
-    _fields_ = (("name", c_char_p), ("offset", c_size_t), ("size", c_size_t))
+_FUNCTIONS: Functions = {
+    "hstu_trt_layer_params_size": (c_size_t, [c_int32]),
+    "hstu_trt_layer_params_fields": (c_size_t, [c_int32, POINTER(POINTER(Field))]),
+    "hstu_trt_layer_unsupported": (c_char_p, [c_int32, c_void_p]),
+    "hstu_trt_launch_layer": (c_int32, [c_int32, c_void_p, c_void_p]),
+}
 
 
 class LayerLibrary:
-    """The layer kernels. Raises ArtefactError where the library has none, or of other parameters than the mirrors."""
+    """The layer kernels of a library. Raises ArtefactError where it has none, or others than the mirrors are of."""
 
-    def __init__(self) -> None:
-        path = load_library().path
-        try:
-            functions = ctypes.CDLL(str(path))
-            self._size = functions.hstu_trt_layer_params_size
-            self._fields = functions.hstu_trt_layer_params_fields
-            self._unsupported = functions.hstu_trt_layer_unsupported
-            self._launch = functions.hstu_trt_launch_layer
-            self._error_name = functions.hstu_trt_error_name
-        except AttributeError as error:
-            raise ArtefactError(f"{path} has no layer kernels ({error}): run `make plugins`") from None
-        self._size.restype, self._size.argtypes = c_size_t, [c_int32]
-        self._fields.restype, self._fields.argtypes = c_size_t, [c_int32, POINTER(POINTER(_Field))]
-        self._unsupported.restype, self._unsupported.argtypes = c_char_p, [c_int32, c_void_p]
-        self._launch.restype, self._launch.argtypes = c_int32, [c_int32, c_void_p, c_void_p]
-        self._error_name.restype, self._error_name.argtypes = c_char_p, [c_int32]
+    def __init__(self, library: KernelLibrary) -> None:
+        self._library = library
+        self._functions = open_functions(library.path, _FUNCTIONS)
         if differences := [text for mirror in LAYER_KERNELS for text in self.differences(mirror)]:
-            raise ArtefactError(f"{path} is of other sources ({differences[0]}): run `make plugins`")
+            raise ArtefactError(f"{library.path} is of other sources ({differences[0]}): run `make plugins`")
 
     def differences(self, mirror: type[LayerParams]) -> list[str]:
         """Sentences on where the library's struct is not the mirror; none if they are the same."""
-        fields = POINTER(_Field)()
-        count = self._fields(mirror.kernel, ctypes.byref(fields))
-        theirs = [(fields[n].name.decode(), fields[n].offset, fields[n].size) for n in range(count)]
-        ours = [(name, getattr(mirror, name).offset, getattr(mirror, name).size) for name, *_ in mirror._fields_]
-        found = [f"{mirror.__name__}: {a}, not {b}" for a, b in zip(theirs, ours, strict=False) if a != b]
-        if len(theirs) != len(ours) or self._size(mirror.kernel) != ctypes.sizeof(mirror):
-            found.append(f"{mirror.__name__}: {len(theirs)} fields, {self._size(mirror.kernel)} bytes")
-        return found
+        fields = POINTER(Field)()
+        count = self._functions.hstu_trt_layer_params_fields(mirror.kernel, ctypes.byref(fields))
+        size = self._functions.hstu_trt_layer_params_size(mirror.kernel)
+        return struct_differences(fields[:count], size, mirror)
 
     def unsupported(self, params: LayerParams) -> str | None:
         """Why a kernel cannot do a call; None if it can. Reads no device memory."""
-        sentence = self._unsupported(params.kernel, ctypes.byref(params))
+        sentence = self._functions.hstu_trt_layer_unsupported(params.kernel, ctypes.byref(params))
         return sentence.decode() if sentence else None
 
     def launch(self, params: LayerParams, stream: int) -> None:
         """Enqueues a call. Raises UnsupportedError or KernelError."""
-        error = self._launch(params.kernel, ctypes.byref(params), stream)
-        if error:
-            name = type(params).__name__
-            if sentence := self.unsupported(params):
-                raise UnsupportedError(f"{name}: {sentence}")
-            raise KernelError(f"{name}: {self._error_name(error).decode()}")
+        error = self._functions.hstu_trt_launch_layer(params.kernel, ctypes.byref(params), stream)
+        name = type(params).__name__
+        if error and (sentence := self.unsupported(params)):
+            raise UnsupportedError(f"{name}: {sentence}")
+        self._library.raise_on(error, name)
 
 
 @functools.cache
 def load_layer_library() -> LayerLibrary:
     """The layer kernels of ``load_library``. Raises ArtefactError if they are not there."""
-    return LayerLibrary()
+    return LayerLibrary(load_library())

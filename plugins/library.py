@@ -7,6 +7,7 @@ import functools
 import os
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from pathlib import Path
+from typing import Any
 
 from hstu_trt.contract.errors import ArtefactError, HstuTrtError
 from hstu_trt.contract.plugin_files import LIBRARY_FOLDER
@@ -111,17 +112,21 @@ class EmbeddingParams(Structure):
 _STRUCTS = ("attention_params", "embedding_params", "embedding_columns", "embedding_table")
 
 
-class _Field(Structure):
+class Field(Structure):
+    """``HstuTrtField`` of capi/capi.h."""
+
     _fields_ = (("name", c_char_p), ("offset", c_size_t), ("size", c_size_t))
 
 
+Functions = dict[str, tuple[Any, list[Any]]]
+"""C functions by name: their result's type and their arguments'."""
 _PARAMS = POINTER(AttentionParams)
 _EMBEDDING_PARAMS = POINTER(EmbeddingParams)
-_FUNCTIONS = {
+_FUNCTIONS: Functions = {
     "hstu_trt_abi_version": (c_int32, []),
     "hstu_trt_cuda_archs": (c_char_p, []),
     **{f"hstu_trt_{name}_size": (c_size_t, []) for name in _STRUCTS},
-    **{f"hstu_trt_{name}_fields": (c_size_t, [POINTER(POINTER(_Field))]) for name in _STRUCTS},
+    **{f"hstu_trt_{name}_fields": (c_size_t, [POINTER(POINTER(Field))]) for name in _STRUCTS},
     "hstu_trt_attention_unsupported": (c_char_p, [_PARAMS, c_int32, c_int32]),
     "hstu_trt_attention_workspace_size": (c_size_t, [_PARAMS, c_int32]),
     "hstu_trt_launch_attention": (c_int32, [_PARAMS, c_int32, c_void_p]),
@@ -141,13 +146,7 @@ class KernelLibrary:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise ArtefactError(f"{path} is not there: build the kernels with `make plugins`")
-        try:
-            self._functions = ctypes.CDLL(str(path))
-            for name, (result, arguments) in _FUNCTIONS.items():
-                function = getattr(self._functions, name)
-                function.restype, function.argtypes = result, arguments
-        except (OSError, AttributeError) as error:
-            raise ArtefactError(f"{path} is no library of these kernels ({error}): run `make plugins`") from None
+        self._functions = open_functions(path, _FUNCTIONS)
         self.path = path
         self.archs = tuple(self._functions.hstu_trt_cuda_archs().decode().split(","))
         if differences := self.layout_differences():
@@ -160,14 +159,10 @@ class KernelLibrary:
         mirrors = (AttentionParams, EmbeddingParams, EmbeddingColumns, EmbeddingTable)
         for name, mirror in zip(_STRUCTS, mirrors, strict=True):
             size = getattr(self._functions, f"hstu_trt_{name}_size")()
-            found += _differences(self.fields(name), size, mirror)
+            fields = POINTER(Field)()
+            count = getattr(self._functions, f"hstu_trt_{name}_fields")(ctypes.byref(fields))
+            found += struct_differences(fields[:count], size, mirror)
         return found
-
-    def fields(self, name: str) -> dict[str, tuple[int, int]]:
-        """Offset and size of each field of one of the library's structs, e.g. "attention_params"."""
-        fields = POINTER(_Field)()
-        count = getattr(self._functions, f"hstu_trt_{name}_fields")(ctypes.byref(fields))
-        return {fields[n].name.decode(): (fields[n].offset, fields[n].size) for n in range(count)}
 
     def unsupported(self, params: AttentionParams, kernel: str, capability: int) -> str | None:
         """Why ``kernel`` cannot do a call on a GPU of a compute capability (90 for 9.0); None if it can."""
@@ -180,11 +175,11 @@ class KernelLibrary:
 
     def launch_attention(self, params: AttentionParams, kernel: str, stream: int) -> None:
         """Enqueues a call that ``unsupported`` has nothing against. Raises KernelError."""
-        self._raise_on(self._functions.hstu_trt_launch_attention(params, KERNELS[kernel], stream), "attention")
+        self.raise_on(self._functions.hstu_trt_launch_attention(params, KERNELS[kernel], stream), "attention")
 
     def launch_pack_values(self, params: AttentionParams, blocks: int, stream: int) -> None:
         """Enqueues the packing of fp8 values at the address ``blocks``. Raises KernelError."""
-        self._raise_on(self._functions.hstu_trt_launch_pack_values(params, blocks, stream), "pack_values")
+        self.raise_on(self._functions.hstu_trt_launch_pack_values(params, blocks, stream), "pack_values")
 
     def embedding_unsupported(self, params: EmbeddingParams) -> str | None:
         """Why a lookup cannot be done; None if it can."""
@@ -193,25 +188,40 @@ class KernelLibrary:
 
     def launch_embedding_lookup(self, params: EmbeddingParams, stream: int) -> None:
         """Enqueues a lookup that ``embedding_unsupported`` has nothing against. Raises KernelError."""
-        self._raise_on(self._functions.hstu_trt_launch_embedding_lookup(params, stream), "embedding_lookup")
+        self.raise_on(self._functions.hstu_trt_launch_embedding_lookup(params, stream), "embedding_lookup")
 
     def launch_embedding_publish(self, live_tables: int, tables: int, stream: int) -> None:
         """Enqueues the exchange of the word at ``live_tables``. Raises KernelError."""
         error = self._functions.hstu_trt_launch_embedding_publish(live_tables, tables, stream)
-        self._raise_on(error, "embedding_publish")
+        self.raise_on(error, "embedding_publish")
 
     def value_blocks(self, rows: int, users: int) -> int:
         """Blocks of one section of packed values (kernels/attention/value_blocks.h)."""
         return self._functions.hstu_trt_value_blocks(rows, users)
 
-    def _raise_on(self, error: int, what: str) -> None:
+    def raise_on(self, error: int, what: str) -> None:
+        """Raises KernelError if a launch has answered with another cudaError_t than success."""
         if error:
             name = self._functions.hstu_trt_error_name(error).decode()
             text = self._functions.hstu_trt_error_text(error).decode()
             raise KernelError(f"{what}: {name}: {text} (the library is built for {', '.join(self.archs)})")
 
 
-def _differences(theirs: dict[str, tuple[int, int]], size: int, mirror: type[Structure]) -> list[str]:
+def open_functions(path: Path, functions: Functions) -> Any:
+    """The library at ``path``, with the types of these functions. Raises ArtefactError if it has not all of them."""
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in functions.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise ArtefactError(f"{path} is no library of these kernels ({error}): run `make plugins`") from None
+    return library
+
+
+def struct_differences(fields: list[Any], size: int, mirror: type[Structure]) -> list[str]:
+    """Sentences on where a struct of the library, its ``Field`` list and its bytes, is not the mirror."""
+    theirs = {field.name.decode(): (field.offset, field.size) for field in fields}
     ours = {name: (getattr(mirror, name).offset, getattr(mirror, name).size) for name, *_ in mirror._fields_}
     found = []
     if list(theirs) != list(ours):

@@ -1,7 +1,7 @@
 """A call of HSTU attention as tensors, and the AttentionParams that the library takes.
 
-Tensors are views of any strides but for the last axis, which is contiguous. Shape suffixes are those of
-kernels/attention/params.h: Tq query rows, Tk key rows, B users, H heads.
+Tensors are views of any strides but for the last axis, which is contiguous. Shapes: Tq query rows, Tk key rows, B
+users, H heads, Dqk and Dv the dims of a head; kernels/attention/params.h says which rows those are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hstu_trt.contract.errors import InputError
 from hstu_trt.plugins.library import DATA_TYPES, AttentionParams, TokenTensor
+from hstu_trt.plugins.tensors import type_name
 
 # Name, tensor, its type, and the shapes that it may have.
 _Expected = tuple[Any, ...]
@@ -239,7 +240,7 @@ def _page_tokens(name: str, pages: Tensor) -> TokenTensor:
 
 
 def _data_type(dtype: torch.dtype) -> int:
-    name = str(dtype).removeprefix("torch.")
+    name = type_name(dtype)
     if name not in DATA_TYPES:
         raise InputError(f"{name} is no type of these kernels, which know {', '.join(DATA_TYPES)}")
     return DATA_TYPES[name]

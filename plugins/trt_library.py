@@ -56,7 +56,13 @@ def check_headers() -> None:
 
     The autoload library does nothing in another: TensorRT's own tools would then run the ops' function bodies.
     """
-    built, there = headers_version(), str(importlib.import_module("tensorrt").__version__)
+    try:
+        there = str(importlib.import_module("tensorrt").__version__)
+    except ImportError as error:
+        raise ArtefactError(
+            f"Python's tensorrt cannot be imported ({error}): install it, or leave out what asks for it (--tensorrt)"
+        ) from None
+    built = headers_version()
     if not built:
         raise ArtefactError(f"nothing says which headers {plugin_library()} was built with: run `make plugins` again")
     if major(built) != major(there):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# Headers of TensorRT; nothing is linked to it. Sets TensorRT_FOUND, TensorRT_INCLUDE_DIR, TensorRT_VERSION and
-# TensorRT_VERSION_MAJOR, and makes the target TensorRT::headers. In this order:
+# Headers of TensorRT; nothing is linked to it. Sets TensorRT_FOUND, TensorRT_INCLUDE_DIR and TensorRT_VERSION, and
+# makes the target TensorRT::headers. In this order:
 #
 #   1. TensorRT_ROOT, or the environment's TENSORRT_ROOT or TRT_ROOT: an unpacked tar file
 #   2. the CMake package that tar and zip files bring since 11.2.1
@@ -32,7 +32,6 @@ if(TensorRT_INCLUDE_DIR)
       set(_${part} ${CMAKE_MATCH_2})
     endif()
   endforeach()
-  set(TensorRT_VERSION_MAJOR ${_MAJOR})
   set(TensorRT_VERSION ${_MAJOR}.${_MINOR}.${_PATCH})
 endif()
 

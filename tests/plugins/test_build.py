@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,21 @@ def test_no_record_names_what_makes_it(record: Path, capsys: pytest.CaptureFixtu
     record.unlink()
     assert run("check") == 2
     assert "`make plugins`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"kernels": [', "{}", '{"kernels": [{"speed": 1}], "notes": []}', "[]"])
+def test_a_damaged_record_is_said(record: Path, capsys: pytest.CaptureFixture, text: str) -> None:
+    record.write_text(text)
+    assert run("report") == 2
+    assert "is no record of a build" in capsys.readouterr().err
+
+
+def test_a_check_for_a_tensorrt_that_is_not_there(
+    record: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert run("check", "--tensorrt") == 2
+    assert "Python's tensorrt cannot be imported" in capsys.readouterr().err
 
 
 def test_the_launcher_keeps_what_ptxas_says(tmp_path: Path) -> None:

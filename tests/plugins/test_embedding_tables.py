@@ -69,6 +69,26 @@ REFUSED_TABLES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: DeviceTable(hot=HALF, overlay=Overlay(slots=torch.zeros(2, 2), values=HALF)),
         "slots of the overlay",
     ),
+    "slots no power of two": (
+        lambda: DeviceTable(hot=HALF, overlay=Overlay(slots=torch.full((3, 2), -1), values=HALF)),
+        r"\[a power of two, 2\], not \[3, 2\]",
+    ),
+    "no slots": (
+        lambda: DeviceTable(hot=HALF, overlay=Overlay(slots=torch.full((0, 2), -1), values=HALF)),
+        r"not \[0, 2\]",
+    ),
+    "overlay without scales": (
+        lambda: DeviceTable(hot=CODES, scales=SCALES, overlay=Overlay.build(ROWS, CODES[:2])),
+        "an overlay of 2 torch.int8 rows has no scales",
+    ),
+    "few scales of an overlay": (
+        lambda: DeviceTable(hot=CODES, scales=SCALES, overlay=Overlay.build(ROWS, CODES[:2], SCALES[:1])),
+        r"has \[1\] scales",
+    ),
+    "scales of an overlay of halves": (
+        lambda: DeviceTable(hot=HALF, overlay=Overlay.build(ROWS, HALF[:2], SCALES[:2])),
+        "none for others",
+    ),
     "live rows between": (lambda: LiveTables((DeviceTable(hot=torch.zeros(9, 4).half()[1:]),)), "multiples of 16"),
     "overlay twice": (lambda: Overlay.build(np.asarray([1, 1]), HALF[:2]), "one row per number"),
     "overlay short": (lambda: Overlay.build(ROWS, HALF[:1]), "2 numbers, 1 rows"),

@@ -11,7 +11,7 @@ from attention_calls import assemble, packed_values
 from attention_inputs import DTYPES, Case, User, make_tokens, random_case
 from torch import Tensor
 
-from hstu_trt.contract.errors import HstuTrtError
+from hstu_trt.contract.errors import HstuTrtError, InputError
 from hstu_trt.plugins.attention import AttentionPlan, attention, pack_values
 from hstu_trt.plugins.library import KernelLibrary
 from hstu_trt.plugins.parameters import AttentionCall, AttentionOptions
@@ -129,7 +129,7 @@ def test_layers_share_a_plan(gpu: GpuBackend, kernel: str, dtype: str) -> None:
         other = assemble(dataclasses.replace(GRAPH_CASE, dtype=dtype), tokens, range(3), pack_values)
         this = dataclasses.replace(call, q=other.q, k=other.k, v=other.v)
         assert attention(this, kernel=kernel, plan=plan).equal(attention(this, kernel=kernel))
-    with pytest.raises(ValueError, match="make another one"):
+    with pytest.raises(InputError, match="make another one"):
         attention(dataclasses.replace(call, options=AttentionOptions()), kernel=kernel, plan=plan)
 
 

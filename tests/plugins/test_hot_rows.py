@@ -1,5 +1,7 @@
 """HSTU_TRT_TABLES_HOT_ROWS as the plugin reads it, compiled alone: no GPU, no TensorRT."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess
@@ -7,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from hstu_trt.plugins.library import ROOT
+
 VARIABLE = "HSTU_TRT_TABLES_HOT_ROWS"
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("no C++ compiler")
@@ -22,7 +25,8 @@ def program(tmp_path_factory):
     return built
 
 
-def wanted(program, table, value):
+def wanted(program: Path, table: str, value: str | None) -> tuple[int, str]:
+    """Exit code and output for a table of 1,000 rows under the variable, which None leaves unset."""
     environment = {name: text for name, text in os.environ.items() if name != VARIABLE}
     if value is not None:
         environment[VARIABLE] = value
@@ -45,7 +49,7 @@ def wanted(program, table, value):
         ("item=7,user=5,", 7),
     ],
 )
-def test_rows_of_a_table(program, value, rows):
+def test_rows_of_a_table(program: Path, value: str | None, rows: int) -> None:
     assert wanted(program, "item", value) == (0, str(rows))
 
 
@@ -68,6 +72,6 @@ def test_rows_of_a_table(program, value, rows):
         ("user=,item=5", "user="),
     ],
 )
-def test_what_is_no_number_of_rows_is_refused(program, value, entry):
+def test_what_is_no_number_of_rows_is_refused(program: Path, value: str, entry: str) -> None:
     code, said = wanted(program, "item", value)
     assert (code, said) == (1, f"{VARIABLE}={value}: '{entry}' is not TABLE=ROWS")

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import re
 
 import pytest
 import torch
 from layer_cases import Draw, tokens, vector_weights
+from torch import Tensor
 
 from hstu_trt.plugins import layer
 from hstu_trt.plugins import layer_reference as reference
 from hstu_trt.plugins.layer_library import (
     LAYER_KERNELS,
+    MAX_ACTIONS,
+    MAX_PROJECT_INPUTS,
+    MAX_PROJECTIONS,
+    PROJECT_INPUT_STEP,
+    PROJECT_WIDTH_STEP,
     EncodeTokensParams,
     GateParams,
     LayerParams,
@@ -23,10 +31,19 @@ from hstu_trt.plugins.layer_library import (
     UserVectorsParams,
     load_layer_library,
 )
-from hstu_trt.plugins.library import KernelLibrary
+from hstu_trt.plugins.library import ROOT, KernelLibrary, UnsupportedError
 
 HALF, E4M3 = 1, 3
 OUT = RowsOut(256, 512, 0.0, HALF)
+
+
+def test_limits_are_those_of_the_headers() -> None:
+    headers = "".join((ROOT / f"plugins/csrc/kernels/layer/{name}.h").read_text() for name in ("params", "project"))
+    limits = {name: int(value) for name, value in re.findall(r"constexpr int (k\w+) = (\d+);", headers)}
+    assert limits["kMaxActions"] == MAX_ACTIONS
+    assert limits["kMaxProjections"] == MAX_PROJECTIONS
+    assert limits["kMaxProjectInputs"] == MAX_PROJECT_INPUTS
+    assert (limits["kColumns"], limits["kPanelBytes"]) == (PROJECT_WIDTH_STEP, PROJECT_INPUT_STEP)
 
 
 @pytest.mark.parametrize("mirror", LAYER_KERNELS, ids=lambda mirror: mirror.__name__)
@@ -120,3 +137,39 @@ def test_items_multiply_the_vectors(kind: str) -> None:
     vectors, product = layer.user_vectors(weights, x, times, items=items)
     assert product is not None
     assert torch.allclose(product, vectors * reference.layer_norm(*items), atol=1e-6)
+
+
+@pytest.fixture
+def launched(library: KernelLibrary, monkeypatch: pytest.MonkeyPatch) -> list[LayerParams]:
+    """The calls that would go to a GPU: rows count as being on one, and nothing is launched that can be done."""
+
+    def launch(params: LayerParams, on: Tensor) -> None:
+        if sentence := load_layer_library().unsupported(params):
+            raise UnsupportedError(sentence)
+        calls.append(params)
+
+    calls: list[LayerParams] = []
+    monkeypatch.setattr(layer, "on_kernels", lambda rows: True)
+    monkeypatch.setattr(layer, "_launch", launch)
+    return calls
+
+
+def test_one_eps_for_the_vectors_and_the_items(launched: list[LayerParams]) -> None:
+    draw = Draw(4)
+    weights, x, items = vector_weights(draw, "layer_norm", 16), draw.rows(4, 16), draw.rows(4, 16)
+    layer.user_vectors(weights, x, None, items=(items, draw.norm(16)))
+    assert [params.eps for params in launched] == [pytest.approx(1e-5)]
+    with pytest.raises(UnsupportedError, match=r"items' norm has 0\.01, the vectors' 1e-05"):
+        layer.user_vectors(weights, x, None, items=(items, draw.norm(16, eps=1e-2)))
+
+
+def test_too_many_kinds_of_actions_are_said(launched: list[LayerParams]) -> None:
+    draw = Draw(5)
+    weights, inputs = tokens(draw, 16)
+    layer.encode_tokens(weights, inputs, draw.norm(16))
+    (params,) = launched
+    assert isinstance(params, EncodeTokensParams)
+    assert list(params.action_masks) == [*weights.action_masks, *[0] * (MAX_ACTIONS - len(weights.action_masks))]
+    many = dataclasses.replace(weights, action_masks=tuple(range(MAX_ACTIONS + 1)))
+    with pytest.raises(UnsupportedError, match="at most 12 kinds of actions"):
+        layer.encode_tokens(many, inputs, draw.norm(16))

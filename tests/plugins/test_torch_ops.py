@@ -194,9 +194,9 @@ def test_a_plan_is_reused_by_calls_like_the_first(library: KernelLibrary) -> Non
     plan.made_by(make_call())
     assert plan.fit(second, library, "smxx", device) is plan.fit(second, library, "smxx", device)
     assert (first.reuse_plan, second.reuse_plan) == (0, 1)
-    with pytest.raises(ValueError, match="make another one"):
+    with pytest.raises(InputError, match="make another one"):
         plan.fit(plan_params(max_attn_len=3), library, "smxx", device)
-    with pytest.raises(ValueError, match="make another one"):
+    with pytest.raises(InputError, match="make another one"):
         plan.fit(second, library, "fp32", device)
 
 

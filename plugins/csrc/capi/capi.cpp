@@ -6,6 +6,7 @@
 #include "../kernels/attention/attention.h"
 #include "../kernels/attention/value_blocks.h"
 #include "../kernels/embedding/embedding.h"
+#include "fields.h"
 
 namespace {
 
@@ -14,8 +15,9 @@ using hstu_trt::AttentionParams;
 using hstu_trt::EmbeddingColumns;
 using hstu_trt::EmbeddingParams;
 using hstu_trt::EmbeddingTable;
+using hstu_trt::lists_every_field;
 
-#define FIELD(name) {#name, offsetof(AttentionParams, name), sizeof(AttentionParams::name)}
+#define FIELD(name) HSTU_TRT_FIELD(AttentionParams, name)
 
 constexpr HstuTrtField kFields[] = {
     FIELD(q),
@@ -67,7 +69,7 @@ constexpr HstuTrtField kFields[] = {
 };
 
 #undef FIELD
-#define FIELD(name) {#name, offsetof(EmbeddingParams, name), sizeof(EmbeddingParams::name)}
+#define FIELD(name) HSTU_TRT_FIELD(EmbeddingParams, name)
 
 constexpr HstuTrtField kEmbeddingFields[] = {
     FIELD(out),         FIELD(lengths),       FIELD(live_tables), FIELD(latch),        FIELD(count),
@@ -76,7 +78,7 @@ constexpr HstuTrtField kEmbeddingFields[] = {
 };
 
 #undef FIELD
-#define FIELD(name) {#name, offsetof(EmbeddingColumns, name), sizeof(EmbeddingColumns::name)}
+#define FIELD(name) HSTU_TRT_FIELD(EmbeddingColumns, name)
 
 constexpr HstuTrtField kEmbeddingColumnsFields[] = {
     FIELD(ids), FIELD(id_stride), FIELD(status), FIELD(bad_ids), FIELD(live_table),
@@ -84,7 +86,7 @@ constexpr HstuTrtField kEmbeddingColumnsFields[] = {
 };
 
 #undef FIELD
-#define FIELD(name) {#name, offsetof(EmbeddingTable, name), sizeof(EmbeddingTable::name)}
+#define FIELD(name) HSTU_TRT_FIELD(EmbeddingTable, name)
 
 constexpr HstuTrtField kEmbeddingTableFields[] = {
     FIELD(hot),           FIELD(scales),       FIELD(direct_rows), FIELD(rows),        FIELD(hot_rows),
@@ -95,16 +97,6 @@ constexpr HstuTrtField kEmbeddingTableFields[] = {
 
 #undef FIELD
 
-// A list leaves no field out: each begins where the one before ends, but for padding of less than 8 bytes.
-template <class Params, size_t kCount>
-constexpr bool lists_every_field(HstuTrtField const (&fields)[kCount]) {
-  size_t end = 0;
-  for (HstuTrtField const& field : fields) {
-    if (field.offset < end || field.offset - end >= (field.size >= 8 ? 8 : 4)) return false;
-    end = field.offset + field.size;
-  }
-  return sizeof(Params) - end < 4 || (sizeof(Params) - end == 4 && end % 8 == 4);
-}
 static_assert(lists_every_field<AttentionParams>(kFields), "kFields must list all fields in their order");
 static_assert(lists_every_field<EmbeddingParams>(kEmbeddingFields), "kEmbeddingFields must, too");
 static_assert(lists_every_field<EmbeddingColumns>(kEmbeddingColumnsFields), "kEmbeddingColumnsFields must, too");

@@ -3,7 +3,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include <iterator>
+
 #include "../kernels/layer/layer.h"
+#include "fields.h"
 
 namespace {
 
@@ -16,53 +19,73 @@ using hstu_trt::QuantiseRowsParams;
 using hstu_trt::ScoresParams;
 using hstu_trt::UserVectorsParams;
 
-#define FIELD(name) {#name, offsetof(NormRowsParams, name), sizeof(NormRowsParams::name)}
-
+#define FIELD(name) HSTU_TRT_FIELD(NormRowsParams, name)
 constexpr HstuTrtField kNormRowsFields[] = {
-    FIELD(x), FIELD(delta), FIELD(sum), FIELD(gain), FIELD(bias), FIELD(factor), FIELD(out), FIELD(x_stride), FIELD(delta_stride), FIELD(sum_stride), FIELD(factor_stride), FIELD(rows), FIELD(width), FIELD(swish), FIELD(eps),
-};
+    FIELD(x),     FIELD(delta),    FIELD(sum),          FIELD(gain),       FIELD(bias),          FIELD(factor),
+    FIELD(out),   FIELD(x_stride), FIELD(delta_stride), FIELD(sum_stride), FIELD(factor_stride), FIELD(rows),
+    FIELD(width), FIELD(swish),    FIELD(eps)};
 #undef FIELD
 
-#define FIELD(name) {#name, offsetof(GateParams, name), sizeof(GateParams::name)}
-
+#define FIELD(name) HSTU_TRT_FIELD(GateParams, name)
 constexpr HstuTrtField kGateFields[] = {
-    FIELD(u), FIELD(attention), FIELD(gain), FIELD(bias), FIELD(joined), FIELD(u_stride), FIELD(attention_stride), FIELD(rows), FIELD(width), FIELD(heads), FIELD(group_norm), FIELD(keep_attention), FIELD(eps),
-};
+    FIELD(u),          FIELD(attention),        FIELD(gain), FIELD(bias),  FIELD(joined),
+    FIELD(u_stride),   FIELD(attention_stride), FIELD(rows), FIELD(width), FIELD(heads),
+    FIELD(group_norm), FIELD(keep_attention),   FIELD(eps)};
 #undef FIELD
 
-#define FIELD(name) {#name, offsetof(QuantiseRowsParams, name), sizeof(QuantiseRowsParams::name)}
-
-constexpr HstuTrtField kQuantiseRowsFields[] = {
-    FIELD(segments), FIELD(count),
-};
+#define FIELD(name) HSTU_TRT_FIELD(QuantiseRowsParams, name)
+constexpr HstuTrtField kQuantiseRowsFields[] = {FIELD(segments), FIELD(count)};
 #undef FIELD
 
-#define FIELD(name) {#name, offsetof(EncodeTokensParams, name), sizeof(EncodeTokensParams::name)}
-
+#define FIELD(name) HSTU_TRT_FIELD(EncodeTokensParams, name)
 constexpr HstuTrtField kEncodeTokensFields[] = {
-    FIELD(content), FIELD(gain), FIELD(bias), FIELD(extra), FIELD(actions_table), FIELD(actions), FIELD(contextual), FIELD(position_table), FIELD(time_table), FIELD(timestamps), FIELD(prefix_offsets), FIELD(candidate_offsets), FIELD(norm_gain), FIELD(norm_bias), FIELD(x), FIELD(normed), FIELD(action_masks), FIELD(action_count), FIELD(tokens), FIELD(prefix_tokens), FIELD(users), FIELD(slots), FIELD(width), FIELD(last_position), FIELD(last_bucket), FIELD(eps), FIELD(norm_eps),
+    FIELD(content),
+    FIELD(gain),
+    FIELD(bias),
+    FIELD(extra),
+    FIELD(actions_table),
+    FIELD(actions),
+    FIELD(contextual),
+    FIELD(position_table),
+    FIELD(time_table),
+    FIELD(timestamps),
+    FIELD(prefix_offsets),
+    FIELD(candidate_offsets),
+    FIELD(norm_gain),
+    FIELD(norm_bias),
+    FIELD(x),
+    FIELD(normed),
+    FIELD(action_masks),
+    FIELD(action_count),
+    FIELD(tokens),
+    FIELD(prefix_tokens),
+    FIELD(users),
+    FIELD(slots),
+    FIELD(width),
+    FIELD(last_position),
+    FIELD(last_bucket),
+    FIELD(eps),
+    FIELD(norm_eps),
 };
 #undef FIELD
 
-#define FIELD(name) {#name, offsetof(UserVectorsParams, name), sizeof(UserVectorsParams::name)}
-
-constexpr HstuTrtField kUserVectorsFields[] = {
-    FIELD(x), FIELD(gain), FIELD(bias), FIELD(time_weight), FIELD(timestamps), FIELD(users), FIELD(items), FIELD(item_gain), FIELD(item_bias), FIELD(product), FIELD(x_stride), FIELD(rows), FIELD(width), FIELD(kind), FIELD(eps),
-};
+#define FIELD(name) HSTU_TRT_FIELD(UserVectorsParams, name)
+constexpr HstuTrtField kUserVectorsFields[] = {FIELD(x),          FIELD(gain),    FIELD(bias),     FIELD(time_weight),
+                                               FIELD(timestamps), FIELD(users),   FIELD(items),    FIELD(item_gain),
+                                               FIELD(item_bias),  FIELD(product), FIELD(x_stride), FIELD(rows),
+                                               FIELD(width),      FIELD(kind),    FIELD(eps)};
 #undef FIELD
 
-#define FIELD(name) {#name, offsetof(ScoresParams, name), sizeof(ScoresParams::name)}
-
-constexpr HstuTrtField kScoresFields[] = {
-    FIELD(hidden), FIELD(gain), FIELD(bias), FIELD(weight), FIELD(weight_bias), FIELD(scores), FIELD(stride), FIELD(rows), FIELD(width), FIELD(tasks), FIELD(binary), FIELD(eps),
-};
+#define FIELD(name) HSTU_TRT_FIELD(ScoresParams, name)
+constexpr HstuTrtField kScoresFields[] = {FIELD(hidden),      FIELD(gain),   FIELD(bias),   FIELD(weight),
+                                          FIELD(weight_bias), FIELD(scores), FIELD(stride), FIELD(rows),
+                                          FIELD(width),       FIELD(tasks),  FIELD(binary), FIELD(eps)};
 #undef FIELD
 
-#define FIELD(name) {#name, offsetof(ProjectParams, name), sizeof(ProjectParams::name)}
-
-constexpr HstuTrtField kProjectFields[] = {
-    FIELD(x), FIELD(weight), FIELD(column_scale), FIELD(bias), FIELD(outs), FIELD(widths), FIELD(x_stride), FIELD(rows), FIELD(inputs), FIELD(count),
-};
+#define FIELD(name) HSTU_TRT_FIELD(ProjectParams, name)
+constexpr HstuTrtField kProjectFields[] = {FIELD(x),      FIELD(weight), FIELD(column_scale), FIELD(bias),
+                                           FIELD(outs),   FIELD(widths), FIELD(x_stride),     FIELD(rows),
+                                           FIELD(inputs), FIELD(count)};
 #undef FIELD
 
 struct FieldList {
@@ -71,20 +94,21 @@ struct FieldList {
   size_t params_size;
 };
 
-template <class Params, size_t kCount>
-constexpr FieldList list(HstuTrtField const (&fields)[kCount]) {
-  return {fields, kCount, sizeof(Params)};
+template <class Params, auto const& kFields>
+constexpr FieldList list() {
+  static_assert(hstu_trt::lists_every_field<Params>(kFields), "a list must have all fields in their order");
+  return {kFields, std::size(kFields), sizeof(Params)};
 }
 
 FieldList list_of(int32_t kernel) {
   switch (static_cast<LayerKernel>(kernel)) {
-    case LayerKernel::kNormRows: return list<NormRowsParams>(kNormRowsFields);
-    case LayerKernel::kGate: return list<GateParams>(kGateFields);
-    case LayerKernel::kQuantiseRows: return list<QuantiseRowsParams>(kQuantiseRowsFields);
-    case LayerKernel::kEncodeTokens: return list<EncodeTokensParams>(kEncodeTokensFields);
-    case LayerKernel::kUserVectors: return list<UserVectorsParams>(kUserVectorsFields);
-    case LayerKernel::kScores: return list<ScoresParams>(kScoresFields);
-    case LayerKernel::kProject: return list<ProjectParams>(kProjectFields);
+    case LayerKernel::kNormRows: return list<NormRowsParams, kNormRowsFields>();
+    case LayerKernel::kGate: return list<GateParams, kGateFields>();
+    case LayerKernel::kQuantiseRows: return list<QuantiseRowsParams, kQuantiseRowsFields>();
+    case LayerKernel::kEncodeTokens: return list<EncodeTokensParams, kEncodeTokensFields>();
+    case LayerKernel::kUserVectors: return list<UserVectorsParams, kUserVectorsFields>();
+    case LayerKernel::kScores: return list<ScoresParams, kScoresFields>();
+    case LayerKernel::kProject: return list<ProjectParams, kProjectFields>();
   }
   return {nullptr, 0, 0};
 }

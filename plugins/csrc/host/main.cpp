@@ -31,6 +31,14 @@ char const* option(int count, char** arguments, char const* name) {
   return nullptr;
 }
 
+bool are_known(int count, char** arguments) {
+  for (int i = 2; i < count; i += 2) {
+    std::string const name = arguments[i];
+    if (name != "--runtime" && name != "--tables" && name != "--cases" && name != "--versions") return false;
+  }
+  return true;
+}
+
 std::string folder_of(std::string const& path) {
   size_t const slash = path.rfind('/');
   return slash == std::string::npos ? "." : path.substr(0, slash);
@@ -41,7 +49,7 @@ std::string folder_of(std::string const& path) {
 int main(int count, char** arguments) {
   using namespace hstu_trt::host;
   std::string const verb = count > 1 ? arguments[1] : "";
-  if ((verb != "contract" && verb != "run") || count % 2 != 0) {
+  if ((verb != "contract" && verb != "run") || count % 2 != 0 || !are_known(count, arguments)) {
     std::fputs(kUsage, stderr);
     return 2;
   }

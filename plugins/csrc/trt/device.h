@@ -3,18 +3,17 @@
 
 #include <cuda_runtime_api.h>
 
+#include "../kernels/common/device.h"
+
 namespace hstu_trt::trt {
 
 // Compute capability of the current device, 90 for 9.0; of Hopper where there is none, as when an engine is only
 // described.
 inline int current_capability() noexcept {
-  int device = 0, major = 9, minor = 0;
-  if (cudaGetDevice(&device) == cudaSuccess) {
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  }
+  Device device;
+  bool const is_there = current_device(device) == cudaSuccess;
   cudaGetLastError();
-  return 10 * major + minor;
+  return is_there ? device.capability : 90;
 }
 
 }  // namespace hstu_trt::trt

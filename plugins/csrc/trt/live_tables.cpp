@@ -24,6 +24,10 @@ class OutsideOfCaptures {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
+std::shared_ptr<DeviceTable> load(StoredTable const& stored) {
+  return std::make_shared<DeviceTable>(stored, wanted_hot_rows(stored.name, stored.rows));
+}
+
 }  // namespace
 
 LiveTables::Generation::~Generation() {
@@ -59,25 +63,24 @@ LiveTables::Place LiveTables::open(std::string const& name) {
   for (size_t i = 0; i < names_.size(); ++i) {
     if (names_[i] == name) return places_[i];
   }
-  StoredTable const stored = find_stored_table(root_, name);
-  if (current_ && stored.version != current_->version) {
-    if (!changes()) throw std::runtime_error("table '" + name + "' in " + root_ + ": the version changes just now");
+  StoredTable stored = find_stored_table(root_, name);
+  if (current_ && stored.version != current_->version && changes()) {
     refresh();
+    stored = find_stored_table(root_, name);
+  }
+  // What the word points at is of one version, and what is loaded is as wide as the place says.
+  if (current_ && stored.version != current_->version) {
+    throw std::runtime_error("table '" + name + "' in " + root_ + ": the version changes just now; try again");
   }
   auto next = std::make_shared<Generation>();
   if (current_) next->tables = current_->tables;
-  next->tables.push_back(load(name));
+  next->tables.push_back(load(stored));
   next->version = next->tables.back()->version();
   Place const place{static_cast<int32_t>(names_.size()), stored.dim, stored.type};
   publish(next);
   names_.push_back(name);
   places_.push_back(place);
   return place;
-}
-
-std::shared_ptr<DeviceTable> LiveTables::load(std::string const& name) const {
-  StoredTable const stored = find_stored_table(root_, name);
-  return std::make_shared<DeviceTable>(stored, wanted_hot_rows(name, stored.rows));
 }
 
 // Makes `next` what the word points at; the one before stays until nobody can be reading it.
@@ -130,8 +133,8 @@ void LiveTables::refresh() {
     if (stored.dim != places_[i].dim || stored.type != places_[i].type) {
       throw std::runtime_error("table '" + names_[i] + "' has another width or type in version " + version);
     }
-    next->tables.push_back(load(names_[i]));
-    if (next->tables.back()->version() != version) throw std::runtime_error("the version changed while it was loaded");
+    if (stored.version != version) throw std::runtime_error("the version changed while it was loaded");
+    next->tables.push_back(load(stored));
   }
   publish(next);
   log_info("EmbeddingLookup: tables of %s: version %s is in use", root_.c_str(), version.c_str());

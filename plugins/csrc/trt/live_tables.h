@@ -46,7 +46,6 @@ class LiveTables {
     void* structs = nullptr;
   };
 
-  std::shared_ptr<DeviceTable> load(std::string const& name) const;
   void publish(std::shared_ptr<Generation> next);
   void watch() noexcept;
   void refresh();

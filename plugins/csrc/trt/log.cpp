@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "log.h"
 
+#include <NvInferRuntime.h>
+
 #include <cstdarg>
 #include <cstdio>
 

@@ -2,8 +2,6 @@
 // Sentences to TensorRT's logger. Where none can be asked (runtime.h), warnings and errors go to stderr.
 #pragma once
 
-#include <NvInferRuntime.h>
-
 #include <exception>
 #include <utility>
 

@@ -33,8 +33,6 @@ void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept {
   g_runtime.store(&runtime, std::memory_order_release);
 }
 
-bool same_major() noexcept { return g_runtime.load(std::memory_order_acquire) != nullptr; }
-
 nvinfer1::ILogger* find_logger() noexcept {
   Runtime const* const runtime = g_runtime.load(std::memory_order_acquire);
   return runtime ? runtime->finder->findLogger() : nullptr;

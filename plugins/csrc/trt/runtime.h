@@ -10,10 +10,9 @@ namespace hstu_trt::trt {
 // the finder's code belongs to.
 void set_logger_finder(nvinfer1::ILoggerFinder* finder) noexcept;
 
-// Whether the TensorRT that loaded us is of the major version of the headers we were compiled with. Interfaces that
-// TensorRT implements (registry, logger finder) may be called in that case alone: their virtual tables differ between
-// 10 and 11, unlike those of the interfaces that plugins implement.
-bool same_major() noexcept;
+// Interfaces that TensorRT implements (registry, logger finder) may be called only if the TensorRT that loaded us is of
+// the major version of the headers we were compiled with: their virtual tables differ between 10 and 11, unlike those
+// of the interfaces that plugins implement. In another, the two below find nothing.
 
 // The logger of the engine or builder at work in this thread; nullptr if there is none, or none that may be asked.
 nvinfer1::ILogger* find_logger() noexcept;

@@ -14,7 +14,7 @@ enum class AttentionKernel : int32_t {
   kAuto = 0,     // the first of the list below that supports the call
   kSm90 = 1,     // TMA, wgmma, warp specialised: compute capability 9.0
   kSmxx = 2,     // mma.sync: compute capability 8.0 and up
-  kFloat32 = 3,  // plain fp32 arithmetic, one thread per score: the on-device oracle
+  kFloat32 = 3,  // plain fp32 arithmetic, one warp per query row and head: the on-device oracle
 };
 
 // Compute capabilities that the library is built for, as nvcc names them: "80,90a".

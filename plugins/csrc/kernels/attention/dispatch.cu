@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../common/device.h"
 #include "attention.h"
 #include "launchers.h"
 #include "value_blocks.h"
@@ -142,20 +143,6 @@ cudaError_t launch_kernel_plan(AttentionParams const& params, AttentionKernel ke
 
 size_t packed_bytes(AttentionParams const& params) {
   return size_t{2} * value_blocks(params.key_rows, params.users) * params.heads * params.v_dim * kValueBlockKeys;
-}
-
-struct Device {
-  int capability = 0, multiprocessors = 0;
-};
-
-cudaError_t current_device(Device& device) {
-  int id = 0, major = 0, minor = 0;
-  cudaError_t error = cudaGetDevice(&id);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, id);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, id);
-  device.capability = 10 * major + minor;
-  return error;
 }
 
 }  // namespace

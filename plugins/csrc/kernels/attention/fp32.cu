@@ -156,7 +156,7 @@ __device__ float dot(Row<T> a, Row<T> b, int columns, int lane) {
   return sum;
 }
 
-__device__ float output_scale(AttentionParams const& p, int row, int user) {
+__device__ float output_scale(AttentionParams const& p, int user, int row) {
   if (p.attn_scale) return p.attn_scale[p.attn_scale_count > 1 ? row : 0];
   return 1.f / p.norm[p.norm_count > 1 ? user : 0];
 }
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize) fp32_kernel(Attenti
     }
   }
 
-  float const scale = output_scale(p, row, query.user) * (p.scale_count ? p.v_scale[scale_index] : 1.f);
+  float const scale = output_scale(p, query.user, row) * (p.scale_count ? p.v_scale[scale_index] : 1.f);
 #pragma unroll
   for (int i = 0; i < kLaneColumns; ++i) {
     int const column = first_column + i * kWarpSize;
@@ -247,8 +247,8 @@ cudaError_t launch_fp32(AttentionParams const& params, cudaStream_t stream) noex
     case DataType::kFloat16: return launch<__half>(params, stream);
     case DataType::kBFloat16: return launch<__nv_bfloat16>(params, stream);
     case DataType::kFloat8E4M3: return launch<__nv_fp8_e4m3>(params, stream);
+    default: return cudaErrorInvalidValue;
   }
-  return cudaErrorInvalidValue;
 }
 
 }  // namespace hstu_trt

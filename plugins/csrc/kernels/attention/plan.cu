@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// The tile list (plan.h): one CTA counts items, cuts them, sorts them by length and writes them.
 #include <algorithm>
 
 #include "../common/ptx.cuh"

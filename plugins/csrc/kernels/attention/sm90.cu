@@ -5,20 +5,13 @@
 #include <cuda_fp8.h>
 
 #include "launchers.h"
+#include "layout.h"
 #include "value_blocks.h"
 
 namespace hstu_trt {
 namespace {
 
 bool is_dim(int dim) { return dim == 64 || dim == 128 || dim == 256; }
-
-// What the copy engine asks of a base address and of strides.
-bool is_aligned(TokenTensor const& tensor, int element_bytes) {
-  return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0 && tensor.row_stride * element_bytes % 16 == 0 &&
-         tensor.head_stride * element_bytes % 16 == 0;
-}
-
-int element_bytes(DataType type) { return type == DataType::kFloat32 ? 4 : type == DataType::kFloat8E4M3 ? 1 : 2; }
 
 template <class Element>
 sm90::Variant const& variant_of(int dim) {

@@ -3,9 +3,11 @@
 #pragma once
 
 #include "launchers.h"
+#include "sm90_block_tiles.cuh"
 #include "sm90_consumer.cuh"
 #include "sm90_loader.cuh"
 #include "sm90_output.cuh"
+#include "sm90_products.cuh"
 #include "sm90_scheduler.cuh"
 #include "tensor_map.h"
 

@@ -18,8 +18,8 @@ using ItemShape = Shape<T::kConsumers, T::kTileKeys, T::kSelfTiles>;
 // stores its share: it gets the others' sums, a float4 per thread and chunk.
 template <int kParts>
 struct ClusterExchange {
-  static constexpr int kOwners = kParts / 2;         // CTAs that share the columns of a block
-  static constexpr int kShare = 128 / 8 / kOwners;   // chunks that each of them stores
+  static constexpr int kOwners = kParts / 2;        // CTAs that share the columns of a block
+  static constexpr int kShare = 128 / 8 / kOwners;  // chunks that each of them stores
   alignas(16) float4 sums[(kParts - 1) * kShare][128];
   uint64_t full;      // the others' sums are here
   uint64_t empty[2];  // by warpgroup: those who get its sums have room again
@@ -285,16 +285,15 @@ cudaError_t launch_cluster_kernel(AttentionParams const& params, int items, cuda
 }  // namespace hstu_trt::sm90
 
 // Defines what launchers.h declares for one element type.
-#define HSTU_SM90_CLUSTER_INSTANTIATE(Element, kTileKeys)                                                            \
-  namespace hstu_trt::sm90 {                                                                                         \
-  template <>                                                                                                        \
-  cudaError_t launch_clusters<Element>(AttentionParams const& params, int items, int parts,                          \
-                                       cudaStream_t stream) {                                                        \
-    switch (parts) {                                                                                                 \
-      case 2: return launch_cluster_kernel<ClusterTraits<Element, kTileKeys, 2>>(params, items, stream);             \
-      case 4: return launch_cluster_kernel<ClusterTraits<Element, kTileKeys, 4>>(params, items, stream);             \
-      case 8: return launch_cluster_kernel<ClusterTraits<Element, kTileKeys, 8>>(params, items, stream);             \
-      default: return cudaErrorInvalidValue;                                                                         \
-    }                                                                                                                \
-  }                                                                                                                  \
+#define HSTU_SM90_CLUSTER_INSTANTIATE(Element, kTileKeys)                                                          \
+  namespace hstu_trt::sm90 {                                                                                       \
+  template <>                                                                                                      \
+  cudaError_t launch_clusters<Element>(AttentionParams const& params, int items, int parts, cudaStream_t stream) { \
+    switch (parts) {                                                                                               \
+      case 2: return launch_cluster_kernel<ClusterTraits<Element, kTileKeys, 2>>(params, items, stream);           \
+      case 4: return launch_cluster_kernel<ClusterTraits<Element, kTileKeys, 4>>(params, items, stream);           \
+      case 8: return launch_cluster_kernel<ClusterTraits<Element, kTileKeys, 8>>(params, items, stream);           \
+      default: return cudaErrorInvalidValue;                                                                       \
+    }                                                                                                              \
+  }                                                                                                                \
   }

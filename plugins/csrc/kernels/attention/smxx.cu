@@ -3,6 +3,7 @@
 #include <climits>
 
 #include "launchers.h"
+#include "layout.h"
 #include "smxx_traits.cuh"
 
 namespace hstu_trt {
@@ -14,25 +15,22 @@ cudaError_t launch(AttentionParams const& params, int dim, cudaStream_t stream);
 
 namespace {
 
-int element_bytes(DataType type) { return type == DataType::kFloat32 ? 4 : type == DataType::kFloat8E4M3 ? 1 : 2; }
-
 // Rows are copied 16 bytes at a time, and addressed by 32-bit strides.
-bool is_aligned(TokenTensor const& tensor, int element_bytes) {
-  return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0 && tensor.row_stride * element_bytes % 16 == 0 &&
-         tensor.head_stride * element_bytes % 16 == 0 && tensor.row_stride * element_bytes <= INT_MAX;
+bool can_copy(TokenTensor const& tensor, int bytes) {
+  return is_aligned(tensor, bytes) && tensor.row_stride * bytes <= INT_MAX;
 }
 
 char const* layout_unsupported(AttentionParams const& p) {
   int const bytes = element_bytes(p.type);
   bool const fp8 = p.type == DataType::kFloat8E4M3;
-  if (!is_aligned(p.q, bytes) || !is_aligned(p.k, bytes) || (!fp8 && !is_aligned(p.v, bytes))) {
+  if (!can_copy(p.q, bytes) || !can_copy(p.k, bytes) || (!fp8 && !can_copy(p.v, bytes))) {
     return "smxx: q, k and v must be 16-byte aligned, their strides multiples of 16 bytes below 2 GiB";
   }
-  if (!is_aligned(p.out, element_bytes(p.output_type))) {
+  if (!can_copy(p.out, element_bytes(p.output_type))) {
     return "smxx: out must be 16-byte aligned, its strides multiples of 16 bytes";
   }
   if (!p.cached_k.data) return nullptr;
-  if (!is_aligned(p.cached_k, bytes) || (!fp8 && !is_aligned(p.cached_v, bytes))) {
+  if (!can_copy(p.cached_k, bytes) || (!fp8 && !can_copy(p.cached_v, bytes))) {
     return "smxx: the cache must be 16-byte aligned, its strides multiples of 16 bytes below 2 GiB";
   }
   if (p.page_table && fp8 && p.page_size != kValueBlockKeys) {

@@ -87,13 +87,13 @@ __device__ __forceinline__ void pin(uint32_t (&registers)[kRows][kColumns]) {
 #define HSTU_OUTS_64(d) HSTU_OUT32(d, 0), HSTU_OUT32(d, 32)
 #define HSTU_OUTS_128(d) HSTU_OUTS_64(d), HSTU_OUT32(d, 64), HSTU_OUT32(d, 96)
 
-// Wgmma<Element, N>: `both` takes A from shared memory and B stored along K, `left` takes A from registers and B along K,
-// `left_rows` the same with B stored along N (halves only). The first product of a sum passes add = false.
+// Wgmma<Element, N>: `both` takes A from shared memory and B stored along K, `left` takes A from registers and B along
+// K, `left_rows` the same with B stored along N (halves only). The first product of a sum passes add = false.
 // HSTU_WGMMA: registers of D, then the numbers of the operands behind them.
 template <class Element, int kN>
 struct Wgmma;
 
-#define HSTU_WGMMA_LEFT(name, kD, kShape, kTypes, kEnd, a, b, c, e, f, g, h)                                            \
+#define HSTU_WGMMA_LEFT(name, kD, kShape, kTypes, kEnd, a, b, c, e, f, g, h)                                           \
     __device__ static __forceinline__ void name(float (&d)[kD], uint32_t const (&left)[4], SharedOperand right,        \
                                                 bool add = true) {                                                     \
       asm volatile("{.reg .pred p; .reg .b64 r; setp.ne.b32 p, %" #h ", 0; mov.b64 r, {%" #f ", %" #g "};\n"           \
@@ -127,7 +127,8 @@ HSTU_WGMMA(__nv_bfloat16, 64, 32, "m64n64k16", "bf16.bf16", ", 0, 0", ", 0", ", 
 HSTU_WGMMA(__nv_bfloat16, 80, 40, "m64n80k16", "bf16.bf16", ", 0, 0", ", 0", ", 1", 40, 41, 42, 43, 44, 45, 46)
 HSTU_WGMMA(__nv_bfloat16, 96, 48, "m64n96k16", "bf16.bf16", ", 0, 0", ", 0", ", 1", 48, 49, 50, 51, 52, 53, 54)
 HSTU_WGMMA(__nv_bfloat16, 128, 64, "m64n128k16", "bf16.bf16", ", 0, 0", ", 0", ", 1", 64, 65, 66, 67, 68, 69, 70)
-HSTU_WGMMA(__nv_bfloat16, 256, 128, "m64n256k16", "bf16.bf16", ", 0, 0", ", 0", ", 1", 128, 129, 130, 131, 132, 133, 134)
+HSTU_WGMMA(__nv_bfloat16, 256, 128, "m64n256k16", "bf16.bf16", ", 0, 0", ", 0", ", 1",
+           128, 129, 130, 131, 132, 133, 134)
 HSTU_WGMMA(__nv_fp8_e4m3, 64, 32, "m64n64k32", "e4m3.e4m3", "", "", "", 32, 33, 34, 35, 36, 37, 38)
 HSTU_WGMMA(__nv_fp8_e4m3, 128, 64, "m64n128k32", "e4m3.e4m3", "", "", "", 64, 65, 66, 67, 68, 69, 70)
 HSTU_WGMMA(__nv_fp8_e4m3, 256, 128, "m64n256k32", "e4m3.e4m3", "", "", "", 128, 129, 130, 131, 132, 133, 134)

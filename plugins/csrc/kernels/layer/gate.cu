@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Behind the attention: norm, gate and the left operand of the output product in one pass.
-#include <type_traits>
-
 #include "layer.h"
 #include "rows.cuh"
 
@@ -58,7 +56,8 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarp) gate(GateParams const p)
 char const* unsupported(GateParams const& p) noexcept {
   if (char const* const sentence = wrong_shape(p.rows, p.width)) return sentence;
   if (char const* const sentence = wrong_output(p.joined)) return sentence;
-  if (!is_aligned(p.u, p.u_stride) || !is_aligned(p.attention, p.attention_stride)) return "rows must be 16-byte aligned";
+  if (!is_aligned(p.u, p.u_stride) || !is_aligned(p.attention, p.attention_stride))
+    return "rows must be 16-byte aligned";
   if (p.heads < 1 || p.width % p.heads || p.width / p.heads % kVector) return "a head's width is a multiple of 8";
   if (p.rows > 0 && !(p.u && p.attention && p.gain && p.bias && p.joined.data)) return "a tensor is missing";
   if (p.keep_attention && p.joined.type != DataType::kFloat16) return "attention that is in place is fp16";

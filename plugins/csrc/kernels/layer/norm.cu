@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Layer norms of rows, with what is done to a row just before or behind: residual sum, swish, product. Bound by memory:
 // each row is read and written once, by one warp.
-#include <type_traits>
-
 #include "layer.h"
 #include "rows.cuh"
 

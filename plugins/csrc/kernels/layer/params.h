@@ -124,16 +124,16 @@ enum class Postprocessor : int32_t { kL2Norm = 0, kLayerNorm = 1, kTimestamp = 2
 // User vectors: x normed by its length or by a layer norm; kTimestamp adds the hour of the day and the day of the week
 // before the norm, as cos and sin by time_weight. Then their products with the item vectors LN(item).
 struct UserVectorsParams {
-  void const* x;               // [rows, width]
-  float const* gain;           // [width]
-  float const* bias;           // [width]
-  float const* time_weight;    // [4, width]
-  int64_t const* timestamps;   // [rows] seconds
-  void* users;                 // [rows, width], or nullptr
-  void const* items;           // [rows, width] before their norm, or nullptr
-  float const* item_gain;      // [width]
-  float const* item_bias;      // [width]
-  RowsOut product;             // [rows, width]; data is nullptr without items
+  void const* x;              // [rows, width]
+  float const* gain;          // [width]
+  float const* bias;          // [width]
+  float const* time_weight;   // [4, width]
+  int64_t const* timestamps;  // [rows] seconds
+  void* users;                // [rows, width], or nullptr
+  void const* items;          // [rows, width] before their norm, or nullptr
+  float const* item_gain;     // [width]
+  float const* item_bias;     // [width]
+  RowsOut product;            // [rows, width]; data is nullptr without items
   int64_t x_stride;
   int32_t rows;
   int32_t width;
@@ -143,12 +143,12 @@ struct UserVectorsParams {
 
 // scores[task] = (h * sigmoid(LN(h))) . weight[task] + bias[task], through a sigmoid for the first `binary` tasks.
 struct ScoresParams {
-  void const* hidden;         // [rows, width]
-  float const* gain;          // [width]
-  float const* bias;          // [width]
-  float const* weight;        // [tasks, width]
-  float const* weight_bias;   // [tasks]
-  float* scores;              // [rows, tasks]
+  void const* hidden;        // [rows, width]
+  float const* gain;         // [width]
+  float const* bias;         // [width]
+  float const* weight;       // [tasks, width]
+  float const* weight_bias;  // [tasks]
+  float* scores;             // [rows, tasks]
   int64_t stride;
   int32_t rows;
   int32_t width;

@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "params.h"
 
@@ -29,11 +30,13 @@ template <int kVectors>
 struct Row {
   float values[kVectors][kVector];
 
-  __device__ static int element(int vector) { return (vector * kWarp + static_cast<int>(threadIdx.x) % kWarp) * kVector; }
+  static __device__ int element(int vector) {
+    return (vector * kWarp + static_cast<int>(threadIdx.x) % kWarp) * kVector;
+  }
 
   // Calls f(vector, element) for the vectors of this lane that are in the row.
   template <class F>
-  __device__ static void each(int width, F const& f) {
+  static __device__ void each(int width, F const& f) {
 #pragma unroll
     for (int vector = 0; vector < kVectors; ++vector) {
       if (element(vector) < width) f(vector, element(vector));

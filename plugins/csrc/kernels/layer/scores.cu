@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // From the last layer's rows to scores: the postprocessor with the item vectors' product, and the end of the head.
-#include <type_traits>
-
 #include "layer.h"
 #include "rows.cuh"
 
@@ -22,8 +20,7 @@ __device__ float2 time_feature(int64_t timestamp, int64_t unit, int64_t per_peri
   float const seconds = static_cast<float>(timestamp);
   float const whole = seconds - static_cast<float>(floor_mod(static_cast<int64_t>(seconds), unit));
   int64_t const units = static_cast<int64_t>(rintf(whole / static_cast<float>(unit)));
-  float const angle =
-      static_cast<float>(floor_mod(units, per_period)) / static_cast<float>(per_period) * kFullCircle;
+  float const angle = static_cast<float>(floor_mod(units, per_period)) / static_cast<float>(per_period) * kFullCircle;
   return {cosf(angle), sinf(angle)};
 }
 

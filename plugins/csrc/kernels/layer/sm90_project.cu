@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sm90_project.cuh"
-
 #include "project.h"
+#include "sm90_project.cuh"
 
 namespace hstu_trt::project {
 
@@ -10,7 +9,8 @@ cudaError_t launch_sm90(ProjectParams const& params, int multiprocessors, cudaSt
   for (int i = 0; i < params.count; ++i) columns += params.widths[i];
   // A matrix of bytes; the type of its elements is not the copy engine's business.
   auto matrix = [](void const* data, int inputs, int rows, int64_t stride, int box_rows) {
-    return TensorMapShape{data, DataType::kFloat8E4M3, inputs, rows, 1, stride, stride, kPanelBytes, box_rows, kPanelBytes};
+    return TensorMapShape{data,   DataType::kFloat8E4M3, inputs,   rows,       1, stride,
+                          stride, kPanelBytes,           box_rows, kPanelBytes};
   };
   CUtensorMap rows_map{}, weight_map{};
   if (!encode_tensor_map(matrix(params.x, params.inputs, params.rows, params.x_stride, kTileRows), rows_map) ||

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The token stream, and the first layer's norm of it, in one pass over the content product.
-#include <type_traits>
-
 #include "layer.h"
 #include "rows.cuh"
 
@@ -59,7 +57,8 @@ __device__ int bucket_of(EncodeTokensParams const& p, Place const& place, int to
   return static_cast<int>(fminf(sqrtf(minutes), static_cast<float>(p.last_bucket)));
 }
 
-// The row of the actions' table: bit i is set if the token has any action of mask i; candidates have a row of their own.
+// The row of the actions' table: bit i is set if the token has any action of mask i; candidates have a row of their
+// own.
 __device__ int64_t action_row(EncodeTokensParams const& p, Place const& place, int token) {
   int row = 1 << p.action_count;
   if (!place.candidate) {
@@ -114,8 +113,8 @@ char const* unsupported(EncodeTokensParams const& p) noexcept {
     return "users, slots or prefix_tokens are out of range";
   }
   if (p.action_count < 0 || p.action_count > kMaxActions) return "at most 12 kinds of actions";
-  for (void const* const rows : {p.content, p.extra.rows, p.actions_table, p.contextual, p.position_table,
-                                 p.time_table, static_cast<void const*>(p.x)}) {
+  for (void const* const rows : {p.content, p.extra.rows, p.actions_table, p.contextual, p.position_table, p.time_table,
+                                 static_cast<void const*>(p.x)}) {
     if (!is_aligned(rows, p.width)) return "rows must be 16-byte aligned";
   }
   bool const there = p.content && p.gain && p.bias && p.position_table && p.time_table && p.timestamps &&
