@@ -54,8 +54,10 @@ PERF_ANALYZER := $(if $(shell command -v perf_analyzer),,build/perf_analyzer/unp
 LEAN := $(TENSORRT)/lean-10.15.1.29 $(TENSORRT)/lean-11.4.0.106
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
-	@echo; echo '  e.g. make onnx MODEL=mine CONFIG=config.json WEIGHTS=checkpoint/ PRECISION=fp16'
+	@echo 'to begin    make demo'
+	@echo 'your model  make onnx MODEL=mine CONFIG=config.json WEIGHTS=checkpoint/, then make serve|diff|perf MODEL=mine'
+	@echo '            docs/your_model.md has the whole way'; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s%s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED)  ## make .venv/ with everything, the hstu-trt command included
 
@@ -64,6 +66,7 @@ CHECK_PYTHON := import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv .venv
+	@echo 'installing into .venv/: about 6 GB, some minutes'
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]' && touch $@
 
@@ -266,12 +269,12 @@ bench-tables: install tables-lib remote-if-possible $(ONNX32)/manifest.json  ## 
 	@$(MAKE) --no-print-directory speed-page
 
 # The lines between two marks of a page become what the command prints.
-speed-page: install  ## the tables and pictures of README.md and docs/speed.md, from the rows in bench/results/
+speed-page: install  ## the tables and pictures of docs/, from the rows in bench/results/
 	$(BIN)/hstu-trt bench plot-kernels --out docs/kernels.svg
 	$(BIN)/hstu-trt bench plot-lookups --out docs/tables.svg
 	$(BIN)/hstu-trt bench report --pictures docs
 	@mkdir -p build
-	@for part in table-kernels:kernels:docs/speed.md table-model:model:docs/speed.md table-lookups:tables:docs/speed.md table-support:support:README.md; do \
+	@for part in table-kernels:kernels:docs/speed.md table-model:model:docs/speed.md table-lookups:tables:docs/speed.md table-support:support:docs/tensorrt.md; do \
 	  IFS=: read -r suite name page <<<"$$part"; { echo && $(BIN)/hstu-trt bench $$suite && echo; } >build/$$name.md && \
 	  sed -i -e "/^<!-- $$name -->$$/,/^<!-- end of $$name -->$$/{//!d}" -e "/^<!-- $$name -->$$/r build/$$name.md" $$page || exit 1; done
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -220,6 +222,12 @@ def ranking(model: ModelFolder, workload: Workload, answers: dict[str, Answers],
     return f"{title}\n{text_table(header, lines)}"
 
 
+def own_command() -> str:
+    """``hstu-trt`` where the shell finds it, else the path of the one beside this Python: .venv need not be active."""
+    beside = Path(sys.executable).with_name("hstu-trt")
+    return "hstu-trt" if shutil.which("hstu-trt") else os.path.relpath(beside)
+
+
 def artefacts(demo: Demo) -> str:
     """Where each artefact lies."""
     rows = [
@@ -244,7 +252,7 @@ def finish(demo: Demo, as_json: Callable[[str], None] | None) -> int:
         print(f"FAILED: {failure}")
     print(f"demo {'passed' if passed else 'failed'} in {sum(demo.seconds.values()):.0f} s")
     if passed:
-        print(f"serve it yourself: hstu-trt serve --deployment {demo.deployment}")
+        print(f"serve it yourself: {own_command()} serve --deployment {demo.deployment}")
     if as_json is not None:
         as_json(text)
     return 0 if passed else 1

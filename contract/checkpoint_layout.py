@@ -29,6 +29,11 @@ def table_of_key(key: str) -> str | None:
     return None
 
 
+def table_key(name: str) -> str:
+    """The key under which a state dict holds an embedding table; ``table_of_key`` reads it."""
+    return TABLE_PREFIX + name + TABLE_SUFFIX
+
+
 def checkpoint_root(path: Path) -> Path | None:
     """The directory with ``non_sparse.ckpt``: the given one, or its newest batch directory; None if there is none."""
     if (path / DENSE_FILE).is_file():

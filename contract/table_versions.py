@@ -66,6 +66,9 @@ def version_kind(version: Path) -> str:
     """What a version is: TABLES_KIND, DELTA_KIND or MODEL_KIND. Raises ArtefactError."""
     try:
         kind = read_json(version / MANIFEST_NAME)["kind"]
+    except FileNotFoundError:
+        why = "there is none" if version.is_dir() else f"there is no folder {version}"
+        raise ArtefactError(f"{version / MANIFEST_NAME} is not readable: {why}") from None
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise ArtefactError(f"{version / MANIFEST_NAME} is not readable ({type(error).__name__}: {error})") from None
     if kind not in (TABLES_KIND, DELTA_KIND, MODEL_KIND):

@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--precision", choices=PRECISIONS, default="fp32")
     p.add_argument("--out", type=Path, required=True, help="model folder to write")
-    p.add_argument("--name", help="the model's name; default: the config file's folder or the preset")
+    p.add_argument(
+        "--name", help="the model's name; default: the config file's, its folder's if it is config.json, or the preset"
+    )
     p.add_argument(
         "--table-rows", action="append", default=[], metavar="TABLE=ROWS", help="with random weights: a smaller table"
     )
@@ -149,8 +151,11 @@ def _with_table_rows(config: AnyConfig, args: argparse.Namespace) -> AnyConfig:
 
 
 def _default_name(config: str) -> str:
+    """A model's name by its config: the preset, the file, or the folder of a ``config.json``."""
     path = Path(config)
-    return path.resolve().parent.name if path.suffix == ".json" else config
+    if path.suffix != ".json":
+        return config
+    return path.resolve().parent.name if path.stem == "config" else path.stem
 
 
 def _limits(config: AnyConfig, args: argparse.Namespace, of_source: Limits | None) -> Limits:

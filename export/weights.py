@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hstu_trt.contract.checkpoint_layout import table_key
 from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import HstuConfig, TableConfig
 from hstu_trt.export.checkpoint import Checkpoint, TableSource
@@ -97,13 +98,23 @@ def resolve_tables(config: HstuConfig, tables: Mapping[str, TableSource], hints:
     if lost:
         raise ConfigError(
             f"no embedding table for {', '.join(map(repr, lost))}; the checkpoint has {', '.join(tables) or 'none'}. "
-            'Add to the config: "embedding_tables": {"TABLE": {"rows": R, "dim": D, "dtype": "float16", '
-            '"features": ["FEATURE", ...]}, ...}'
+            + _way_to_tables([given[feature] for feature in lost if feature in given])
         )
     resolved = tuple(
         _table_config(config, table, mapping) for table in tables.values() if table.name in mapping.values()
     )
     return dataclasses.replace(config, tables=resolved)
+
+
+def _way_to_tables(listed: Sequence[str]) -> str:
+    """What to do about features without a table, of which the config lists these."""
+    if listed:
+        keys = ", ".join(table_key(name) for name in dict.fromkeys(listed))
+        return f"The config's embedding_tables name them, so the checkpoint must hold {keys}"
+    return (
+        'Add to the config: "embedding_tables": {"TABLE": {"rows": R, "dim": D, "dtype": "float16", '
+        '"features": ["FEATURE", ...]}, ...}'
+    )
 
 
 def _table_by_name(feature: str, config: HstuConfig, tables: Iterable[str]) -> str | None:

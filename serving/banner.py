@@ -33,6 +33,7 @@ def facts_of(deployment: Deployment, process: ServerProcess, ready: Ready) -> di
     model = deployment.model
     return {
         "url": process.plan.url,
+        "metrics": process.plan.metrics_url,
         "pid": process.pid,
         "served": list(deployment.served),
         "models": list(models_of(deployment.served)),
@@ -52,6 +53,7 @@ def banner(deployment: Deployment, plan: LaunchPlan, ready: Ready) -> str:
     lines = [
         f"ready after {ready.seconds:.1f} s: tritonserver {ready.version}, {model.name} {model.precision}",
         f"  gRPC    {plan.url}   (HTTP, model control and shared memory are closed)",
+        f"  metrics {plan.metrics_url or 'closed: --metrics-port opens them'}",
         f"  models  {', '.join(models_of(deployment.served))}",
         f"  limits  {limits.users} users, {limits.history} events and {limits.candidates} candidates per user",
         f"  norm    {deployment.attention_norm}; ids outside a table: {deployment.id_policy}",

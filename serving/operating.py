@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import json
 import re
 import sys
 from contextlib import suppress
@@ -116,13 +117,33 @@ def _overwritten(pid: int, keys: list[str]) -> bool:
     return True
 
 
-class Reporter:
-    """Tells of a server's life: as events, and on standard output as text or as those events."""
+def refresh_text(line: str) -> str | None:
+    """For people: what an event says of a refresh; None of other events, or of what is not one."""
+    try:
+        event = json.loads(line)
+        if event["event"] != "refresh":
+            return None
+        who, version, refused = event["source"], event["version"], event.get("refused")
+        return f"refresh {version} " + (f"taken by {who}" if refused is None else f"REFUSED by {who}: {refused}")
+    except (ValueError, KeyError, TypeError):
+        return None
 
-    def __init__(self, run: Path, log_format: str) -> None:
+
+class Reporter:
+    """Tells of a server's life: as events, and on standard output as text or as those events.
+
+    The models write events of their own. Of these, people are shown the refreshes, unless ``only_own``.
+    """
+
+    def __init__(self, run: Path, log_format: str, *, only_own: bool = False) -> None:
         self._events = Events(run, "serve")
-        follow = log_format == "json"
-        self._follower = EventFollower(run, lambda line: print(line, flush=True)) if follow else None
+        self._for_people, self._only_own = log_format != "json", only_own
+        self._follower = EventFollower(run, self._hand_on)
+
+    def _hand_on(self, line: str) -> None:
+        text = refresh_text(line) if self._for_people else line
+        if text is not None and not (self._for_people and self._only_own):
+            print(text, flush=True)
 
     def event(self, name: str, **facts: object) -> None:
         """Writes an event of ``serve`` itself."""
@@ -130,7 +151,7 @@ class Reporter:
 
     def text(self, text: str) -> None:
         """For people: nothing under ``--log-format json``."""
-        if self._follower is None:
+        if self._for_people:
             print(text, flush=True)
 
     def warn(self, text: str) -> None:
@@ -140,5 +161,4 @@ class Reporter:
 
     def close(self) -> None:
         """After the last event."""
-        if self._follower is not None:
-            self._follower.stop()
+        self._follower.stop()

@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if deployment.flavour == "tensorrt":
         check_engines(deployment)
-    reporter = Reporter(deployment.run, args.log_format)
+    reporter = Reporter(deployment.run, args.log_format, only_own=args.json)
     if warning := exposure(listen):
         reporter.warn(warning)
     try:

@@ -32,6 +32,7 @@ DEFAULT_GRPC_PORT = 8001
 EXIT_TIMEOUT_S = 30
 # Older servers can be killed by a crafted HTTP request; see NVIDIA's security bulletins of 2025 and 2026.
 SAFE_HTTP_VERSION = (2, 69)
+_METRICS_PORT = "--metrics-port="
 _CLOSED_PROTOCOLS = "shared-memory,model-repository,trace,logging"
 _FREE_PORTS = range(10_000, 18_000)
 """Below those for outgoing connections (Linux: from 32,768 on), and those where a fleet puts its replicas."""
@@ -92,7 +93,17 @@ class LaunchPlan:
     @property
     def url(self) -> str:
         """host:port of the gRPC service, as a client on this machine reaches it."""
-        return f"{LOOPBACK if self.address in ('0.0.0.0', '') else self.address}:{self.grpc_port}"
+        return f"{self._host}:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where Prometheus reads, seen from this machine; None: closed."""
+        ports = [flag.partition("=")[2] for flag in self.command if flag.startswith(_METRICS_PORT)]
+        return f"http://{self._host}:{ports[0]}/metrics" if ports else None
+
+    @property
+    def _host(self) -> str:
+        return LOOPBACK if self.address in ("0.0.0.0", "") else self.address
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,4 +260,4 @@ def _metrics_flags(listen: Listen) -> list[str]:
     if listen.metrics_port is None:
         return ["--allow-metrics=false"]
     port = choose_port(listen.address, listen.metrics_port)
-    return [f"--metrics-address={listen.address}", f"--metrics-port={port}"]
+    return [f"--metrics-address={listen.address}", f"{_METRICS_PORT}{port}"]

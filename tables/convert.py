@@ -20,7 +20,7 @@ from hstu_trt.contract.stored_table import IdRule, StoredTable, is_table_name
 from hstu_trt.contract.table_format import DEFAULT_SHARD_BYTES, TABLES_KIND, write_table, write_tables_manifest
 from hstu_trt.contract.text import bytes_text
 from hstu_trt.tables.quantisers import quantise_rows
-from hstu_trt.tables.sources import MatrixSource, open_matrix
+from hstu_trt.tables.sources import MatrixSource, is_checkpoint, open_matrix
 from hstu_trt.tables.table_arrays import PERMUTATION_TENSOR
 
 Progress = Callable[[str, int], None]
@@ -104,9 +104,9 @@ def _plan_table(name: str, request: TableRequest, dtype: str | None, shard_rows:
 
 def _open_source(name: str, text: str) -> MatrixSource:
     folder, _, table = text.rpartition(":")
-    if Path(text).is_dir():
+    if is_checkpoint(Path(text)):
         return open_matrix(Path(text), name)
-    if folder and Path(folder).is_dir():
+    if folder and is_checkpoint(Path(folder)):
         return open_matrix(Path(folder), table)
     file, colon, tensor = text.rpartition(".safetensors:")
     return open_matrix(Path(f"{file}.safetensors"), tensor) if colon else open_matrix(Path(text))

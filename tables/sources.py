@@ -1,4 +1,6 @@
-"""Where tables come from: [rows, dim] matrices in .npy and .safetensors files and in Meta's checkpoint directories.
+"""Where tables come from: [rows, dim] matrices in .npy and .safetensors files, and in checkpoints.
+
+A checkpoint is a directory of Meta's trainer or a state dict that ``torch.save`` wrote.
 
 Rows are read a block at a time, never a whole table; a checkpoint's shards are read where they lie, without PyTorch.
 """
@@ -30,6 +32,8 @@ _BFLOAT16 = "bfloat16"
 _STORED_AS = {"float16": "float16", "float32": "float32", "float64": "float64", _BFLOAT16: "uint16"}
 _SAFETENSORS_NAMES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": _BFLOAT16}
 _BLOCK_BYTES = 2 << 20
+_STATE_DICTS = (".pt", ".pth", ".ckpt", ".bin")
+_STATE_KEYS = ("model_state_dict", "state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,13 @@ class MatrixSource:
         return converted
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether tables there have names: a directory, or a file with the ending of a state dict."""
+    return path.is_dir() or path.suffix in _STATE_DICTS
+
+
 def open_matrix(path: Path, tensor: str | None = None) -> MatrixSource:
-    """Opens a matrix of a .npy or .safetensors file, or a table of a checkpoint directory.
+    """Opens a matrix of a .npy or .safetensors file, or a table of a checkpoint.
 
     Raises InputError, or ArtefactError when a file is damaged.
     """
@@ -129,8 +138,13 @@ def open_matrix(path: Path, tensor: str | None = None) -> MatrixSource:
         raise InputError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return _from_safetensors(path, tensor)
+    if path.suffix in _STATE_DICTS:
+        return _chosen(path, _state_dict_tables(path), tensor)
     if path.suffix != ".npy":
-        raise InputError(f"{path}: tables are read from .npy and .safetensors files and from checkpoint directories")
+        raise InputError(
+            f"{path}: tables are read from .npy and .safetensors files, from checkpoint directories and from state "
+            f"dicts of torch.save ({', '.join(_STATE_DICTS)})"
+        )
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
         offset = int(matrix.offset)
@@ -172,12 +186,31 @@ def _from_checkpoint(path: Path, table: str | None) -> MatrixSource:
     root = checkpoint_root(path)
     if root is None:
         raise InputError(f"{path}: no checkpoint directory, {DENSE_FILE} is not there nor in a batch directory")
-    tables = _checkpoint_tables(root)
+    return _chosen(root, _checkpoint_tables(root), table)
+
+
+def _chosen(path: Path, tables: dict[str, list[TensorPlace]], table: str | None) -> MatrixSource:
     if table is None and len(tables) == 1:
         table = next(iter(tables))
     if table not in tables:
-        raise ConfigError(f"{root} has no table {table!r}; it has {', '.join(sorted(tables)) or 'none'}")
-    return _source(root, tables[table])
+        raise ConfigError(f"{path} has no table {table!r}; it has {', '.join(sorted(tables)) or 'none'}")
+    return _source(path, tables[table])
+
+
+def _state_dict_tables(path: Path) -> dict[str, list[TensorPlace]]:
+    """Table -> its rows: the tensors whose keys name a table, of the file or of a usual entry of it."""
+    document = read_archive(path)
+    for key in _STATE_KEYS:
+        if isinstance(document, dict) and isinstance(document.get(key), dict):
+            document = document[key]
+    if not isinstance(document, dict):
+        raise ArtefactError(f"{path}: expected a state dict, tensors by key")
+    return _tables_by_name({key: [value] for key, value in document.items() if isinstance(value, TensorPlace)})
+
+
+def _tables_by_name(places: dict[str, list[TensorPlace]]) -> dict[str, list[TensorPlace]]:
+    named = {table_of_key(str(key)): value for key, value in places.items()}
+    return {name: value for name, value in named.items() if name is not None}
 
 
 def _checkpoint_tables(root: Path) -> dict[str, list[TensorPlace]]:
@@ -189,8 +222,7 @@ def _checkpoint_tables(root: Path) -> dict[str, list[TensorPlace]]:
     if not isinstance(dense, dict):
         raise ArtefactError(f"{root / DENSE_FILE}: expected a dict with {DENSE_KEY!r}")
     whole = {key: [value] for key, value in dense.items() if isinstance(value, TensorPlace)}
-    named = {table_of_key(str(key)): places for key, places in (whole | sharded).items()}
-    return {name: places for name, places in named.items() if name is not None}
+    return _tables_by_name(whole | sharded)
 
 
 def _source(path: Path, places: list[TensorPlace], *, by_columns: bool = False) -> MatrixSource:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hstu_trt.contract.config_json import config_from_json
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.manifest import read_document
+from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import MODEL_KIND, REGENERATE
 from hstu_trt.contract.stored_table import IdRule
 from hstu_trt.tables.convert import PlannedTable, TableRequest, check_target, convert, plan
@@ -18,14 +22,14 @@ _RULES = ("--features", "--hash", "--rank-by", "--default-row")
 
 def add_parsers(verbs: Verbs) -> None:
     """Adds the verb's parser."""
-    text = "make a tables folder from matrices [rows, dim] in .npy or .safetensors files or checkpoint directories"
+    text = "make a tables folder from matrices [rows, dim] in .npy or .safetensors files, or from checkpoints"
     one = verbs.add_parser("convert", parents=[json_option()], help=text, description=text)
     one.add_argument(
         "--table", action="append", required=True, metavar="NAME=FILE[:TENSOR]",
-        help="or NAME=CHECKPOINT[:TABLE], a directory with non_sparse.ckpt; may be repeated",
+        help="or NAME=CHECKPOINT[:TABLE], a directory with non_sparse.ckpt or a state dict (.pt); may be repeated",
     )  # fmt: skip
     for option, metavar, help_ in (
-        ("--features", "NAME=F1,F2", "features of a table (default: its name)"),
+        ("--features", "NAME=F1,F2", "features of a table (default: --pair-with's, else its name)"),
         ("--hash", "NAME=splitmix64[:SEED]", "how ids become rows (default: the id is the row)"),
         ("--rank-by", "NAME=COUNTS.npy", "a count per id: the most frequent rows come first, ids are permuted"),
         ("--default-row", "NAME=ID", "the id whose row the policy default_row answers"),
@@ -42,9 +46,10 @@ def add_parsers(verbs: Verbs) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     dtype = None if options.dtype is None else DTYPES[options.dtype]
-    tables = plan(_requests(options), dtype, options.shard_rows)
+    model = None if options.pair_with is None else paired_model(options.pair_with)
+    tables = plan(_requests(options, model.features if model else {}), dtype, options.shard_rows)
     check_target(options.out, sum(table.payload_bytes for table in tables), options.force)
-    facts = {} if options.pair_with is None else {"pair_id": model_pair_id(options.pair_with)}
+    facts = {"pair_id": model.pair_id} if model else {}
     if not options.dry_run:
         progress = Progress(sum(table.payload_bytes for table in tables), "written")
         convert(options.out, tables, progress.add, facts)
@@ -55,16 +60,28 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def model_pair_id(model: Path) -> str:
-    """The pair id of an exported model. Raises ArtefactError, or ConfigError where it has none."""
+@dataclass(frozen=True, kw_only=True)
+class PairedModel:
+    """The exported model that tables belong to."""
+
+    pair_id: str
+    features: Mapping[str, tuple[str, ...]]
+    """Of each table, by its name."""
+
+
+def paired_model(model: Path) -> PairedModel:
+    """What tables take over from an exported model. Raises ArtefactError, or ConfigError where it has no pair id."""
     regenerate = REGENERATE.format(folder=model)
-    pair_id = read_document(model, kind=MODEL_KIND, regenerate=regenerate).get("pair_id")
+    document = read_document(model, kind=MODEL_KIND, regenerate=regenerate)
+    pair_id = document.get("pair_id")
     if not isinstance(pair_id, str):
         raise ConfigError(f"{model} has no pair id; make it again with: {regenerate}")
-    return pair_id
+    config = config_from_json(document["config"]) if "config" in document else None
+    tables = config.tables if isinstance(config, HstuConfig) else ()
+    return PairedModel(pair_id=pair_id, features={table.name: table.features for table in tables})
 
 
-def _requests(options: argparse.Namespace) -> dict[str, TableRequest]:
+def _requests(options: argparse.Namespace, of_model: Mapping[str, tuple[str, ...]]) -> dict[str, TableRequest]:
     sources = pairs("--table", options.table)
     features, hashes, ranks, defaults = (
         pairs(option, getattr(options, option[2:].replace("-", "_"))) for option in _RULES
@@ -78,7 +95,7 @@ def _requests(options: argparse.Namespace) -> dict[str, TableRequest]:
     return {
         name: TableRequest(
             source=source,
-            features=_features(name, features[name]) if name in features else (name,),
+            features=_features(name, features[name]) if name in features else of_model.get(name, (name,)),
             ids=_id_rule(hashes.get(name), defaults.get(name)),
             rank_by=Path(ranks[name]) if name in ranks else None,
         )

@@ -38,11 +38,15 @@ def _show(options: argparse.Namespace) -> int:
 def _publish(options: argparse.Namespace) -> int:
     version = options.folder.absolute()
     publish_version(version, regenerate=REGENERATE.format(folder=options.folder))
-    print(f"{version.parent} uses {version.name}")
+    _print_current(version.parent, version.name)
     return 0
 
 
 def _rollback(options: argparse.Namespace) -> int:
     version = rollback_version(options.folder.absolute(), regenerate=REGENERATE.format(folder=options.folder))
-    print(f"{options.folder} uses {version.name}")
+    _print_current(options.folder, version.name)
     return 0
+
+
+def _print_current(folder: Path, name: str) -> None:
+    print(f"{folder} uses {name}. Servers that follow it take it, or stay as they are and say why in RUN/events.jsonl")

@@ -3,6 +3,7 @@
 #   ```bash run    must end with exit code 0
 #   ```bash serve  one command, started in the background: must print "ready", and must end with 0 on SIGTERM
 set -euo pipefail
+export PATH="$PWD/.venv/bin:$PATH" # the pages say: source .venv/bin/activate
 
 readme=${1:-README.md}
 work=$(mktemp -d)

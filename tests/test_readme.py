@@ -1,5 +1,6 @@
 """The commands of the README and of docs/ run as they stand, and what the pages name exists."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hstu_trt.contract.cli import VERBS
+from hstu_trt.contract.config_json import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -131,4 +133,25 @@ def test_every_verb_is_explained():
 
 
 def test_every_verb_that_is_called_exists():
-    assert set(re.findall(r"bin/hstu-trt ([a-z]+)", ALL_PAGES)) <= set(VERBS)
+    blocks = "\n".join(re.findall(r"^```bash[ a-z]*\n(.*?)^```", ALL_PAGES, flags=re.MULTILINE | re.DOTALL))
+    called = set(re.findall(r"(?:^ *|bin/)hstu-trt ([a-z]+)", blocks, flags=re.MULTILINE))
+    assert {"export", "serve", "fleet"} <= called <= set(VERBS)
+
+
+def test_every_page_is_reached_from_the_readme():
+    linked = re.findall(r"\]\((docs/\w+\.md)", README)
+    assert {f"docs/{path.name}" for path in PAGES if path.parent.name == "docs"} == set(linked)
+    assert len(README.splitlines()) <= 160, "a front door: details belong into docs/"
+
+
+def test_the_example_of_a_config_is_one_that_can_be_exported():
+    """Its tables cover every feature, and the request on the page names what the model reads."""
+    page, config = (ROOT / "docs" / "your_model.md").read_text(), load_config(ROOT / "docs" / "shop.json")
+    assert {name for table in config.tables for name in table.features} == set(config.embedding_features)
+    assert {table.dim for table in config.tables} == {config.embedding_dim}
+    times = {config.action_time_feature, config.action_weight_feature, config.query_time_feature}
+    assert set(re.findall(r'^ *"(\w+)": \[', page, flags=re.MULTILINE)) | set(config.contextual_slots) == times | set(
+        config.embedding_features
+    )
+    explained = set(re.findall(r"`(\w+)`", page))
+    assert set(json.loads((ROOT / "docs" / "shop.json").read_text())) <= explained

@@ -162,12 +162,13 @@ def _command(argv: Sequence[str]) -> int:
 def _status_text(status: dict[str, Any]) -> str:
     rows = [
         (which, replica["name"], replica["address"], replica["gpu"] or "-", replica["state"],
-         "yes" if replica["address"] in status["gets_requests"] else "no", replica["restarts"], replica["last"])
+         "yes" if replica["address"] in status["gets_requests"] else "no", replica["restarts"],
+         replica["metrics"] or "closed", replica["last"])
         for which in ("current", "previous")
         for replica in (status[which] or {"replicas": []})["replicas"]
     ]  # fmt: skip
     table = text_table(
-        ("generation", "replica", "address", "gpu", "state", "requests", "restarts", "last canary"), rows
+        ("generation", "replica", "address", "gpu", "state", "requests", "restarts", "metrics", "last canary"), rows
     )
     served = [f"{which}: {status[which]['deployment']}" for which in ("current", "previous") if status[which]]
     return "\n".join([f"gateway: {status['url']}", *served, table])
@@ -185,7 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--replicas", type=int, help="how many (default: one per GPU of --gpus, else one)")
     parser.add_argument("--gpus", type=_names, default=(), help="e.g. 0,1: replicas take one each, in turn")
     parser.add_argument("--address", default=LOOPBACK, help=f"address of the gateway (default: {LOOPBACK})")
-    parser.add_argument("--port", type=int, default=DEFAULT_GRPC_PORT, help=f"its gRPC port ({DEFAULT_GRPC_PORT})")
+    parser.add_argument(
+        "--port", "--grpc-port", type=int, default=DEFAULT_GRPC_PORT, help=f"its gRPC port ({DEFAULT_GRPC_PORT})"
+    )
     parser.add_argument(
         "--first-replica-port", type=int, default=FIRST_REPLICA_PORT,
         help=f"replicas take the first free ones from here on ({FIRST_REPLICA_PORT})",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -75,6 +76,15 @@ def version_of(deployment: Path) -> str:
         raise ArtefactError(f"{deployment / MANIFEST_NAME} cannot be read: {error.strerror}") from None
 
 
+def told_by_serve(log: bytes) -> dict[str, Any] | None:
+    """The line that ``serve --json`` writes when its server is ready; None without a whole one."""
+    for line in log.splitlines():
+        if line.startswith(b'{"url"'):
+            with suppress(ValueError):  # half of it is written
+                return dict(json.loads(line))
+    return None
+
+
 class Replica:
     """A server, its canaries, and the verdict on it. All methods belong to one event loop."""
 
@@ -92,7 +102,7 @@ class Replica:
         self._canaries: list[Canary] = []
         self._watch: asyncio.Task[None] | None = None
         self._log_start = 0
-        self._has_checked_itself = False
+        self._facts: dict[str, Any] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -133,8 +143,8 @@ class Replica:
             if self._watched is not None and self._watched.look() == STOPPED:
                 self._end_stopped()
                 return
-        self._has_checked_itself = self._has_checked_itself or self._says_ready()
-        if not self._has_checked_itself:
+        self._facts = self._facts or self._told()
+        if self._facts is None:
             return
         sent = [canary.send() for canary in self._canaries]
         readings = [await asyncio.wrap_future(each.future) for each in sent]
@@ -200,6 +210,7 @@ class Replica:
         return {
             "name": self.plan.name, "state": self.state.value, "address": self.plan.address, "pid": self.pid,
             "gpu": self.plan.gpu, "restarts": self.restarts, "last": str(self.reading) if self.reading else "",
+            "metrics": (self._facts or {}).get("metrics"),
         }  # fmt: skip
 
     async def _spawn(self) -> None:
@@ -216,7 +227,7 @@ class Replica:
         command += ["--grpc-port", str(plan.port), "--json", *plan.options]
         plan.log.parent.mkdir(parents=True, exist_ok=True)
         with plan.log.open("ab") as log:
-            self._log_start, self._has_checked_itself = log.tell(), False
+            self._log_start, self._facts = log.tell(), None
             self._process = await asyncio.create_subprocess_exec(
                 *tied_to_us(command), env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
@@ -243,13 +254,12 @@ class Replica:
                 self._tell(f"{self.plan.name} is not started again: {error}")
                 return
 
-    def _says_ready(self) -> bool:
-        """Whether ``serve --json`` has written its line."""
+    def _told(self) -> dict[str, Any] | None:
+        """What ``serve`` has told of its server since it was started; None before it is ready."""
         try:
-            said = self.plan.log.read_bytes()[self._log_start :]
+            return told_by_serve(self.plan.log.read_bytes()[self._log_start :])
         except OSError:
-            return False
-        return any(line.startswith(b'{"url"') for line in said.splitlines())
+            return None
 
     def _kill_servers(self) -> None:
         """Ends the tritonserver, which leads a session with its stubs, if it has outlived its supervisor."""

@@ -49,6 +49,14 @@ def test_scores_that_agree_pass(demo, workload, capsys):
     assert "demo passed" in capsys.readouterr().out
 
 
+def test_the_last_line_works_where_the_environment_is_not_active(demo, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("sys.executable", str(demo.out / ".venv/bin/python"))
+    monkeypatch.chdir(demo.out)
+    assert finish(demo, None) == 0
+    assert "serve it yourself: .venv/bin/hstu-trt serve" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("error", [1e-3, np.nan])
 def test_scores_that_differ_fail_and_are_named(demo, workload, capsys, error):
     scores = scores_of(workload)

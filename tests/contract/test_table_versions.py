@@ -145,7 +145,12 @@ def test_only_versions_are_published(store):
     (store / "linked").symlink_to(store / "v1")
     (store / "empty").mkdir()
     write_manifest(store / "other", kind="deployment", made_by="", files=[], facts={})
-    for name, says in (("linked", "is a link"), ("empty", "is not readable"), ("other", "holds 'deployment'")):
+    for name, says in (
+        ("linked", "is a link"),
+        ("empty", "is not readable: there is none"),
+        ("gone", "there is no folder"),
+        ("other", "holds 'deployment'"),
+    ):
         with pytest.raises(ArtefactError, match=says):
             publish_version(store / name, regenerate=REGENERATE)
     assert not (store / "CURRENT").exists()

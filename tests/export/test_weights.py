@@ -24,6 +24,7 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.presets import debug, dlrm_v3
 from hstu_trt.contract.table_format import write_shard
+from hstu_trt.export.__main__ import _default_name
 from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
 from hstu_trt.export.dcp_files import _MetadataUnpickler
 from hstu_trt.export.export_model import pair_id
@@ -251,6 +252,13 @@ def test_wrong_shapes_are_listed(case: GoldenCase) -> None:
         load_dense(DlrmHstu(case.config), dense, "w.pt")
 
 
+@pytest.mark.parametrize(
+    ("config", "name"), [("models/shop.json", "shop"), ("models/shop/config.json", "shop"), ("debug", "debug")]
+)
+def test_a_model_is_named_after_its_config(config: str, name: str) -> None:
+    assert _default_name(config) == name
+
+
 def test_action_weights_must_be_the_checkpoints(case: GoldenCase) -> None:
     other = dataclasses.replace(case.config, action_weights=(1, 2, 4, 8, 32))
     with pytest.raises(ArtefactError, match=r"w\.pt: _combined_action_weights is \[1, 2, 4, 8, 16\] in the checkpoint"):
@@ -296,6 +304,13 @@ def test_a_feature_without_table_is_named_with_the_remedy(case: GoldenCase) -> N
     config = dataclasses.replace(case.config, tables=())
     with pytest.raises(ConfigError, match=r"'user_id'.*\"embedding_tables\""):
         resolve_tables(config, {n: table(n) for n in ("item_id", "item_category_id")}, {})
+
+
+def test_tables_that_the_config_lists_and_the_checkpoint_lacks(case: GoldenCase) -> None:
+    """The remedy is in the checkpoint then: the config has what the other message asks for."""
+    with pytest.raises(ConfigError, match=r"must hold .*_embedding_collection\.embeddings\.user_id\.weight") as error:
+        resolve_tables(case.config, {}, {})
+    assert "Add to the config" not in str(error.value)
 
 
 def test_the_config_decides_over_names(case: GoldenCase) -> None:

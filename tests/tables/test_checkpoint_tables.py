@@ -42,6 +42,22 @@ def test_another_name_and_a_table_that_is_missing(golden, tmp_path, capsys):
     assert "has no table 'mine'; it has item_category_id, item_id, user_id" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_state_dict_of_torch_save(golden, tmp_path, capsys, nested):
+    rows = torch.arange(12, dtype=torch.float16).reshape(4, 3)
+    state = {f"module.{KEY.format('mine').removeprefix('sparse_dict.')}": rows, "_dense.weight": torch.zeros(2)}
+    torch.save({"epoch": 3, "state_dict": state} if nested else state, tmp_path / "w.pt")
+    assert convert(f"--table=mine={tmp_path / 'w.pt'}", "--out", tmp_path / "out") == 0
+    opened = HostTables.open(tmp_path / "out", verify=True)
+    np.testing.assert_array_equal(opened.lookup("mine", np.arange(4), dtype="float16"), rows.numpy())
+    assert convert(f"--table=other={tmp_path / 'w.pt'}:mine", "--out", tmp_path / "again") == 0
+    assert convert(f"--table=other={tmp_path / 'w.pt'}", "--out", tmp_path / "not") == 2
+    assert "w.pt has no table 'other'; it has mine" in capsys.readouterr().err
+    torch.save([rows], tmp_path / "list.pt")
+    assert convert(f"--table=mine={tmp_path / 'list.pt'}", "--out", tmp_path / "not") == 2
+    assert "expected a state dict" in capsys.readouterr().err
+
+
 def save_shards(folder, table, cuts):
     """A sharded checkpoint as several training ranks write it: one file per rank, merged into one index."""
     import torch.distributed.checkpoint as dcp

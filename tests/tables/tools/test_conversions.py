@@ -1,13 +1,16 @@
 """`tables convert` with rules of ids, `quantise`, `verify` and `publish`, on small tables."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from table_tools import COUNTS, KINDS, ROWS, convert, read, rows_of, run
 
+from hstu_trt.contract.config_json import config_to_json
 from hstu_trt.contract.manifest import write_manifest
 from hstu_trt.contract.model import TableConfig
+from hstu_trt.contract.presets import debug
 from hstu_trt.contract.shards import write_vector
 from hstu_trt.contract.table_format import write_table, write_tables_manifest
 from hstu_trt.tables.host import HostTables, LookupOptions
@@ -63,6 +66,20 @@ def test_a_table_belongs_to_an_exported_model(folder, capsys):
     write_manifest(folder / "model", kind="onnx", made_by="test", files=[], facts={})
     assert convert(folder, "out", "--force", f"--pair-with={folder / 'model'}") == 2
     assert "has no pair id" in capsys.readouterr().err
+
+
+def test_features_are_the_models_where_none_are_given(folder):
+    (folder / "model").mkdir()
+    table = TableConfig(name="items", rows=40, dim=8, dtype="float32", features=("item", "candidate"))
+    config = config_to_json(dataclasses.replace(debug(), tables=(table,)))
+    facts = {"pair_id": "abc", "config": config}
+    write_manifest(folder / "model", kind="onnx", made_by="test", files=[], facts=facts)
+    pair = f"--pair-with={folder / 'model'}"
+    assert convert(folder, "out", pair) == 0
+    found = read(folder / "out").tables
+    assert (found["items"].features, found["kinds"].features) == (("item", "candidate"), ("kinds",))
+    assert convert(folder, "out", "--force", pair, "--features=items=candidate") == 0
+    assert read(folder / "out").tables["items"].features == ("candidate",)
 
 
 @pytest.mark.parametrize(("to", "bound"), [("int8", 0.01), ("fp8", 0.04)])
