@@ -269,12 +269,12 @@ bench-tables: install tables-lib remote-if-possible $(ONNX32)/manifest.json  ## 
 	@$(MAKE) --no-print-directory speed-page
 
 # The lines between two marks of a page become what the command prints.
-speed-page: install  ## the tables and pictures of docs/, from the rows in bench/results/
+speed-page: install  ## the tables and pictures of README and docs/, from the rows in bench/results/
 	$(BIN)/hstu-trt bench plot-kernels --out docs/kernels.svg
 	$(BIN)/hstu-trt bench plot-lookups --out docs/tables.svg
 	$(BIN)/hstu-trt bench report --pictures docs
 	@mkdir -p build
-	@for part in table-kernels:kernels:docs/speed.md table-model:model:docs/speed.md table-lookups:tables:docs/speed.md table-support:support:docs/tensorrt.md; do \
+	@for part in table-attention:attention:README.md table-kernels:kernels:docs/speed.md table-model:model:docs/speed.md table-lookups:tables:docs/speed.md table-support:support:docs/tensorrt.md; do \
 	  IFS=: read -r suite name page <<<"$$part"; { echo && $(BIN)/hstu-trt bench $$suite && echo; } >build/$$name.md && \
 	  sed -i -e "/^<!-- $$name -->$$/,/^<!-- end of $$name -->$$/{//!d}" -e "/^<!-- $$name -->$$/r build/$$name.md" $$page || exit 1; done
 

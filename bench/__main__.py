@@ -37,6 +37,7 @@ SUITES = {
         "Our attention kernels: checks them, then times them beside PyTorch on a CUDA GPU.", "kernels.verb"
     ),
     "table-kernels": Suite("Prints the table of docs/speed.md from rows of kernels.", "kernels.verb", "table_main"),
+    "table-attention": Suite("Prints the README's table from rows of kernels.", "kernels.verb", "readme_main"),
     "plot-kernels": Suite(
         "Draws rows of kernels: TFLOP/s over history length, and a roofline.", "kernels.verb", "plot_main"
     ),

@@ -99,17 +99,32 @@ def _ratio_text(row: ResultRow, reference: str) -> str:
 
 def page_table(rows: Sequence[ResultRow]) -> str:
     """The section of docs/speed.md: where the newest rows are from, and a Markdown table of the table cases."""
+    shown = _table_rows(rows)
+    header = ("case", "variant", "us", "TFLOP/s", "of GEMM", *_times(REFERENCES))
+    header = (*header, "floor", "error", "best peer (other run)")
+    return _markdown(header, "---|---|" + "---:|" * 7 + "---|---:|---:|", shown, map(_markdown_cells, shown))
+
+
+def readme_table(rows: Sequence[ResultRow]) -> str:
+    """The section of the README: table cases in which a public kernel was measured, too; fp8 packed, as the model runs."""
+    shown = [row for row in _table_rows(rows) if _peer_of(row) and row.variant != "fp8"]
+    header = ("case", "variant", "us", "TFLOP/s", "x torch.compile", "best public kernel (other run)")
+    cells = ([cells[n] for n in (0, 1, 2, 3, 6, -1)] for cells in map(_markdown_cells, shown))
+    return _markdown(header, "---|---|" + "---:|" * 4, shown, cells)
+
+
+def _table_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
     newest = latest(row for row in rows if row.suite == "kernels")
     ours = [row for row in newest.values() if (variant := our_variant(row)) and variant.kernel in ("auto", "smxx")]
     order = {case.name: number for number, case in enumerate(table_cases())}
     shown = [row for row in ours if row.case in order]
     if not shown:
         raise ArtefactError("there are no rows of our kernels: `make bench-kernels` measures them on a CUDA GPU")
-    shown.sort(key=lambda row: (order[row.case], _variant_order(row)))
-    header = ("case", "variant", "us", "TFLOP/s", "of GEMM", *_times(REFERENCES))
-    header = (*header, "floor", "error", "best peer (other run)")
-    lines = ["| " + " | ".join(header) + " |", "|---|---|" + "---:|" * 7 + "---|---:|---:|"]
-    lines += ["| " + " | ".join(_markdown_cells(row)) + " |" for row in shown]
+    return sorted(shown, key=lambda row: (order[row.case], _variant_order(row)))
+
+
+def _markdown(header: Sequence[str], rule: str, shown: Sequence[ResultRow], cells: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", f"|{rule}", *(f"| {' | '.join(line)} |" for line in cells)]
     return "\n".join([sources_text(shown), "", *lines])
 
 
@@ -121,6 +136,11 @@ def _variant_order(row: ResultRow) -> tuple[bool, int, str]:
 def _markdown_cells(row: ResultRow) -> list[str]:
     case, variant, us, _, tflops, _, ceiling, *rest = _line(row)
     *ratios, floor, error = rest
-    peer = BEST_PEERS.get((row.case, row.variant.removesuffix(" packed")))
+    peer = _peer_of(row)
     best = f"{peer} TFLOP/s" if peer else ""
     return [case, f"`{variant}`", us, tflops, ceiling, *ratios, floor, error, best]
+
+
+def _peer_of(row: ResultRow) -> int | None:
+    """TFLOP/s of the best public kernel."""
+    return BEST_PEERS.get((row.case, row.variant.removesuffix(" packed")))

@@ -20,7 +20,7 @@ from hstu_trt.bench import result_rows
 from hstu_trt.bench.arguments import count, not_negative, positive, suite_parser
 from hstu_trt.bench.kernels.cases import Dtype, KernelCase, select_cases
 from hstu_trt.bench.kernels.plot import plot
-from hstu_trt.bench.kernels.report import case_table, dry_run_table, page_table
+from hstu_trt.bench.kernels.report import case_table, dry_run_table, page_table, readme_table
 from hstu_trt.bench.kernels.variants import GEMM, GEMM_NAMES, REFERENCES, parse_variants
 from hstu_trt.bench.row_verbs import draw_rows, print_rows
 from hstu_trt.contract.errors import ConfigError
@@ -160,6 +160,11 @@ def _measure(plan: Plan, case: KernelCase, gemms: dict[Dtype, Entry], provenance
 def table_main(argv: Sequence[str]) -> int:
     """Prints the table of docs/speed.md."""
     return print_rows(argv, "table-kernels", table_main.__doc__, FILES, page_table)
+
+
+def readme_main(argv: Sequence[str]) -> int:
+    """Prints the README's table: attention beside public kernels."""
+    return print_rows(argv, "table-attention", readme_main.__doc__, FILES, readme_table)
 
 
 def plot_main(argv: Sequence[str]) -> int:

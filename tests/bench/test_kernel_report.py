@@ -10,7 +10,7 @@ import pytest
 
 from hstu_trt.bench.kernels.cases import all_cases, table_cases
 from hstu_trt.bench.kernels.plot import plot
-from hstu_trt.bench.kernels.report import BEST_PEERS, case_table, page_table
+from hstu_trt.bench.kernels.report import BEST_PEERS, case_table, page_table, readme_table
 from hstu_trt.bench.kernels.variants import GEMM_CASE, GEMM_NAMES, REFERENCES
 from hstu_trt.bench.report.svg import LogScale, Picture, spread_apart
 from hstu_trt.bench.result_rows import RESULTS, ResultRow, append_rows, read_rows
@@ -78,6 +78,14 @@ def test_the_table_shows_the_newest_rows_in_the_order_of_the_cases() -> None:
     ]  # fmt: skip
 
 
+def test_the_readme_shows_what_has_a_peer() -> None:
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme_table(rows()).splitlines()[4:]]
+    shown = {(case, variant.strip("`").removesuffix(" packed")) for case, variant, *_ in lines}
+    assert shown == set(BEST_PEERS) and len(lines) == len(BEST_PEERS)
+    assert "`fp8`" not in {line[1] for line in lines}, "the model runs fp8 packed"
+    assert lines[0] == ["B4 4x128", "`fp16`", "520.0", "636", "", "574 TFLOP/s"]
+
+
 def test_peers_belong_to_cases() -> None:
     variants = {(case.name, variant) for case in table_cases() for variant in case.variants}
     assert set(BEST_PEERS) <= variants
@@ -88,12 +96,14 @@ def test_the_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     append_rows(path, rows())
     assert main(["bench", "table-kernels", "--rows", str(path)]) == 0
     assert capsys.readouterr().out == page_table(rows()) + "\n"
+    assert main(["bench", "table-attention", "--rows", str(path)]) == 0
+    assert capsys.readouterr().out == readme_table(rows()) + "\n"
     assert main(["bench", "plot-kernels", "--rows", str(path), "--out", str(picture)]) == 0
     assert picture.read_text() == plot(rows())
 
 
 def test_without_rows_there_is_nothing_to_show() -> None:
-    for show in (page_table, plot):
+    for show in (page_table, readme_table, plot):
         with pytest.raises(ArtefactError, match="make bench-kernels"):
             show([])
 
