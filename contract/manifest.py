@@ -59,11 +59,14 @@ def json_digest(document: Any) -> str:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replaces a file in one step, so that a reader never sees half of it."""
+    """Replaces a file in one step, so that a reader never sees half of it. Raises OSError, and leaves nothing then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text)
-    os.replace(part, path)
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, *, kind: str, made_by: str, files: Iterable[str], facts: Mapping[str, Any]) -> Path:
