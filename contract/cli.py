@@ -52,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"hstu-trt: unknown verb {verb!r}\n\n{usage()}", file=sys.stderr)
         return USAGE_EXIT_CODE
-    return run_verb(lambda argv: _main_of(verb)(argv), rest, f"hstu-trt {verb}")
 
+    def main_of_verb(argv: Sequence[str]) -> int:
+        # Importing a room takes seconds, in which a user may press Ctrl-C too.
+        code: int = importlib.import_module(VERBS[verb][0]).main(argv)
+        return code
 
-def _main_of(verb: str) -> Callable[[Sequence[str]], int]:
-    """The verb's own main. Importing its room takes seconds, in which a user may press Ctrl-C too."""
-    main_function: Callable[[Sequence[str]], int] = importlib.import_module(VERBS[verb][0]).main
-    return main_function
+    return run_verb(main_of_verb, rest, f"hstu-trt {verb}")
 
 
 def run_verb(main_function: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 @contextmanager
 def staged_folder(out: Path) -> Iterator[Path]:
-    """Yields an empty folder beside ``out`` that takes its place at the end; an error or Ctrl-C leaves ``out`` as it was.
+    """Yields an empty folder beside ``out`` that takes its place at the end.
 
-    Where ``out`` is a link, what it leads to is replaced. Raises OSError where no folder can be made there.
+    An error or Ctrl-C leaves ``out`` as it was. Where ``out`` is a link, what it leads to is replaced. Raises OSError
+    where no folder can be made there.
     """
     out = out.resolve()
     _make_parents(out)
