@@ -24,9 +24,8 @@ from hstu_trt.contract.errors import ArtefactError, ConfigError
 from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.presets import debug, dlrm_v3
 from hstu_trt.contract.table_format import write_shard
-from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint
+from hstu_trt.export.checkpoint import Checkpoint, TableSource, load_checkpoint, pair_id
 from hstu_trt.export.dcp_files import _MetadataUnpickler
-from hstu_trt.export.export_model import pair_id
 from hstu_trt.export.model import DlrmHstu, cast_to
 from hstu_trt.export.weights import load_dense, random_checkpoint, resolve_tables
 
