@@ -189,6 +189,8 @@ class HstuConfig:
             require(slot.slots > 0, f"{what} needs at least one slot, got {slot.slots}")
             right = type(slot.min_sequence) is int and slot.min_sequence >= 0
             require(right, f"{what}: its least sequence must be a whole number >= 0, got {slot.min_sequence!r}")
+        slots = sum(slot.slots for slot in self.contextual_features)
+        require(slots <= self.max_seq_len, f"{slots} contextual slots do not fit max_seq_len, {self.max_seq_len}")
         require(
             self.post_id_feature in self.uih_partner,
             f"merge_uih_candidate_feature_mapping has no pair for the post id feature {self.post_id_feature!r}",

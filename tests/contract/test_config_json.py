@@ -109,6 +109,7 @@ REFUSED = [
     # A number that is cut to a whole one would be another model, in silence.
     (changed(contextual_feature_to_max_length={"user_id": 1.7}), "'user_id': its slots must be a whole .* got 1.7"),
     (changed(contextual_feature_to_min_uih_length={"user_id": 0.5}), "'user_id': its least sequence .* got 0.5"),
+    (changed(contextual_feature_to_max_length={"user_id": 10**12}), "1000000000000 contextual slots do not fit"),
     (changed(action_weights=[1, 2.5]), "action weight 2.5 is no bit mask"),
     (changed(action_weights=[1, "2"]), "action weight '2' is no bit mask"),
     (changed(action_weights=7), "action_weights must be a list, got 7"),
