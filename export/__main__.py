@@ -83,6 +83,8 @@ def _job(args: argparse.Namespace, argv: Sequence[str]):  # type: ignore[no-unty
 
     source = read_model_folder(Path(args.weights), verify=False) if is_exported(args.weights) else None
     config = _with_table_rows(_config(args, source), args)
+    if not isinstance(config, HstuConfig) and args.precision != "fp32":
+        raise ConfigError(f"{args.precision} is there for ranking models only; export a sequence encoder in fp32")
     checkpoint = read_weights(config, args.weights)
     config = with_tables(config, checkpoint, table_hints(Path(args.config or "")))
     check_weights(config, checkpoint.dense, checkpoint.source)
@@ -112,8 +114,6 @@ def _quantisation(config: AnyConfig, limits: Limits, args: argparse.Namespace): 
     from hstu_trt.export.calibration import DEFAULT_REQUESTS, SYNTHETIC, calibration_requests, requests_with_norm
     from hstu_trt.export.export_model import Quantisation
 
-    if not isinstance(config, HstuConfig) and args.precision != "fp32":
-        raise ConfigError(f"{args.precision} is there for ranking models only; export a sequence encoder in fp32")
     if args.precision != "fp8":
         for option in ("calibration", "plan", "attention_norm"):
             if getattr(args, option) is not None:
