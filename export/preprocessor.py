@@ -137,7 +137,7 @@ class PositionalEncoder(nn.Module):
         user_P = users_of(layout.prefix_offsets, prefix_TD.shape[0])
         user_C = users_of(layout.candidate_offsets, items_TD.shape[0])
         query_time_B = inputs["candidate_timestamps"][(layout.candidate_offsets[1:] - 1).clamp(min=0).long()]
-        prefix_times = self._prefix_timestamps(inputs["uih_timestamps"], layout)
+        prefix_times = self._prefix_timestamps(inputs["uih_timestamps"], user_P, layout)
         prefix_time = self._time(query_time_B[user_P] - prefix_times)
         item_time = self._time(query_time_B[user_C] - inputs["candidate_timestamps"])
         # Every candidate stands right behind the newest event, at position `slots`.
@@ -155,7 +155,7 @@ class PositionalEncoder(nn.Module):
         position = torch.where(local < self.slots, local, from_newest)
         return self._position_embeddings_weight[position.clamp(0, self.last_position).long()]
 
-    def _prefix_timestamps(self, uih_timestamps_T: Tensor, layout: TokenLayout) -> Tensor:
+    def _prefix_timestamps(self, uih_timestamps_T: Tensor, user_T: Tensor, layout: TokenLayout) -> Tensor:
         """Timestamps of the prefix tokens [Tp]: contextual tokens have 0."""
         if not self.slots:
             return uih_timestamps_T
