@@ -38,7 +38,7 @@ def checkpoint_root(path: Path) -> Path | None:
     """The directory with ``non_sparse.ckpt``: the given one, or its newest batch directory; None if there is none."""
     if (path / DENSE_FILE).is_file():
         return path
-    batches = [p for p in path.iterdir() if p.name.isdigit() and (p / DENSE_FILE).is_file()]
+    batches = [p for p in path.iterdir() if p.name.isdecimal() and (p / DENSE_FILE).is_file()]
     return max(batches, key=lambda p: int(p.name), default=None)
 
 

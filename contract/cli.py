@@ -28,6 +28,7 @@ VERBS = {
     "bench": ("hstu_trt.bench.__main__", "workloads, accuracy and benchmarks"),
 }
 
+INSTALL = "pip install 'hstu-trt[export,engines,serving,bench]'"
 USAGE_EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 
@@ -51,7 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"hstu-trt: unknown verb {verb!r}\n\n{usage()}", file=sys.stderr)
         return USAGE_EXIT_CODE
-    return run_verb(importlib.import_module(VERBS[verb][0]).main, rest, f"hstu-trt {verb}")
+
+    def main_of_verb(argv: Sequence[str]) -> int:
+        # Importing a room takes seconds, in which a user may press Ctrl-C too.
+        code: int = importlib.import_module(VERBS[verb][0]).main(argv)
+        return code
+
+    return run_verb(main_of_verb, rest, f"hstu-trt {verb}")
 
 
 def run_verb(main_function: Callable[[Sequence[str]], int], argv: Sequence[str], name: str) -> int:
@@ -66,6 +73,11 @@ def run_verb(main_function: Callable[[Sequence[str]], int], argv: Sequence[str],
         return 0
     except OSError as error:  # an unwritable --out, a full disk
         print(f"{name}: error: {error}", file=sys.stderr)
+        return HstuTrtError.exit_code
+    except ModuleNotFoundError as error:  # the contract needs numpy alone; each room brings packages of its own
+        if (error.name or "hstu_trt").partition(".")[0] == "hstu_trt":
+            raise
+        print(f"{name}: error: Python package {error.name!r} is not installed: {INSTALL}", file=sys.stderr)
         return HstuTrtError.exit_code
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

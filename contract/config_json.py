@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.field_checks import FieldError
 from hstu_trt.contract.manifest import read_json
 from hstu_trt.contract.model import (
     TASK_KINDS,
@@ -61,7 +64,17 @@ _PLAIN_KEYS = {
     "time_bucket_clamp": "time_bucket_clamp",
 }
 
-_REQUIRED_FIELDS = {f.name for f in dataclasses.fields(HstuConfig) if f.default is dataclasses.MISSING}
+# The same of the research family, whose ``max_output_len`` is added to ``max_seq_len``.
+_RESEARCH_KEYS = {
+    "max_sequence_len": "max_seq_len",
+    "embedding_dim": "model_dim",
+    "num_blocks": "layers",
+    "num_heads": "heads",
+    "linear_dim": "v_dim",
+    "attention_dim": "qk_dim",
+    "concat_ua": "concat_ua",
+    "eps": "eps",
+}
 
 _ATTENTION_KEYS = {
     "attn_alpha": "alpha",
@@ -88,9 +101,9 @@ _OTHER_KEYS = frozenset(
 
 
 def config_from_json(document: Mapping[str, Any]) -> AnyConfig:
-    """Reads a config of either family. Raises ConfigError on unknown, missing or contradictory keys."""
+    """Reads a config of either family. Raises ConfigError that names the key that is unknown, missing or wrong."""
     if not isinstance(document, Mapping):
-        raise ConfigError(f"a config is a JSON object, not {type(document).__name__}")
+        raise ConfigError(f"expected a JSON object, got {type(document).__name__}")
     keys = {key: value for key, value in document.items() if not key.startswith("_")}
     if "num_blocks" in keys:
         return _research_from_json(keys)
@@ -106,10 +119,10 @@ def load_config(source: str | Path) -> AnyConfig:
         document = read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"config {source}: no such file, and not a preset ({', '.join(PRESETS)})") from None
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(f"config {source} cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"config {source}: not valid JSON ({error})") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"config {source}: expected a JSON object, got {type(document).__name__}")
     try:
         return config_from_json(document)
     except ConfigError as error:
@@ -117,85 +130,122 @@ def load_config(source: str | Path) -> AnyConfig:
 
 
 def _dlrm_from_json(keys: dict[str, Any]) -> HstuConfig:
-    known = {*_PLAIN_KEYS, *_ATTENTION_KEYS, *_OTHER_KEYS, *_TRAINING_KEYS}
-    _refuse_unknown(keys, known)
-    try:
-        plain = {name: keys[key] for key, name in _PLAIN_KEYS.items() if keys.get(key) is not None}
-        options = {name: keys[key] for key, name in _ATTENTION_KEYS.items() if keys.get(key) is not None}
-        slots = keys.get("contextual_feature_to_max_length") or {}
-        minimum = keys.get("contextual_feature_to_min_uih_length") or {}
+    _refuse_unknown(keys, {*_PLAIN_KEYS, *_ATTENTION_KEYS, *_OTHER_KEYS, *_TRAINING_KEYS})
+    with _by_their_keys({**_PLAIN_KEYS, **_ATTENTION_KEYS}):
+        minimum = _mapping(keys, "contextual_feature_to_min_uih_length")
         weights = keys.get("action_weights")
-        for key, name in _PLAIN_KEYS.items():
-            if name not in plain and name in _REQUIRED_FIELDS:
-                raise ConfigError(f"missing key {key!r}")
         return HstuConfig(
-            **plain,
-            attention=AttentionOptions(**options),
+            **_plain_fields(keys, _PLAIN_KEYS, HstuConfig),
+            attention=AttentionOptions(**_plain_fields(keys, _ATTENTION_KEYS, AttentionOptions)),
             contextual_features=tuple(
-                ContextualFeature(name=name, slots=int(count), min_sequence=int(minimum.get(name, 0)))
-                for name, count in slots.items()
+                ContextualFeature(name=name, slots=slots, min_sequence=minimum.get(name, 0))
+                for name, slots in _mapping(keys, "contextual_feature_to_max_length").items()
             ),
-            tasks=tuple(_task_from_json(task) for task in keys["multitask_configs"]),
-            user_embedding_features=tuple(keys["user_embedding_feature_names"]),
-            item_embedding_features=tuple(keys["item_embedding_feature_names"]),
+            tasks=tuple(_task_from_json(task) for task in _list("multitask_configs", keys["multitask_configs"])),
+            user_embedding_features=_names("user_embedding_feature_names", keys["user_embedding_feature_names"]),
+            item_embedding_features=_names("item_embedding_feature_names", keys["item_embedding_feature_names"]),
             action_weight_feature=keys.get("uih_weight_feature_name") or None,
-            feature_pairs=tuple((str(u), str(c)) for u, c in keys["merge_uih_candidate_feature_mapping"]),
-            action_weights=None if weights is None else tuple(int(w) for w in weights),
+            feature_pairs=_pairs("merge_uih_candidate_feature_mapping", keys["merge_uih_candidate_feature_mapping"]),
+            action_weights=None if weights is None else tuple(_list("action_weights", weights)),
             postprocessor=_postprocessor_from_json(keys),
-            tables=_tables_from_json(keys.get("embedding_tables") or {}),
+            tables=tuple(_table_from_json(name, table) for name, table in _mapping(keys, "embedding_tables").items()),
         )
-    except KeyError as error:
-        raise ConfigError(f"missing key {error.args[0]!r}") from None
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ConfigError(f"malformed value: {error}") from None
 
 
-def _task_from_json(task: Mapping[str, Any]) -> TaskConfig:
-    kind = task["task_type"]
-    if kind not in (0, 1):
+def _task_from_json(task: Any) -> TaskConfig:
+    kind = _object("multitask_configs: a task", task)["task_type"]
+    if type(kind) is not int or kind not in (0, 1):
         raise ConfigError(f"task {task['task_name']!r}: task_type must be 0 (binary) or 1 (regression), got {kind!r}")
-    return TaskConfig(name=task["task_name"], kind=TASK_KINDS[kind], weight=int(task.get("task_weight", 1)))
+    return TaskConfig(name=task["task_name"], kind=TASK_KINDS[kind], weight=task.get("task_weight", 1))
 
 
 def _postprocessor_from_json(keys: Mapping[str, Any]) -> Postprocessor:
-    if not keys.get("enable_postprocessor", True):
+    if not _flag(keys, "enable_postprocessor", default=True):
         return "l2_norm"
-    return "layer_norm" if keys.get("use_layer_norm_postprocessor", False) else "timestamp"
+    return "layer_norm" if _flag(keys, "use_layer_norm_postprocessor", default=False) else "timestamp"
 
 
-def _tables_from_json(tables: Mapping[str, Mapping[str, Any]]) -> tuple[TableConfig, ...]:
-    return tuple(
-        TableConfig(name=name, rows=int(t["rows"]), dim=int(t["dim"]), dtype=t["dtype"], features=tuple(t["features"]))
-        for name, t in tables.items()
-    )
+def _table_from_json(name: str, table: Any) -> TableConfig:
+    what = f"embedding_tables: table {name!r}"
+    t = _object(what, table)
+    rows, dim, dtype, features = (t[key] for key in ("rows", "dim", "dtype", "features"))
+    return TableConfig(name=name, rows=rows, dim=dim, dtype=dtype, features=_names(f"{what}: features", features))
 
 
 def _research_from_json(keys: dict[str, Any]) -> ResearchHstuConfig:
-    known = {
-        "max_sequence_len", "max_output_len", "embedding_dim", "num_blocks", "num_heads", "linear_dim",
-        "attention_dim", "concat_ua", "linear_activation", "postproc", "eps",
-    }  # fmt: skip
-    _refuse_unknown(keys, known)
+    _refuse_unknown(keys, {*_RESEARCH_KEYS, "max_output_len", "linear_activation", "postproc"})
     if keys.get("linear_activation", "silu") != "silu":
         raise ConfigError(f"linear_activation must be 'silu', got {keys['linear_activation']!r}")
     if keys.get("postproc", "l2") not in ("l2", "ln"):
         raise ConfigError(f"postproc must be 'l2' or 'ln', got {keys['postproc']!r}")
-    try:
-        return ResearchHstuConfig(
-            layers=keys["num_blocks"],
-            heads=keys["num_heads"],
-            qk_dim=keys["attention_dim"],
-            v_dim=keys["linear_dim"],
-            model_dim=keys["embedding_dim"],
-            max_seq_len=keys["max_sequence_len"] + keys.get("max_output_len", 0),
-            concat_ua=bool(keys.get("concat_ua", False)),
+    output_length = keys.get("max_output_len", 0)
+    if type(output_length) is not int or output_length < 0:
+        raise ConfigError(f"max_output_len must be a whole number >= 0, got {_shown(output_length)}")
+    with _by_their_keys(_RESEARCH_KEYS):
+        config = ResearchHstuConfig(
+            **_plain_fields(keys, _RESEARCH_KEYS, ResearchHstuConfig),
             postprocessor="l2_norm" if keys.get("postproc", "l2") == "l2" else "layer_norm",
-            eps=float(keys.get("eps", 1e-6)),
         )
+        return dataclasses.replace(config, max_seq_len=config.max_seq_len + output_length)
+
+
+@contextmanager
+def _by_their_keys(fields: Mapping[str, str]) -> Iterator[None]:
+    """Names fields that a config refuses by the keys of the document, and keys that it lacks. Raises ConfigError."""
+    try:
+        yield
+    except FieldError as error:
+        keys = {field: key for key, field in fields.items()}
+        raise ConfigError(f"{keys.get(error.field, error.field)} {error.problem}") from None
     except KeyError as error:
         raise ConfigError(f"missing key {error.args[0]!r}") from None
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"malformed value: {error}") from None
+
+
+def _plain_fields(keys: Mapping[str, Any], fields: Mapping[str, str], config: type) -> dict[str, Any]:
+    """Fields whose values are taken over as they are; null means the default. Raises KeyError for one without any."""
+    required = {f.name for f in dataclasses.fields(config) if f.default is dataclasses.MISSING}
+    return {field: keys[key] for key, field in fields.items() if keys.get(key) is not None or field in required}
+
+
+def _shown(value: Any) -> str:
+    return reprlib.repr(value)
+
+
+def _object(what: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{what} must be a JSON object, got {_shown(value)}")
+    return value
+
+
+def _mapping(keys: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return _object(key, keys.get(key) or {})
+
+
+def _list(what: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{what} must be a list, got {_shown(value)}")
+    return value
+
+
+def _names(what: str, value: Any) -> tuple[str, ...]:
+    if not all(isinstance(name, str) for name in _list(what, value)):
+        raise ConfigError(f"{what} must be a list of names, got {_shown(value)}")
+    return tuple(value)
+
+
+def _pairs(what: str, value: Any) -> tuple[tuple[str, str], ...]:
+    pairs = [_names(f"{what}: a pair", pair) for pair in _list(what, value)]
+    for pair in pairs:
+        if len(pair) != 2:
+            raise ConfigError(f"{what}: a pair is a history feature and a candidate feature, got {_shown(list(pair))}")
+    return tuple((history, candidate) for history, candidate in pairs)
+
+
+def _flag(keys: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = keys.get(key, default)
+    if type(value) is not bool:
+        raise ConfigError(f"{key} must be true or false, got {_shown(value)}")
+    return value
 
 
 def _refuse_unknown(keys: Iterable[str], known: set[str]) -> None:
@@ -238,15 +288,8 @@ def _dlrm_to_json(config: HstuConfig) -> dict[str, Any]:
 
 def _research_to_json(config: ResearchHstuConfig) -> dict[str, Any]:
     return {
-        "max_sequence_len": config.max_seq_len,
+        **{key: getattr(config, field) for key, field in _RESEARCH_KEYS.items()},
         "max_output_len": 0,
-        "embedding_dim": config.model_dim,
-        "num_blocks": config.layers,
-        "num_heads": config.heads,
-        "linear_dim": config.v_dim,
-        "attention_dim": config.qk_dim,
-        "concat_ua": config.concat_ua,
         "linear_activation": "silu",
         "postproc": "l2" if config.postprocessor == "l2_norm" else "ln",
-        "eps": config.eps,
     }

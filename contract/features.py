@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hstu_trt.contract.errors import InputError
 from hstu_trt.contract.model import HstuConfig
-from hstu_trt.contract.tensors import PADDING_ID, Dim, Limits, StageSpec
+from hstu_trt.contract.tensors import PADDING_ID, Limits, StageSpec, TensorSpec
 
 Tensors = dict[str, NDArray]
 
@@ -183,7 +183,7 @@ def check_request(tensors: Mapping[str, NDArray], spec: StageSpec, limits: Limit
     for expected in spec.inputs:
         if expected.name not in tensors:
             raise InputError(f"tensor {expected.name!r} {expected.dtype} {expected.shape_text} is missing")
-        _check_tensor(tensors[expected.name], expected.name, expected.dtype, expected.dims, sizes)
+        _check_tensor(tensors[expected.name], expected, sizes)
         if finite and tensors[expected.name].dtype.kind == "f":
             check_finite(expected.name, tensors[expected.name])
     _check_related_sizes(sizes)
@@ -196,27 +196,23 @@ def check_request(tensors: Mapping[str, NDArray], spec: StageSpec, limits: Limit
     )
 
 
-def _check_tensor(
-    array: NDArray, name: str, dtype: str, dims: tuple[Dim | int, ...], sizes: dict[str, tuple[int, str]]
-) -> None:
-    if array.dtype != dtype:
-        raise InputError(f"tensor {name!r} must be {dtype}, got {array.dtype}")
-    if array.ndim != len(dims):
-        raise InputError(f"tensor {name!r} must have shape {_dims_text(dims)}, got {list(array.shape)}")
-    for axis, (size, dim) in enumerate(zip(array.shape, dims, strict=True)):
+def _check_tensor(array: NDArray, spec: TensorSpec, sizes: dict[str, tuple[int, str]]) -> None:
+    """Dtype and shape of one tensor. sizes: of each dim so far, and the tensor that had it first; added to."""
+    name = spec.name
+    if array.dtype != spec.dtype:
+        raise InputError(f"tensor {name!r} must be {spec.dtype}, got {array.dtype}")
+    if array.ndim != len(spec.dims):
+        raise InputError(f"tensor {name!r} must have shape {spec.shape_text}, got {list(array.shape)}")
+    for axis, (size, dim) in enumerate(zip(array.shape, spec.dims, strict=True)):
         if isinstance(dim, int):
             if size != dim:
-                raise InputError(f"tensor {name!r} must have shape {_dims_text(dims)}, got {list(array.shape)}")
+                raise InputError(f"tensor {name!r} must have shape {spec.shape_text}, got {list(array.shape)}")
             continue
         if not dim.min <= size <= dim.max:
             raise InputError(f"tensor {name!r} has {size} {dim.name} on axis {axis}; {dim.min} to {dim.max} are served")
         known, by = sizes.setdefault(dim.name, (size, name))
         if known != size:
             raise InputError(f"tensor {name!r} has {size} {dim.name} on axis {axis}, but {by!r} has {known}")
-
-
-def _dims_text(dims: tuple[Dim | int, ...]) -> str:
-    return "[" + ", ".join(dim.name if isinstance(dim, Dim) else str(dim) for dim in dims) + "]"
 
 
 def _check_related_sizes(sizes: Mapping[str, tuple[int, str]]) -> None:

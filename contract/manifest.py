@@ -59,11 +59,14 @@ def json_digest(document: Any) -> str:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replaces a file in one step, so that a reader never sees half of it."""
+    """Replaces a file in one step, so that a reader never sees half of it. Raises OSError, and leaves nothing then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text)
-    os.replace(part, path)
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, *, kind: str, made_by: str, files: Iterable[str], facts: Mapping[str, Any]) -> Path:
@@ -115,9 +118,12 @@ def read_document(folder: Path, *, kind: str, regenerate: str) -> dict[str, Any]
         raise ArtefactError(f"{folder} holds no {kind} ({MANIFEST_NAME} is missing); {remedy}") from None
     except (ValueError, RecursionError, OSError) as error:
         raise ArtefactError(f"{path} is not readable JSON ({error}); {remedy}") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA or document.get("kind") != kind:
-        found = document.get("kind") if isinstance(document, dict) else type(document).__name__
-        raise ArtefactError(f"{path} describes {found!r}, not {kind!r} of schema {SCHEMA}; {remedy}")
+    fields = document if isinstance(document, dict) else {"kind": type(document).__name__}
+    if (fields.get("schema"), fields.get("kind")) != (SCHEMA, kind):
+        schema = f" of schema {fields['schema']}" if fields.get("kind") == kind and "schema" in fields else ""
+        raise ArtefactError(
+            f"{path} describes {fields.get('kind')!r}{schema}, not {kind!r} of schema {SCHEMA}; {remedy}"
+        )
     return document
 
 

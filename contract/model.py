@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from hstu_trt.contract.errors import ConfigError
+from hstu_trt.contract.field_checks import FieldError, is_finite, require, require_names, require_whole
 
 TaskKind = Literal["binary", "regression"]
 Postprocessor = Literal["l2_norm", "layer_norm", "timestamp"]
@@ -24,20 +25,8 @@ TableDtype = Literal["float16", "float32"]
 # The reference stores task kinds as the integers of its MultitaskTaskType enum.
 TASK_KINDS: tuple[TaskKind, ...] = ("binary", "regression")
 
-
 # The widest action mask: twice its highest bit still fits INT64, the dtype of actions.
 MAX_ACTION_WEIGHT = 2**62 - 1
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _require_positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(type(value) is int and value > 0, f"{name} must be a whole number > 0, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +38,10 @@ class TaskConfig:
     """``binary`` outputs pass a sigmoid, ``regression`` outputs are raw."""
     weight: int = 1
     """Bit mask of the training label; kept for the record, does not change a score."""
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.name, str), f"the name of a task must be a text, got {self.name!r}")
+        require(type(self.weight) is int, f"task {self.name!r}: its weight must be a whole number, got {self.weight!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +66,11 @@ class TableConfig:
     features: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _require_positive(self, "dim")
+        for what, value, least in (("rows", self.rows, 0), ("dim", self.dim, 1)):
+            right = type(value) is int and value >= least
+            require(right, f"table {self.name!r}: {what} must be a whole number >= {least}, got {value!r}")
         dtypes = get_args(TableDtype)
-        _require(self.dtype in dtypes, f"table {self.name!r}: dtype must be {' or '.join(dtypes)}, got {self.dtype!r}")
+        require(self.dtype in dtypes, f"table {self.name!r}: dtype must be {' or '.join(dtypes)}, got {self.dtype!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +87,10 @@ class AttentionOptions:
     """The newest so many history tokens, and all candidates, are exempt from the window."""
 
     def __post_init__(self) -> None:
-        for name in ("max_attn_len", "contextual_seq_len", "min_full_attn_seq_len"):
-            value = getattr(self, name)
-            _require(type(value) is int and value >= 0, f"{name} must be a whole number >= 0, got {value!r}")
-        _require(self.alpha != 0, "attn_alpha is 0: write null for the default, 1/sqrt(hstu_attn_qk_dim)")
+        require_whole(self, "max_attn_len", "contextual_seq_len", "min_full_attn_seq_len", least=0)
+        if self.alpha is not None and not is_finite(self.alpha):
+            raise FieldError("alpha", f"must be a finite number, got {self.alpha!r}")
+        require(self.alpha != 0, "attn_alpha is 0: write null for the default, 1/sqrt(hstu_attn_qk_dim)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,23 +146,26 @@ class HstuConfig:
     """Hidden width of the item tower and the prediction head; hard-wired in the reference."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "layers", "heads", "qk_dim", "v_dim", "embedding_dim", "model_dim", "preprocessor_dim")
-        _require_positive(self, "max_seq_len", "max_candidates")
-        _require(type(self.group_norm) is bool, f"hstu_group_norm must be true or false, got {self.group_norm!r}")
+        require_whole(self, "layers", "heads", "qk_dim", "v_dim", "embedding_dim", "model_dim", "preprocessor_dim")
+        require_whole(self, "max_seq_len", "max_candidates")
+        require_names(self, "post_id_feature", "action_time_feature", "query_time_feature")
+        if self.action_weight_feature is not None:
+            require_names(self, "action_weight_feature")
+        require(type(self.group_norm) is bool, f"hstu_group_norm must be true or false, got {self.group_norm!r}")
         self._check_time_buckets()
         self._check_actions()
         self._check_features()
-        _require(bool(self.tasks), "multitask_configs is empty: a ranking model needs at least one task")
+        require(bool(self.tasks), "multitask_configs is empty: a ranking model needs at least one task")
         kinds = [TASK_KINDS.index(task.kind) for task in self.tasks]
-        _require(kinds == sorted(kinds), "multitask_configs must list binary tasks (0) before regression tasks (1)")
+        require(kinds == sorted(kinds), "multitask_configs must list binary tasks (0) before regression tasks (1)")
 
     def _check_time_buckets(self) -> None:
         clamps = get_args(TimeBucketClamp)
-        _require(
+        require(
             self.time_bucket_clamp in clamps,
             f"time_bucket_clamp must be {' or '.join(map(repr, clamps))}, got {self.time_bucket_clamp!r}",
         )
-        _require(
+        require(
             self.time_bucket_clamp == "rows" or self.model_dim <= self.time_buckets + 1,
             f"time_bucket_clamp 'dim' needs a model dim of at most {self.time_buckets + 1}, got {self.model_dim}",
         )
@@ -175,24 +173,31 @@ class HstuConfig:
     def _check_actions(self) -> None:
         if self.action_weights is None:
             return
-        _require(bool(self.action_weights), "action_weights is empty: write null to leave the action encoder out")
-        _require(
+        require(bool(self.action_weights), "action_weights is empty: write null to leave the action encoder out")
+        require(
             self.action_weight_feature is not None,
             "action_weights is set but uih_weight_feature_name is not: name the feature with the action bits",
         )
         for weight in self.action_weights:
-            _require(0 < weight <= MAX_ACTION_WEIGHT, f"action weight {weight} is no bit mask between 1 and 2^62 - 1")
+            right = type(weight) is int and 0 < weight <= MAX_ACTION_WEIGHT
+            require(right, f"action weight {weight!r} is no bit mask between 1 and 2^62 - 1")
 
     def _check_features(self) -> None:
-        _require(
+        for slot in self.contextual_features:
+            what = f"contextual feature {slot.name!r}"
+            require(type(slot.slots) is int, f"{what}: its slots must be a whole number, got {slot.slots!r}")
+            require(slot.slots > 0, f"{what} needs at least one slot, got {slot.slots}")
+            right = type(slot.min_sequence) is int and slot.min_sequence >= 0
+            require(right, f"{what}: its least sequence must be a whole number >= 0, got {slot.min_sequence!r}")
+        slots = sum(slot.slots for slot in self.contextual_features)
+        require(slots <= self.max_seq_len, f"{slots} contextual slots do not fit max_seq_len, {self.max_seq_len}")
+        require(
             self.post_id_feature in self.uih_partner,
             f"merge_uih_candidate_feature_mapping has no pair for the post id feature {self.post_id_feature!r}",
         )
         for feature in self.embedding_features:
             known = feature in self.user_embedding_features or feature in self.item_embedding_features
-            _require(known, f"feature {feature!r} is looked up but is in neither embedding feature list")
-        for slot in self.contextual_features:
-            _require(slot.slots > 0, f"contextual feature {slot.name!r} needs at least one slot, got {slot.slots}")
+            require(known, f"feature {feature!r} is looked up but is in neither embedding feature list")
 
     @property
     def uih_partner(self) -> dict[str, str]:
@@ -264,7 +269,9 @@ class ResearchHstuConfig:
     """Last time bucket; the table has one row more. Hard-wired in the reference."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "layers", "heads", "qk_dim", "v_dim", "model_dim", "max_seq_len")
+        require_whole(self, "layers", "heads", "qk_dim", "v_dim", "model_dim", "max_seq_len")
+        require(type(self.concat_ua) is bool, f"concat_ua must be true or false, got {self.concat_ua!r}")
+        require(is_finite(self.eps) and self.eps > 0, f"eps must be a finite number > 0, got {self.eps!r}")
 
 
 AnyConfig = HstuConfig | ResearchHstuConfig

@@ -134,28 +134,45 @@ def write_model_folder(
 
 
 def read_model_folder(folder: Path, *, verify: bool = True) -> ModelFolder:
-    """Reads an exported model and checks its files (with sha256 unless ``verify`` is off) and its contract digest."""
+    """Reads an exported model and checks its files (with sha256 unless ``verify`` is off) and its contract digest.
+
+    Raises ArtefactError that names the file and the command that makes the folder again.
+    """
     regenerate = REGENERATE.format(folder=folder)
     document = read_manifest(folder, kind=MODEL_KIND, regenerate=regenerate, verify=verify)
     try:
         model = ModelFolder(
             path=folder,
-            name=document["name"],
+            name=_text(document, "name"),
             config=config_from_json(document["config"]),
             limits=Limits(**document["limits"]),
             precision=document["precision"],
-            fp8_sites=tuple(document.get("fp8_sites", ())),
+            fp8_sites=_sites(document),
             digest=json_digest(document),
-            pair_id=document.get("pair_id"),
+            pair_id=None if document.get("pair_id") is None else _text(document, "pair_id"),
         )
-        contract = document["contract"]
+        fits = document["contract"] == contract_digest(model.specs)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise ArtefactError(
             f"{folder}: its manifest is malformed ({error}); make it again with: {regenerate}"
         ) from None
-    if contract != contract_digest(model.specs):
+    if not fits:
         raise ArtefactError(f"{folder} was exported under another contract; make it again with: {regenerate}")
     return model
+
+
+def _text(document: dict[str, Any], key: str) -> str:
+    value = document[key]
+    if not isinstance(value, str):
+        raise ValueError(f"{key} must be a text, got {value!r}")
+    return value
+
+
+def _sites(document: dict[str, Any]) -> tuple[str, ...]:
+    sites = document.get("fp8_sites", [])
+    if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites):
+        raise ValueError(f"fp8_sites must be a list of names, got {sites!r}")
+    return tuple(sites)
 
 
 def require_whole(model: ModelFolder) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,6 @@ SHARD_TENSOR = "rows"
 SCALE_TENSOR = "scale"
 PAYLOAD_ALIGNMENT = 4096
 _MAX_HEADER_BYTES = 1 << 20
-
-StoredDtype = Literal["float32", "float16", "int8", "float8_e4m3fn"]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ ENSEMBLE = "ranking"
 FUSED = "ranking_fused"
 RESEARCH_STAGE = "sequence_encoder"
 
+MOST_TOKENS = 2**31 - 1
+"""Of a batch: what INT32 offsets can say."""
+
 # Contextual slots without an id hold this; the lookup answers a zero row.
 PADDING_ID = -1
 
@@ -98,8 +101,12 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
+            if type(value) is not int:
+                raise ConfigError(f"limit {name} must be a whole number, got {value!r}")
             if value < 1:
                 raise ConfigError(f"limit {name} must be >= 1, got {value}")
+            if value > MOST_TOKENS:
+                raise ConfigError(f"limit {name} must fit INT32, as offsets do: at most {MOST_TOKENS}, got {value}")
         for one, batch in ((self.history, self.batch_history), (self.candidates, self.batch_candidates)):
             if batch < one:
                 raise ConfigError(f"the limit of a batch ({batch}) is below that of one user ({one})")

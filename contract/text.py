@@ -1,7 +1,8 @@
-"""Plain text for people: tables in columns, and sizes."""
+"""Plain text for people and from them: tables in columns, sizes, lists and numbers in options."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -22,6 +23,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def names_in(text: str) -> tuple[str, ...]:
     """The names in a list with commas between, as options take them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def number_in(text: str) -> int | None:
+    """The whole number >= 0 that an option holds; None for any other text, and for one beyond 64 bits."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def bytes_text(size: int) -> str:

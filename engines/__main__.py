@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.errors import ConfigError, HstuTrtError
-from hstu_trt.contract.text import names_in
+from hstu_trt.contract.text import names_in, number_in
 from hstu_trt.engines.build import BUILDERS, CACHE, BuildPlan, build, make_plan, stages_up_to_date
 from hstu_trt.engines.builders import COMPATIBILITIES, BuildOptions
 from hstu_trt.engines.report import report, report_plan, report_targets
@@ -103,12 +104,14 @@ def _parser() -> argparse.ArgumentParser:
         default=CACHE,
         help="folder of timing caches and of engines by their key (default: %(default)s)",
     )
-    tuning.add_argument("--workspace-mib", type=_positive, help="most scratch memory of an engine")
+    tuning.add_argument(
+        "--workspace-mib", type=partial(_whole_number, least=1), help="most scratch memory of an engine"
+    )
     tuning.add_argument("--tf32", action="store_true", help="let fp32 products use TF32")
     tuning.add_argument("--also", type=names_in, default=(), metavar="GPU,...", help="tensorrt_rtx: in one engine")
     tuning.add_argument(
         "--max-table-mib",
-        type=int,
+        type=partial(_whole_number, least=0),
         default=BuildOptions.max_table_mib,
         help="without plugins: most MiB of tables in an engine (default: %(default)s)",
     )
@@ -126,10 +129,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1, got {text}")
+def _whole_number(text: str, least: int) -> int:
+    number = number_in(text)
+    if number is None or number < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
     return number
 
 

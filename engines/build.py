@@ -23,13 +23,13 @@ from hstu_trt.contract.staging import staged_folder
 from hstu_trt.contract.table_format import read_tables
 from hstu_trt.engines.builders import Builder, BuildOptions, BuildRequest, BuiltStage
 from hstu_trt.engines.commands import engines_command
+from hstu_trt.engines.engine_folder import ENGINES_KIND
 from hstu_trt.engines.modules import FLAVOURS
 from hstu_trt.engines.onnx_runtime_builder import OnnxRuntimeBuilder
 from hstu_trt.engines.refusals import check_precision
 from hstu_trt.engines.targets import find_target
 from hstu_trt.engines.tensorrt_builder import TensorRtBuilder
 
-ENGINES_KIND = "engines"
 CACHE = Path("build/cache")
 
 BUILDERS: Mapping[str, Builder] = {
@@ -89,7 +89,7 @@ def make_plan(  # noqa: PLR0913 - the options of the verb
     if model.precision != precision:
         raise ConfigError(
             f"{model_folder} was exported in {model.precision}, not {precision}; for {precision}: "
-            + remedy.replace("--precision P", f"--precision {precision}")
+            f"hstu-trt export --config CONFIG --weights WEIGHTS --precision {precision} --out ANOTHER"
         )
     if model.tables.is_dir():
         read_tables(model.tables, regenerate=remedy)

@@ -15,11 +15,10 @@ from hstu_trt.engines.graphs import prepare, read_graph
 from hstu_trt.engines.modules import FLAVOURS, TensorRt, version_numbers
 from hstu_trt.engines.plugin_library import register_plugins, tables_at
 from hstu_trt.engines.profiles import Profile
-from hstu_trt.engines.targets import capability_text
+from hstu_trt.engines.targets import AMPERE, capability_text
 
 ENGINES_KIND = "engines"
 _BUILD = "hstu-trt engines --model {model} --gpu GPU --precision {precision} --out {folder}"
-_AMPERE = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,7 @@ def check_engine(file: EngineFile, trt: TensorRt, device: Device) -> None:
             f"{file.path} was built by {trt.flavour.title} {file.version}, {trt.version} is installed; install "
             f"{trt.flavour.package}=={file.version}, or build it again with: {file.command}"
         )
-    ampere = file.any_ampere and device.compute_capability >= _AMPERE
+    ampere = file.any_ampere and device.compute_capability >= AMPERE
     if device.compute_capability not in file.capabilities and not ampere:
         wanted = ", ".join(map(capability_text, file.capabilities))
         raise ArtefactError(

@@ -11,12 +11,12 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError, InputError
+from hstu_trt.contract.errors import ArtefactError, ConfigError, HstuTrtError
 from hstu_trt.contract.features import check_request
 from hstu_trt.contract.model_folder import REGENERATE, ModelFolder
 from hstu_trt.contract.split_users import ATTENTION_STAGES, infer_per_user
-from hstu_trt.contract.tensors import StageSpec, TensorSpec
-from hstu_trt.engines.stages import engine_spec
+from hstu_trt.contract.tensors import TensorSpec
+from hstu_trt.engines.stages import check_feed, engine_spec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64", "tensor(int32)": "int32"}
 _LOG_FATAL_ONLY = 4
@@ -105,14 +105,6 @@ def _product_of_layer(model: ModelFolder) -> int:
     """Multiply-adds of a layer's projection to u, v, q and k for the longest history."""
     config = model.ranking_config
     return model.limits.history * config.model_dim * 2 * config.heads * (config.qk_dim + config.v_dim)
-
-
-def check_feed(feed: Mapping[str, NDArray], spec: StageSpec) -> None:
-    """Refuses tensors that the stage does not know: a misspelt optional one would go unnoticed."""
-    known = {tensor.name for tensor in spec.inputs}
-    for name in feed:
-        if name not in known:
-            raise InputError(f"stage {spec.name} takes no tensor {name!r}; it takes {', '.join(sorted(known))}")
 
 
 def _open_session(model: ModelFolder, stage: str, threads: int | None, *, spin: bool) -> Any:

@@ -6,9 +6,7 @@ from hstu_trt.contract.errors import ConfigError
 from hstu_trt.engines.builders import BuildRequest
 from hstu_trt.engines.cuda_driver import Device
 from hstu_trt.engines.modules import Flavour, TensorRt
-from hstu_trt.engines.targets import capability_text, find_target
-
-_AMPERE = 80
+from hstu_trt.engines.targets import AMPERE, capability_text, find_target
 
 
 def check_options(flavour: Flavour, request: BuildRequest) -> None:
@@ -63,7 +61,7 @@ def check_device(request: BuildRequest, device: Device) -> None:
     target, level = request.target, request.options.hardware_compat
     here = f"the GPU here is {device.name} (compute capability {capability_text(device.compute_capability)})"
     if level == "ampere_plus":
-        if min(target.compute_capability, device.compute_capability) < _AMPERE:
+        if min(target.compute_capability, device.compute_capability) < AMPERE:
             raise ConfigError(f"--hardware-compat ampere_plus needs compute capability 8.0 or later; {here}")
         return
     if device.compute_capability != target.compute_capability:

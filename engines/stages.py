@@ -1,10 +1,13 @@
-"""Which stages of a model folder have an ONNX file, and the tensors of each."""
+"""Which stages of a model folder have an ONNX file, the tensors of each, and what else a feed must not hold."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
-from hstu_trt.contract.errors import ConfigError
+from numpy.typing import NDArray
+
+from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder, onnx_stages
 from hstu_trt.contract.tensors import Dim, StageSpec, TensorSpec, float_dtype
@@ -34,3 +37,11 @@ def _taps_spec(model: ModelFolder) -> StageSpec:
         for layer in range(config.layers)
     )
     return dataclasses.replace(hstu, name=TAPS, outputs=(*hstu.outputs, *taps))
+
+
+def check_feed(feed: Mapping[str, NDArray], spec: StageSpec) -> None:
+    """Refuses tensors that the stage does not know: a misspelt optional one would go unnoticed. Raises InputError."""
+    known = {tensor.name for tensor in spec.inputs}
+    for name in feed:
+        if name not in known:
+            raise InputError(f"stage {spec.name} takes no tensor {name!r}; it takes {', '.join(sorted(known))}")

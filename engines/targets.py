@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from hstu_trt.contract.errors import ConfigError
 from hstu_trt.contract.tensors import PRECISIONS, Precision
 
+AMPERE = 80
+"""Compute capability from which on GPUs share engines that were built so."""
 _FP8_FROM = 89
 """Compute capability with fp8 tensor cores: Ada and later."""
 

@@ -23,9 +23,8 @@ from hstu_trt.engines.device_buffers import DeviceBuffers
 from hstu_trt.engines.engine_folder import EngineFile, check_engine, make_context, open_engine, read_engine_file
 from hstu_trt.engines.hooks import BuildLog, make_logger
 from hstu_trt.engines.modules import FLAVOURS, TensorRt, open_module
-from hstu_trt.engines.onnx_runtime import check_feed
 from hstu_trt.engines.profiles import Shape
-from hstu_trt.engines.stages import engine_spec
+from hstu_trt.engines.stages import check_feed, engine_spec
 from hstu_trt.engines.targets import target_of_device
 
 

@@ -19,6 +19,7 @@ from hstu_trt.contract.fp8_plan import LAYERS, planned_sites
 from hstu_trt.contract.model import AnyConfig, HstuConfig
 from hstu_trt.contract.model_folder import ModelFolder, onnx_stages, read_model_folder
 from hstu_trt.contract.tensors import PRECISIONS, Limits, default_limits
+from hstu_trt.contract.text import number_in
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,21 +79,17 @@ def main(argv: Sequence[str]) -> int:
 
 def _job(args: argparse.Namespace, argv: Sequence[str]):  # type: ignore[no-untyped-def]
     """Config and checkpoint, checked against each other. PyTorch is imported here, after the options are known good."""
-    from hstu_trt.export.export_model import (
-        ExportJob,
-        is_exported,
-        read_weights,
-        split_item_table,
-        table_hints,
-        with_tables,
-    )
+    from hstu_trt.export.build import check_weights
+    from hstu_trt.export.export_model import ExportJob
+    from hstu_trt.export.sources import is_exported, read_weights, table_hints, with_tables
 
     source = read_model_folder(Path(args.weights), verify=False) if is_exported(args.weights) else None
     config = _with_table_rows(_config(args, source), args)
+    if not isinstance(config, HstuConfig) and args.precision != "fp32":
+        raise ConfigError(f"{args.precision} is there for ranking models only; export a sequence encoder in fp32")
     checkpoint = read_weights(config, args.weights)
-    if not isinstance(config, HstuConfig):
-        checkpoint = split_item_table(checkpoint)
     config = with_tables(config, checkpoint, table_hints(Path(args.config or "")))
+    check_weights(config, checkpoint.dense, checkpoint.source)
     limits = _limits(config, args, source.limits if source else None)
     return ExportJob(
         name=args.name or (source.name if source else _default_name(args.config)),
@@ -124,8 +121,7 @@ def _quantisation(config: AnyConfig, limits: Limits, args: argparse.Namespace): 
             if getattr(args, option) is not None:
                 raise ConfigError(f"--{option.replace('_', '-')} goes with --precision fp8")
         return None
-    if not isinstance(config, HstuConfig):
-        raise ConfigError("fp8 is there for ranking models only; export a sequence encoder in fp32")
+    assert isinstance(config, HstuConfig)
     sites = planned_sites(args.plan or LAYERS, config)
     source = args.calibration or f"{SYNTHETIC}:{DEFAULT_REQUESTS}"
     requests = calibration_requests(config, limits, source)
@@ -142,10 +138,11 @@ def _with_table_rows(config: AnyConfig, args: argparse.Namespace) -> AnyConfig:
     rows: dict[str, int] = {}
     for option in args.table_rows:
         name, _, count = option.partition("=")
-        if name not in {t.name for t in config.tables} or not count.isdigit() or int(count) < 1:
+        number = number_in(count)
+        if name not in {t.name for t in config.tables} or not number:
             known = ", ".join(t.name for t in config.tables)
             raise ConfigError(f"--table-rows {option}: expected TABLE=ROWS with a table of the config ({known})")
-        rows[name] = int(count)
+        rows[name] = number
     tables = tuple(dataclasses.replace(t, rows=rows.get(t.name, t.rows)) for t in config.tables)
     return dataclasses.replace(config, tables=tables)
 
@@ -165,7 +162,8 @@ def _limits(config: AnyConfig, args: argparse.Namespace, of_source: Limits | Non
         if of_source is not None and not any(options.values()):
             return of_source
         return default_limits(config, **options)
-    users, history = args.max_users or 32, args.max_history or config.max_seq_len
+    users = 32 if args.max_users is None else args.max_users
+    history = config.max_seq_len if args.max_history is None else args.max_history
     if history > config.max_seq_len:
         raise ConfigError(f"--max-history {history}: the position table ends at {config.max_seq_len} events")
     return Limits(users=users, history=history, candidates=1, batch_history=users * history, batch_candidates=users)

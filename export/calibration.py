@@ -14,6 +14,7 @@ from hstu_trt.contract.errors import ConfigError, InputError
 from hstu_trt.contract.features import Jagged, Tensors, batch_max_norm, jagged_features, pack_request, request_features
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.tensors import Limits
+from hstu_trt.contract.text import number_in
 from hstu_trt.export.model import DlrmHstu
 from hstu_trt.export.quantise import Largest, calibrate
 from hstu_trt.export.stages import EmbeddingStage
@@ -35,9 +36,10 @@ def calibration_requests(config: HstuConfig, limits: Limits, source: str) -> Ten
     kind, _, count = source.partition(":")
     if kind != SYNTHETIC:
         return _from_file(config, Path(source))
-    if not count.isdigit() or not int(count):
+    requests = number_in(count)
+    if not requests:
         raise ConfigError(f"calibration {source}: expected a FILE or {SYNTHETIC}:<requests>")
-    return synthetic_requests(config, limits, int(count))
+    return synthetic_requests(config, limits, requests)
 
 
 def _from_file(config: HstuConfig, path: Path) -> Tensors:

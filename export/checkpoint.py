@@ -6,7 +6,8 @@ never held whole. Keys are those of the reference's modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,16 @@ class Checkpoint:
     source: str
     dense: dict[str, Tensor]
     tables: dict[str, TableSource]
+
+
+def pair_id(dense: Mapping[str, Tensor]) -> str:
+    """Digest of a checkpoint's dense weights: a model and tables that bear the same one were trained together."""
+    digest = hashlib.sha256()
+    for key in sorted(dense):
+        weight = dense[key].detach().contiguous()
+        digest.update(f"{key} {weight.dtype} {list(weight.shape)}\n".encode())
+        digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

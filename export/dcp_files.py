@@ -18,11 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from hstu_trt.contract.checkpoint_layout import FilePart
+from hstu_trt.contract.checkpoint_layout import INDEX_FILE, FilePart
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.export.safe_load import load_tensors
-
-METADATA_FILE = ".metadata"
 
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
@@ -94,7 +92,7 @@ class ShardIndex:
 
 def read_shard_index(folder: Path) -> ShardIndex:
     """Reads ``.metadata``. Raises ArtefactError when it is damaged, hostile or sharded by columns."""
-    path = folder / METADATA_FILE
+    path = folder / INDEX_FILE
     try:
         with path.open("rb") as stream:
             metadata = _MetadataUnpickler(stream).load()

@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -18,15 +17,14 @@ from onnxscript.values import Op, Opset
 from torch import Tensor
 from torch.export import Dim as TorchDim
 
-from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.ops import EMBEDDING_LOOKUP, HSTU_ATTENTION, OpSpec
 from hstu_trt.contract.tensors import Dim, StageSpec, TensorSpec
 from hstu_trt.export.onnx_functions import OPSET, add_functions, e4m3_zero
 from hstu_trt.export.stages import TORCH_DTYPES, Stage
 
 PRODUCER = "hstu-trt"
-# Tensors smaller than this stay in the .onnx file: constants that shape inference reads.
-INLINE_BYTES = 1024
+TABLE_PREFIX = "tables."
+"""Of initialisers that stand for embedding tables."""
 
 _ONNX_TYPES = {
     "float16": "tensor(float16)",
@@ -227,7 +225,7 @@ def _rename_initializers(model: onnx.ModelProto) -> None:
     for initializer in model.graph.initializer:
         name = initializer.name.removeprefix("model.")
         table = re.match(r"(?:embedding\.)?table_(.+)", name)
-        new[initializer.name] = f"tables.{table[1]}" if table else name
+        new[initializer.name] = f"{TABLE_PREFIX}{table[1]}" if table else name
         initializer.name = new[initializer.name]
     for node in model.graph.node:
         for n, name in enumerate(node.input):
@@ -236,31 +234,3 @@ def _rename_initializers(model: onnx.ModelProto) -> None:
     rest = [info for info in model.graph.value_info if info.name not in new]
     del model.graph.value_info[:]
     model.graph.value_info.extend(rest)
-
-
-def table_of_initializer(initializer: onnx.TensorProto) -> str | None:
-    """The table's name if an initializer is an embedding table."""
-    return initializer.name.removeprefix("tables.") if initializer.name.startswith("tables.") else None
-
-
-def is_external(initializer: onnx.TensorProto) -> bool:
-    """Whether an initializer's data belongs into the weights file."""
-    return len(initializer.raw_data) >= INLINE_BYTES
-
-
-def point_outside(initializer: onnx.TensorProto, location: str, offset: int, length: int) -> None:
-    """Replaces an initializer's data by a reference into a file beside the .onnx."""
-    initializer.ClearField("raw_data")
-    initializer.data_location = onnx.TensorProto.EXTERNAL
-    del initializer.external_data[:]
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-        initializer.external_data.add(key=key, value=value)
-
-
-def save_checked(model: onnx.ModelProto, path: Path) -> None:
-    """Writes the file and runs ONNX's full check on it, with its external data in place."""
-    onnx.save(model, path)
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ArtefactError(f"{path.name}: the exported model does not pass ONNX's full check: {error}") from None

@@ -14,7 +14,7 @@ from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.model_folder import TAPS, ModelFolder
 from hstu_trt.contract.split_users import ATTENTION_STAGES, infer_per_user
 from hstu_trt.contract.tensors import FUSED, RESEARCH_STAGE, float_dtype
-from hstu_trt.export.build import build_ranking_model, build_research_model
+from hstu_trt.export.build import build_ranking_model, build_research_model, dense_weights
 from hstu_trt.export.research import ITEM_TABLE, SequenceEncoderStage
 from hstu_trt.export.stages import EmbeddingStage, FusedStage, HeadStage, HstuStage, Stage
 from hstu_trt.export.tables import table_rows
@@ -67,9 +67,7 @@ class TorchRunner:
 
 
 def _stage(model: ModelFolder, name: str) -> Stage:
-    from safetensors.torch import load_file
-
-    dense = {key: value for key, value in load_file(model.weights).items() if key.startswith("_")}
+    dense = dense_weights(model)
     source = str(model.weights)
     if not isinstance(model.config, HstuConfig):
         encoder = build_research_model(model.config, dense, source)

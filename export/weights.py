@@ -39,14 +39,7 @@ def load_dense(model: Module, dense: Mapping[str, Tensor], source: str) -> Modul
     Raises ArtefactError with a readable diff.
     """
     expected = model.state_dict()
-    _check_keys(expected.keys(), dense.keys(), source)
-    wrong = [
-        f"  {key}: {list(dense[key].shape)} in the checkpoint, {list(value.shape)} by the config"
-        for key, value in expected.items()
-        if dense[key].shape != value.shape
-    ]
-    if wrong:
-        raise ArtefactError(f"{source}: {len(wrong)} tensors do not have the config's shape\n" + _listing(wrong))
+    check_fit(expected, dense, source)
     buffers = dict(model.named_buffers())
     for key, value in buffers.items():
         _check_buffer(key, value, dense[key], source)
@@ -56,6 +49,22 @@ def load_dense(model: Module, dense: Mapping[str, Tensor], source: str) -> Modul
         raise ArtefactError(f"{source}: NaN or Inf in {len(broken)} tensors\n" + _listing(broken))
     model.load_state_dict(weights)
     return model
+
+
+def check_fit(expected: Mapping[str, Tensor], dense: Mapping[str, Tensor], source: str) -> None:
+    """That a checkpoint has the keys and shapes of a model's state dict. Raises ArtefactError with a readable diff."""
+    _check_keys(expected.keys(), dense.keys(), source)
+    wrong = [
+        f"  {key}: {list(dense[key].shape)} in the checkpoint, {list(value.shape)} by the config"
+        for key, value in expected.items()
+        if dense[key].shape != value.shape
+    ]
+    if wrong:
+        raise ArtefactError(
+            f"{source}: {len(wrong)} tensors do not have the config's shape\n"
+            + _listing(wrong)
+            + "\nCheck heads, widths and action_weights in the config."
+        )
 
 
 def _check_buffer(key: str, expected: Tensor, found: Tensor, source: str) -> None:

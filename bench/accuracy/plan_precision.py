@@ -48,8 +48,8 @@ class Study:
     def __init__(self, model: ModelFolder, calibration: Workload, workload: Workload, norm: float) -> None:
         from hstu_trt.export.build import build_ranking_model
         from hstu_trt.export.calibration import largest_values
-        from hstu_trt.export.export_model import exported_checkpoint
         from hstu_trt.export.quantise import fp8_modules
+        from hstu_trt.export.sources import exported_checkpoint
         from hstu_trt.export.stages import EmbeddingStage
         from hstu_trt.export.tables import table_rows
 

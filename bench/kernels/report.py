@@ -106,7 +106,7 @@ def page_table(rows: Sequence[ResultRow]) -> str:
 
 
 def readme_table(rows: Sequence[ResultRow]) -> str:
-    """The section of the README: table cases in which a public kernel was measured, too; fp8 packed, as the model runs."""
+    """The section of the README: the table cases in which a public kernel was measured; fp8 as the model runs it."""
     shown = [row for row in _table_rows(rows) if _peer_of(row) and row.variant != "fp8"]
     header = ("case", "variant", "us", "TFLOP/s", "x torch.compile", "best public kernel (other run)")
     cells = ([cells[n] for n in (0, 1, 2, 3, 6, -1)] for cells in map(_markdown_cells, shown))

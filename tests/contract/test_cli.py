@@ -64,9 +64,27 @@ def test_an_interrupt_is_told(capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_a_bug_keeps_its_traceback():
-    with pytest.raises(ZeroDivisionError):
-        cli.run_verb(fails_with(ZeroDivisionError()), [], "hstu-trt planted")
+@pytest.mark.parametrize("error", [ZeroDivisionError(), ModuleNotFoundError("", name="hstu_trt.gone")])
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        cli.run_verb(fails_with(error), [], "hstu-trt planted")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "hstu-trt export: interrupted\n"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch.nn"),
+            2,
+            f"hstu-trt export: error: Python package 'torch.nn' is not installed: {cli.INSTALL}\n",
+        ),
+    ],
+)
+def test_importing_a_room_may_fail_as_its_verb_may(monkeypatch, capsys, error, code, said):
+    monkeypatch.setattr(importlib, "import_module", fails_with(error))
+    assert cli.main(["export"]) == code
+    assert capsys.readouterr().err == said
 
 
 def test_a_verb_gets_its_arguments(monkeypatch):

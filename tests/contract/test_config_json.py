@@ -89,11 +89,36 @@ REFUSED = [
     (changed(zzz=1), "unknown key 'zzz'; start a key with '_'"),
     (without("multitask_configs"), "missing key 'multitask_configs'"),
     (without("hstu_num_heads"), "missing key 'hstu_num_heads'"),
-    (changed(hstu_num_heads="two"), "heads must be a whole number > 0, got 'two'"),
+    (changed(hstu_num_heads="two"), "^hstu_num_heads must be a whole number > 0, got 'two'"),
+    (changed(hstu_num_heads=None), "^hstu_num_heads must be a whole number > 0, got None"),
+    (changed(hstu_attn_num_layers=True), "^hstu_attn_num_layers must be a whole number > 0, got True"),
+    (changed(stu_contextual_seq_len=-1), "^stu_contextual_seq_len must be a whole number >= 0, got -1"),
     (changed(multitask_configs=[{"task_name": "x", "task_type": 2}]), "task 'x': task_type must be 0 .* got 2"),
     (changed(multitask_configs=[{"task_type": 0}]), "missing key 'task_name'"),
-    (changed(multitask_configs=7), "malformed value"),
-    (changed(merge_uih_candidate_feature_mapping=[["a"]]), "malformed value"),
+    (changed(multitask_configs=[{"task_name": "x", "task_type": 0.0}]), "task 'x': task_type must be 0 .* got 0.0"),
+    (changed(multitask_configs=[{"task_name": 5, "task_type": 0}]), "the name of a task must be a text, got 5"),
+    (changed(multitask_configs=7), "multitask_configs must be a list, got 7"),
+    (changed(multitask_configs=["rating"]), "multitask_configs: a task must be a JSON object, got 'rating'"),
+    (changed(merge_uih_candidate_feature_mapping=[["a"]]), r"mapping: a pair is .*, got \['a'\]"),
+    (changed(merge_uih_candidate_feature_mapping=["ab"]), "mapping: a pair must be a list, got 'ab'"),
+    (changed(user_embedding_feature_names="item_id"), "user_embedding_feature_names must be a list, got 'item_id'"),
+    (changed(item_embedding_feature_names=[1]), r"item_embedding_feature_names must be a list of names, got \[1\]"),
+    (changed(candidates_querytime_feature_name=["x"]), "^candidates_querytime_feature_name must be a feature's name"),
+    (changed(uih_weight_feature_name=5), "action_weight_feature must be a feature's name, got 5"),
+    (changed(contextual_feature_to_max_length=[1]), "contextual_feature_to_max_length must be a JSON object"),
+    # A number that is cut to a whole one would be another model, in silence.
+    (changed(contextual_feature_to_max_length={"user_id": 1.7}), "'user_id': its slots must be a whole .* got 1.7"),
+    (changed(contextual_feature_to_min_uih_length={"user_id": 0.5}), "'user_id': its least sequence .* got 0.5"),
+    (changed(contextual_feature_to_max_length={"user_id": 10**12}), "1000000000000 contextual slots do not fit"),
+    (changed(action_weights=[1, 2.5]), "action weight 2.5 is no bit mask"),
+    (changed(action_weights=[1, "2"]), "action weight '2' is no bit mask"),
+    (changed(action_weights=7), "action_weights must be a list, got 7"),
+    (changed(enable_postprocessor="false"), "enable_postprocessor must be true or false, got 'false'"),
+    (changed(embedding_tables={"t": 7}), "embedding_tables: table 't' must be a JSON object, got 7"),
+    (
+        changed(embedding_tables={"t": {"rows": "1", "dim": 2, "dtype": "float16", "features": []}}),
+        "table 't': rows must be a whole number >= 0, got '1'",
+    ),
     (changed(embedding_tables={"t": {"rows": 1}}), "missing key 'dim'"),
     (changed(embedding_tables={"t": {"rows": 1, "dim": 2, "dtype": "FP16", "features": []}}), "dtype must be .*'FP16'"),
     (changed(time_bucket_clamp="row"), "time_bucket_clamp must be 'rows' or 'dim', got 'row'"),
@@ -101,6 +126,8 @@ REFUSED = [
     (changed(action_weights=[1, 0]), "action weight 0 is no bit mask"),
     (changed(action_weights=[1 << 62]), "is no bit mask between 1 and"),
     (changed(attn_alpha=0), "attn_alpha is 0"),
+    (changed(attn_alpha="big"), "^attn_alpha must be a finite number, got 'big'"),
+    (changed(attn_alpha=float("nan")), "^attn_alpha must be a finite number, got nan"),
     (changed(max_attn_len=1.5), "max_attn_len must be a whole number"),
     (changed(hstu_group_norm="false"), "hstu_group_norm must be true or false"),
     (changed(hstu_num_heads=2.0), "heads must be a whole number > 0, got 2.0"),
@@ -123,6 +150,12 @@ RESEARCH = config_to_json(ResearchHstuConfig(layers=2, heads=1, qk_dim=8, v_dim=
         ({"linear_activation": "relu"}, "linear_activation must be 'silu', got 'relu'"),
         ({"postproc": "rms"}, "postproc must be 'l2' or 'ln', got 'rms'"),
         ({"num_head": 1}, "did you mean 'num_heads'?"),
+        ({"num_heads": 1.0}, "^num_heads must be a whole number > 0, got 1.0"),
+        ({"max_sequence_len": "50"}, "^max_sequence_len must be a whole number > 0, got '50'"),
+        ({"max_output_len": -1}, "max_output_len must be a whole number >= 0, got -1"),
+        ({"concat_ua": "no"}, "concat_ua must be true or false, got 'no'"),
+        ({"eps": float("inf")}, "eps must be a finite number > 0, got inf"),
+        ({"eps": -1e-6}, "eps must be a finite number > 0"),
     ],
 )
 def test_a_wrong_research_config_is_refused(change, message):
@@ -142,6 +175,7 @@ def test_keys_with_an_underscore_are_comments():
         (b"\xff\xfe\x00", "not valid JSON"),
         (b"[]", "expected a JSON object, got list"),
         (b"{}", "config .*config.json: missing key"),
+        (b"[" * 100_000, "config .*config.json: not valid JSON"),
     ],
 )
 def test_a_wrong_config_file_is_named(tmp_path, content, message):
@@ -150,6 +184,11 @@ def test_a_wrong_config_file_is_named(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         load_config(path)
+
+
+def test_a_folder_in_place_of_a_config_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=f"config {tmp_path} cannot be read \\(Is a directory\\)"):
+        load_config(tmp_path)
 
 
 def test_tables_are_part_of_the_document():

@@ -51,6 +51,15 @@ REFUSED = {
     "other limits": (lambda d: d["limits"].update(users=5), "was exported under another contract"),
     "an unknown limit": (lambda d: d["limits"].update(zzz=5), "its manifest is malformed"),
     "no precision": (lambda d: d.pop("precision"), "its manifest is malformed"),
+    "an unknown precision": (
+        lambda d: d.update(precision="fp64"),
+        "its manifest is malformed .unknown precision 'fp64'",
+    ),
+    "a name that is none": (lambda d: d.update(name=3), "its manifest is malformed .name must be a text, got 3"),
+    "a pair id that is none": (lambda d: d.update(pair_id=[1]), r"its manifest is malformed .pair_id must be a text"),
+    "sites that are none": (lambda d: d.update(fp8_sites=["head", 3]), "fp8_sites must be a list of names"),
+    "half a limit": (lambda d: d["limits"].update(users=1.5), "limit users must be a whole number, got 1.5"),
+    "another schema": (lambda d: d.update(schema=2), "describes 'onnx' of schema 2, not 'onnx' of schema 1"),
 }
 
 

@@ -110,6 +110,12 @@ def test_a_limit_is_positive(name):
         dataclasses.replace(LIMITS, **{name: 0})
 
 
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Limits)])
+def test_a_limit_fits_the_offsets(name):
+    with pytest.raises(ConfigError, match=f"limit {name} must fit INT32, as offsets do: at most 2147483647"):
+        dataclasses.replace(LIMITS, **{name: 2**31})
+
+
 @pytest.mark.parametrize(("one", "batch"), [("history", "batch_history"), ("candidates", "batch_candidates")])
 def test_a_batch_holds_at_least_one_user(one, batch):
     with pytest.raises(ConfigError, match=r"the limit of a batch \(7\) is below that of one user \(8\)"):

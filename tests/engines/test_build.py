@@ -89,6 +89,17 @@ def test_json_names_state_and_stages(model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("option", "text", "least"),
+    [("--workspace-mib", "0", 1), ("--workspace-mib", "x", 1), ("--max-table-mib", "-5", 0)],
+)
+def test_sizes_in_options_are_whole_numbers(capsys, option, text, least):
+    with pytest.raises(SystemExit) as stopped:
+        command_line(["engines", option, text])
+    assert stopped.value.code == 2
+    assert f"argument {option}: must be a whole number >= {least}, got {text!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("gpu", "precision", "message"),
     [
         ("v100", "fp32", "no target 'v100': choose from cpu, t4"),

@@ -1,7 +1,6 @@
 """TensorRT-RTX engines, really built, without a GPU. They are not run: no GPU that RTX runs on is at hand."""
 
 import dataclasses
-import io
 import json
 import os
 import shlex
@@ -21,7 +20,6 @@ from hstu_trt.engines.build import build, make_plan
 from hstu_trt.engines.builders import BuildOptions
 from hstu_trt.engines.engine_build import EngineJob, build_engine
 from hstu_trt.engines.graphs import prepare
-from hstu_trt.engines.hooks import BuildLog, make_logger, make_monitor
 from hstu_trt.engines.modules import TENSORRT_RTX, open_module
 from hstu_trt.engines.profiles import Profile
 from hstu_trt.export import export_model
@@ -177,37 +175,6 @@ def test_a_workspace_that_is_too_small_is_an_error(rtx):
     options = BuildOptions(workspace_mib=1)
     with pytest.raises(HstuTrtError, match="workspace"):
         build_engine(rtx, dataclasses.replace(fp8_job((89,)), options=options))
-
-
-def test_progress_is_shown_on_a_terminal_only(rtx):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    for stream in (Terminal(), io.StringIO()):
-        log = BuildLog()
-        monitor = make_monitor(rtx.module, log, "hstu", stream)
-        monitor.phase_start("Building engine", None, 6)
-        monitor.phase_start("Parsing", "Building engine", 4)
-        assert monitor.step_complete("Parsing", 1)
-        shown = stream.getvalue()
-        log.interrupted = True
-        assert not monitor.step_complete("Parsing", 2)
-        monitor.phase_finish("Parsing")
-        monitor.phase_finish("Building engine")
-        assert ("hstu [" in shown and "Building engine 0/6, Parsing 2/4" in shown) == stream.isatty()
-        assert stream.getvalue().endswith("\r\033[K") == stream.isatty()
-
-
-def test_the_log_keeps_errors_and_activations(rtx):
-    log = BuildLog()
-    logger = make_logger(rtx.module, log)
-    severity = rtx.module.ILogger
-    logger.log(severity.VERBOSE, "Total Activation Memory: 12 bytes")
-    logger.log(severity.VERBOSE, "x\nName: a, LayerType: gemm, Inputs\nName: b, LayerType: deallocate, Inputs")
-    logger.log(severity.ERROR, "no")
-    logger.log(severity.WARNING, "hm")
-    assert (log.activation_bytes, log.errors, log.kernels) == ([12], ["no"], 1)
 
 
 def test_nothing_is_built_twice(exported, built, tmp_path, capsys):

@@ -6,75 +6,20 @@ machine that has it can show.
 
 import dataclasses
 import json
-import os
 import sys
-import types
 
 import pytest
-from fake_tensorrt import H100, L40S, fake_module
+from fake_driver import H100, L40S
 
-import hstu_trt.plugins
-from hstu_trt.contract.cli import main as command_line
 from hstu_trt.contract.errors import ArtefactError
 from hstu_trt.contract.manifest import file_sha256, read_manifest
 from hstu_trt.contract.ops import OPS
 from hstu_trt.engines import tensorrt_builder
-from hstu_trt.engines.builders import BuiltStage
 from hstu_trt.engines.modules import TENSORRT, open_module, version_numbers
-from hstu_trt.engines.plan_store import PlanStore
-from hstu_trt.engines.timing_cache import TimingCache
-
-CREATORS = {(op.name, op.version, op.domain) for op in OPS.values()}
 
 
-@pytest.fixture
-def golden_folder(exported):
-    return exported("fp16")
-
-
-@pytest.fixture
-def module(golden_folder, monkeypatch):
-    module = fake_module()
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    return module
-
-
-@pytest.fixture
-def library(monkeypatch, tmp_path):
-    """A plugin library that registers both creators."""
-    path = tmp_path / "libhstu_trt_plugins.so"
-    path.write_bytes(b"plugins")
-    face = types.SimpleNamespace(
-        plugin_library=lambda: path,
-        load_plugins=lambda registry: registry.creators.update(CREATORS),
-        TABLES_VARIABLE="TABLES",
-    )
-    monkeypatch.setattr(hstu_trt.plugins, "trt_library", face, raising=False)
-    return face
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """Puts a GPU into the machine; the H100 is there already."""
-
-    def place(device):
-        monkeypatch.setattr(tensorrt_builder, "current_device", lambda: device)
-
-    place(H100)
-    return place
-
-
-@pytest.fixture
-def engines(golden_folder, module, library, gpu, tmp_path):
-    def run(*more, target="h100"):
-        words = ["--model", golden_folder, "--gpu", target, "--precision", "fp16", "--cache", tmp_path / "cache"]
-        return command_line([str(word) for word in ["engines", *words, "--out", tmp_path / "e", *more]])
-
-    return run
-
-
-def test_every_op_becomes_a_plugin(engines, module, library, tmp_path, capsys):
-    assert engines() == 0
+def test_every_op_becomes_a_plugin(build_golden, module, library, tmp_path, capsys):
+    assert build_golden() == 0
     manifest = read_manifest(tmp_path / "e", kind="engines", regenerate="")
     stages = {stage["stage"]: stage["details"] for stage in manifest["stages"]}
     counts = {name: (details["plugin_layers"], details["op_nodes"]) for name, details in stages.items()}
@@ -94,16 +39,16 @@ def test_every_op_becomes_a_plugin(engines, module, library, tmp_path, capsys):
     assert all(config.flags == set() for config in module.configs)
 
 
-def test_a_library_without_a_creator_is_an_error(engines, library, tmp_path, capsys):
+def test_a_library_without_a_creator_is_an_error(build_golden, library, tmp_path, capsys):
     """Functions are stripped, so nothing takes the place of a missing plugin."""
-    lacking = {creator for creator in CREATORS if creator[0] != "HstuAttention"}
+    lacking = {(op.name, op.version, op.domain) for op in OPS.values() if op.name != "HstuAttention"}
     library.load_plugins = lambda registry: registry.creators.update(lacking)
-    assert engines() == 2
+    assert build_golden() == 2
     assert "Plugin not found" in capsys.readouterr().err
     assert not (tmp_path / "e").exists()
 
 
-def test_a_body_in_place_of_a_plugin_is_an_error(engines, monkeypatch, library, capsys):
+def test_a_body_in_place_of_a_plugin_is_an_error(build_golden, monkeypatch, library, capsys):
     """Should functions ever stay in: the count of plugin layers tells."""
     library.load_plugins = lambda registry: None
     prepare = tensorrt_builder.prepare
@@ -112,115 +57,30 @@ def test_a_body_in_place_of_a_plugin_is_an_error(engines, monkeypatch, library, 
         return dataclasses.replace(prepare(graph, path, plugins=plugins), model=graph)
 
     monkeypatch.setattr(tensorrt_builder, "prepare", keep_functions)
-    assert engines() == 2
+    assert build_golden() == 2
     assert "the network has 0 plugin layers, the graph has 5 nodes that must be plugins" in capsys.readouterr().err
 
 
-def test_a_baseline_without_plugins(engines, module, library, tmp_path):
+def test_a_baseline_without_plugins(build_golden, module, library, tmp_path):
     library.plugin_library = None
-    assert engines("--no-plugins") == 0
+    assert build_golden("--no-plugins") == 0
     manifest = read_manifest(tmp_path / "e", kind="engines", regenerate="")
     assert {stage["details"]["plugin_layers"] for stage in manifest["stages"]} == {0}
     assert "plugins" not in manifest
     assert not module.registry.creators
 
 
-def test_options_reach_the_config(engines, module):
+def test_options_reach_the_config(build_golden, module):
     options = ["--refit", "--strip-plan", "--version-compatible", "--tf32", "--opt-level", "5", "--workspace-mib", "64"]
-    assert engines(*options, "--hardware-compat", "ampere_plus", "--stages", "mlp_head", target="a100") == 2
+    assert build_golden(*options, "--hardware-compat", "ampere_plus", "--stages", "mlp_head", target="a100") == 2
     assert not module.configs, "an A100's default builder is tensorrt_rtx"
     more = ["--hardware-compat", "ampere_plus", "--stages", "mlp_head", "--builder", "tensorrt"]
-    assert engines(*options, *more, target="a100") == 0
+    assert build_golden(*options, *more, target="a100") == 0
     (config,) = module.configs
     assert config.flags == {"TF32", "REFIT", "STRIP_PLAN", "VERSION_COMPATIBLE"}
     assert (config.builder_optimization_level, config.pools) == (5, {"WORKSPACE": 64 << 20})
     assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
     assert len(config.profiles) == 2
-
-
-def test_the_timing_cache_is_kept_per_gpu_and_version(engines, module, tmp_path, gpu):
-    assert engines("--stages", "mlp_head") == 0
-    (file,) = (tmp_path / "cache/timing").iterdir()
-    assert file.name == "nvidia-h100-80gb-hbm3-tensorrt-11.4.0.106.timing"
-    learnt = file.read_bytes()
-    assert learnt.startswith(b"tactics-of-")
-    assert engines("--stages", "mlp_head,hstu") == 0
-    assert file.read_bytes() != learnt
-    assert set(learnt.split()) < set(file.read_bytes().split())
-
-
-def test_a_damaged_timing_cache_counts_as_empty(module, tmp_path):
-    cache = TimingCache.of(tmp_path, "GPU", "1")
-    cache.path.write_bytes(b"damaged")
-    config = module.Builder(None).create_builder_config()
-    cache.attach(config)
-    config.cache.data.add("new")
-    cache.keep(config)
-    assert cache.path.read_bytes() == b"new"
-
-
-def test_another_plugin_library_builds_again(engines, library, tmp_path, capsys):
-    assert engines() == 0
-    assert engines() == 0
-    assert "up to date" in capsys.readouterr().out
-    library.plugin_library().write_bytes(b"other plugins")
-    assert engines() == 0
-    assert ": built" in capsys.readouterr().out
-
-
-def built(module):
-    """How many engines were built so far."""
-    return len(module.configs)
-
-
-def test_options_there_and_back_and_another_folder_build_nothing(engines, module, tmp_path, capsys):
-    """A, B, A in one folder, and A in another one, which then holds the same files."""
-    assert engines("--stages", "hstu,mlp_head") == 0
-    first = {path.name: path.read_bytes() for path in (tmp_path / "e").glob("*.plan")}
-    manifest = json.loads((tmp_path / "e/manifest.json").read_text())
-    assert engines("--stages", "hstu,mlp_head", "--tf32") == 0
-    assert built(module) == 4
-    assert engines("--stages", "hstu,mlp_head") == 0
-    assert engines("--stages", "mlp_head,hstu", "--out", str(tmp_path / "f")) == 0
-    assert built(module) == 4
-    assert "kept" in capsys.readouterr().out
-    for folder in ("e", "f"):
-        assert {path.name: path.read_bytes() for path in (tmp_path / folder).glob("*.plan")} == first
-        facts = read_manifest(tmp_path / folder, kind="engines", regenerate="")
-        assert [{**s, "seconds": 0} for s in facts["stages"]] == [{**s, "seconds": 0} for s in manifest["stages"]]
-    assert engines("--stages", "hstu,mlp_head", "--force") == 0
-    assert built(module) == 6
-
-
-def test_a_damaged_engine_in_the_cache_is_built_again(engines, module, tmp_path):
-    """As is one that was changed in place in a folder of engines, which may share its bytes with the cache."""
-    assert engines("--stages", "mlp_head") == 0
-    (tmp_path / "e/mlp_head.plan").write_bytes(b"?")
-    assert engines("--stages", "mlp_head") == 0
-    assert built(module) == 2
-    (entry,) = (tmp_path / "cache/plans").iterdir()
-    (entry / "stage.json").write_text("{")
-    assert engines("--stages", "mlp_head", "--out", str(tmp_path / "f")) == 0
-    assert built(module) == 3
-    read_manifest(tmp_path / "f", kind="engines", regenerate="")
-
-
-def test_the_cache_forgets_what_was_used_longest_ago(tmp_path):
-    store = PlanStore(folder=tmp_path / "plans", most_bytes=2500)
-    for number, key in enumerate("abcd"):
-        engine = tmp_path / f"{key}.plan"
-        engine.write_bytes(bytes(800))
-        store.keep(engine, BuiltStage(stage="s", file=engine.name, bytes=800, seconds=1.0, key=key))
-        os.utime(tmp_path / "plans" / key, (number, number))
-        assert key != "b" or store.find("a")
-    assert [key for key in "abcd" if store.find(key)] == ["a", "d"]
-
-
-def test_another_driver_does_not(engines, gpu, capsys):
-    assert engines() == 0
-    gpu(dataclasses.replace(H100, driver="590.2"))
-    assert engines() == 0
-    assert "up to date" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -242,47 +102,48 @@ def test_another_driver_does_not(engines, gpu, capsys):
         ),
     ],
 )
-def test_the_wrong_gpu_is_refused(engines, gpu, capsys, device, more, target, message):
+def test_the_wrong_gpu_is_refused(build_golden, gpu, capsys, device, more, target, message):
     gpu(device)
-    assert engines(*more, target=target) == 2
+    assert build_golden(*more, target=target) == 2
     assert message in capsys.readouterr().err
 
 
-def test_compatible_engines_build_on_another_gpu(engines, gpu):
+def test_compatible_engines_build_on_another_gpu(build_golden, gpu):
     gpu(L40S)
-    assert engines("--stages", "mlp_head", "--builder", "tensorrt", "--hardware-compat", "same_cc", target="l4") == 0
-    assert engines("--stages", "mlp_head", "--hardware-compat", "ampere_plus", target="h100") == 0
+    head = ["--stages", "mlp_head", "--hardware-compat"]
+    assert build_golden(*head, "same_cc", "--builder", "tensorrt", target="l4") == 0
+    assert build_golden(*head, "ampere_plus", target="h100") == 0
 
 
 @pytest.mark.parametrize(
     ("version", "accepted"),
     [("10.15.1.29", True), ("10.16.1.11", True), ("11.4.0.106", True), ("10.14.1.48", False), ("12.0.0", False)],
 )
-def test_versions(engines, module, capsys, version, accepted):
+def test_versions(build_golden, module, capsys, version, accepted):
     module.__version__ = version
-    assert engines("--stages", "mlp_head") == (0 if accepted else 2)
+    assert build_golden("--stages", "mlp_head") == (0 if accepted else 2)
     said = f"TensorRT {version} is installed; this needs 10.15 or later, up to 11.x: pip install 'tensorrt>=10.15,<12'"
     assert (said in capsys.readouterr().err) != accepted
 
 
-def test_a_missing_module_names_the_package(engines, monkeypatch, capsys):
+def test_a_missing_module_names_the_package(build_golden, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert engines() == 2
+    assert build_golden() == 2
     error = capsys.readouterr().err
     assert "the Python module 'tensorrt' cannot be imported" in error
     assert error.rstrip().endswith("install TensorRT: pip install tensorrt")
 
 
-def test_a_missing_library_names_the_target(engines, library, capsys):
+def test_a_missing_library_names_the_target(build_golden, library, capsys):
     def missing():
         raise ArtefactError("libhstu_trt_plugins.so is not there: make plugins")
 
     library.plugin_library = missing
-    assert engines() == 2
+    assert build_golden() == 2
     assert "make plugins" in capsys.readouterr().err
 
 
-def test_a_stale_model_is_refused(engines, golden_folder, tmp_path, capsys):
+def test_a_stale_model_is_refused(build_golden, golden_folder, tmp_path, capsys):
     copy = tmp_path / "model"
     for path in golden_folder.rglob("*"):
         if path.is_file():
@@ -291,17 +152,17 @@ def test_a_stale_model_is_refused(engines, golden_folder, tmp_path, capsys):
             target.write_bytes(path.read_bytes())
     document = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**document, "contract": "0" * 64}))
-    assert engines("--model", str(copy)) == 2
+    assert build_golden("--model", str(copy)) == 2
     assert "was exported under another contract; make it again with: hstu-trt export" in capsys.readouterr().err
-    assert engines("--precision", "fp8", "--gpu", "a100") == 2
+    assert build_golden("--precision", "fp8", "--gpu", "a100") == 2
     assert (
         "a100 has no precision 'fp8': compute capability 8.0 has no fp8, 8.9 and later have" in capsys.readouterr().err
     )
 
 
-def test_dry_run_prints_the_lines_on_any_machine(engines, gpu, module, tmp_path, capsys):
+def test_dry_run_prints_the_lines_on_any_machine(build_golden, gpu, module, tmp_path, capsys):
     gpu(L40S)
-    assert engines("--dry-run", "--stages", "hstu") == 0
+    assert build_golden("--dry-run", "--stages", "hstu") == 0
     printed = capsys.readouterr()
     trtexec, polygraphy = (
         next(line for line in printed.out.splitlines() if line.startswith(tool)) for tool in ("trtexec", "polygraphy")
@@ -313,13 +174,13 @@ def test_dry_run_prints_the_lines_on_any_machine(engines, gpu, module, tmp_path,
     assert not (tmp_path / "e").exists()
 
 
-def test_dry_run_needs_no_tensorrt(engines, monkeypatch, capsys):
+def test_dry_run_needs_no_tensorrt(build_golden, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert engines("--dry-run", "--stages", "hstu") == 0
+    assert build_golden("--dry-run", "--stages", "hstu") == 0
     printed = capsys.readouterr()
     assert "trtexec --onnx=" in printed.out
     assert "cannot be built on this machine: the Python module 'tensorrt' cannot be imported" in printed.err
-    assert engines("--dry-run", "--also", "l4") == 2
+    assert build_golden("--dry-run", "--also", "l4") == 2
     assert "--also is for builder tensorrt_rtx" in capsys.readouterr().err
 
 

@@ -24,9 +24,9 @@ from hstu_trt.contract.split_users import one_user_feeds
 from hstu_trt.contract.tensors import FUSED, Dim, Limits, stage_specs
 from hstu_trt.engines.onnx_runtime import OnnxRuntimeRunner
 from hstu_trt.export.build import build_ranking_model
-from hstu_trt.export.export_model import _checked
 from hstu_trt.export.onnx_export import export_stage
 from hstu_trt.export.stages import HstuStage
+from hstu_trt.export.tables import checked_rows
 from hstu_trt.export.torch_runner import TorchRunner
 
 FILES = ("embedding_lookup", "hstu", "mlp_head", FUSED, TAPS)
@@ -222,6 +222,6 @@ def test_table_values_beyond_the_precision_are_named(value: float, precision: st
     table = TableConfig(name="item_id", rows=4, dim=2, dtype="float32", features=("item_id",))
     rows = np.zeros((2, 2), dtype=np.float32)
     rows[1, 0] = value
-    blocks = _checked([np.zeros((2, 2), dtype=np.float32), rows], table, precision)
+    blocks = checked_rows([np.zeros((2, 2), dtype=np.float32), rows], table, precision)
     with pytest.raises(ArtefactError, match=rf"item_id holds .* at \[3, 0\], outside {precision}"):
         list(blocks)

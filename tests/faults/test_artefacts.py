@@ -118,7 +118,7 @@ PLANS = ["hstu.plan", "mlp_head.plan", "ranking_fused.plan", "manifest.json"]
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("file", PLANS)
 def test_a_damaged_engine_is_named(deployment, tmp_path, file, damage):
-    """GPU and TensorRT version: tests/engines/test_tensorrt_runner.py, marked ``faults`` too."""
+    """GPU and TensorRT version: tests/engines/test_engine_folder.py, marked ``faults`` too."""
     engines = written_engines(tmp_path / "engines", deployment.model)
     read_engines(engines, deployment.model)
     with Damaged(engines / file, damage), pytest.raises(ArtefactError, match="hstu-trt engines") as caught:

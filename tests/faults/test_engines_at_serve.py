@@ -8,7 +8,7 @@ import sys
 import types
 
 import pytest
-from fake_tensorrt import H100, L40S
+from fake_driver import H100, L40S
 
 from hstu_trt.contract.cli import run_verb
 from hstu_trt.contract.manifest import write_manifest

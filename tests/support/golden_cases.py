@@ -16,7 +16,7 @@ from hstu_trt.contract.features import Jagged, batch_max_norm, pack_request
 from hstu_trt.contract.model import HstuConfig
 from hstu_trt.contract.numerics import TOLERANCES, compare
 from hstu_trt.export.checkpoint import Checkpoint, load_checkpoint
-from hstu_trt.export.export_model import table_hints
+from hstu_trt.export.sources import table_hints
 from hstu_trt.export.stages import EmbeddingStage
 from hstu_trt.export.weights import resolve_tables
 
