@@ -36,6 +36,8 @@ _ONNX_TYPES = {
 }
 _ATTRIBUTE_KINDS = {"int": OpSchema.AttrType.INT, "float": OpSchema.AttrType.FLOAT, "string": OpSchema.AttrType.STRING}
 
+_TRACES = {"pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node"}
+
 # Tokens of the traced example; small, and different from each other so that no two dims are mistaken for one.
 _EXAMPLE_SIZES = {"users": 2, "norms": 3, "uih_tokens": 7, "candidates": 5}
 _DERIVED_DIM = re.compile(r"(?P<base>.+)_x_(?P<factor>\d+)$")
@@ -66,9 +68,18 @@ def export_stage(stage: Stage, output_names: Iterable[str] = ()) -> onnx.ModelPr
     model = program.model_proto
     _rename_dims(model, stage.spec)
     _rename_initializers(model)
+    _drop_traces(model)
     add_functions(model)
     model.producer_name = PRODUCER
     return model
+
+
+def _drop_traces(model: onnx.ModelProto) -> None:
+    """Leaves out which line of code a node came from: the same model is the same file, and digest, after an edit."""
+    for node in model.graph.node:
+        kept = [entry for entry in node.metadata_props if entry.key not in _TRACES]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
 
 
 @contextmanager

@@ -91,6 +91,12 @@ def test_full_check_and_external_data(model: ModelFolder, stage: str) -> None:
             assert len(tensor.raw_data) < 1024, f"{tensor.name} of {len(tensor.raw_data)} bytes stands in the .onnx"
 
 
+@pytest.mark.parametrize("stage", FILES)
+def test_no_line_of_code_is_in_a_file(model: ModelFolder, stage: str) -> None:
+    """Or an edit beside the model's code would change its digest."""
+    assert b".py" not in model.onnx(stage).read_bytes()
+
+
 def test_last_layer_queries_candidates_only(model: ModelFolder) -> None:
     graph = load(model, "hstu").graph
     attention = [node for node in graph.node if node.op_type == "HstuAttention"]
