@@ -16,7 +16,7 @@ from hstu_trt.contract.model import TableConfig
 from hstu_trt.contract.table_format import write_table, write_tables_manifest
 from hstu_trt.engines.cuda import device_tables, memory
 from hstu_trt.engines.cuda.memory import naming_lack_of_memory, require_free
-from hstu_trt.plugins.layer_library import KernelError
+from hstu_trt.plugins.library import KernelError
 
 GIB = 1 << 30
 LACKING = [
