@@ -27,7 +27,7 @@ from hstu_trt.serving.server import (
 )
 from hstu_trt.serving.server_process import ServerProcess
 from hstu_trt.serving.starting import POLL_S, READY_TIMEOUT_S, check, start, start_error
-from hstu_trt.serving.stopping import Stopped, stop_on_signals
+from hstu_trt.serving.stopping import Stopped, heed_stop, raise_if_stopped, stop_on_signals
 from hstu_trt.serving.supervision.drain import wait_until_quiet
 from hstu_trt.serving.supervision.supervisor import Event, Supervisor, supervisor_of
 from hstu_trt.serving.tier_report import placed_tables
@@ -38,6 +38,7 @@ from hstu_trt.serving.trusted_files import check_plugins
 def wait_for_end(process: ServerProcess) -> None:
     """Returns never: ends by Stopped from a signal, or by StartError when the server dies."""
     while process.exit_code is None:
+        raise_if_stopped()
         time.sleep(POLL_S)
     process.bury()
     raise start_error(f"tritonserver died with code {process.exit_code}", process.plan)
@@ -126,6 +127,7 @@ def _serve(
             supervisor.run()
         wait_for_end(process)
     except Stopped:
+        heed_stop()
         reporter.event("draining")
         process = process if supervisor is None else supervisor.process
         if process is not None:

@@ -28,7 +28,7 @@ from hstu_trt.serving.requests import sample
 from hstu_trt.serving.served import models_of
 from hstu_trt.serving.server import LaunchPlan
 from hstu_trt.serving.server_process import ServerProcess
-from hstu_trt.serving.stopping import uninterrupted
+from hstu_trt.serving.stopping import raise_if_stopped, uninterrupted
 from hstu_trt.serving.supervision.failure import cause_of_failure
 from hstu_trt.serving.tier_report import check_tiers
 from hstu_trt.serving.tls import ClientTls, connect
@@ -92,6 +92,7 @@ def _wait_until_ready(process: ServerProcess, models: Sequence[str], timeout_s: 
     waiting, deadline = list(models), time.monotonic() + timeout_s
     try:
         while time.monotonic() < deadline:
+            raise_if_stopped()
             if process.exit_code is not None:
                 raise start_error(f"tritonserver exited with code {process.exit_code} while starting", process.plan)
             with suppress(InferenceServerException):

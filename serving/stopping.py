@@ -2,7 +2,8 @@
 
 Python runs a signal's handler between any two steps of the main thread. An exception in the middle of sending a request
 by gRPC leaves one that nobody ever finishes, and closing its channel, which the end of the process does at the latest,
-waits for that without end.
+waits for that without end. And an exception in the middle of an object's ``__del__`` is printed and forgotten: whoever
+waits in a loop asks ``raise_if_stopped``, too.
 """
 
 from __future__ import annotations
@@ -23,21 +24,34 @@ class _MainThread:
     held = 0
     """How many blocks must not be interrupted now."""
     is_due = False
-    """A signal came meanwhile."""
+    """A signal came, and nobody has said that he knows."""
 
 
 def stop_on_signals() -> None:
-    """The first signal raises Stopped in the main thread, at once or after ``uninterrupted``; others do nothing."""
+    """The first signal raises Stopped in the main thread, at once or after ``uninterrupted``; others do nothing.
+
+    Whoever catches it calls ``heed_stop``.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
-        if not _MainThread.held:
-            raise Stopped
         _MainThread.is_due = True
+        raise_if_stopped()
 
     for each in _SIGNALS:
         signal.signal(each, stop)
+
+
+def raise_if_stopped() -> None:
+    """Raises Stopped if a signal came, and again until somebody heeds it; not within ``uninterrupted``."""
+    if _MainThread.is_due and not _MainThread.held:
+        raise Stopped
+
+
+def heed_stop() -> None:
+    """No more Stopped is raised: what follows is the end, in order."""
+    _MainThread.is_due = False
 
 
 @contextmanager
@@ -51,6 +65,4 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         _MainThread.held -= 1
-        if _MainThread.is_due and not _MainThread.held:
-            _MainThread.is_due = False
-            raise Stopped
+        raise_if_stopped()

@@ -1,6 +1,7 @@
 """Signals to ``serve``: they stop it at once, but cut no request to the server in two."""
 
 import signal
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from grpc import _channel
 from waiting import PATIENCE_S
 
 from hstu_trt.serving import starting, stopping
-from hstu_trt.serving.stopping import Stopped, stop_on_signals, uninterrupted
+from hstu_trt.serving.stopping import Stopped, heed_stop, raise_if_stopped, stop_on_signals, uninterrupted
 from hstu_trt.serving.supervision import supervisor as supervising
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -45,6 +46,7 @@ def test_what_must_not_be_interrupted_is_done_whole():
             done.append("inner")
         done.append("outer")
     assert done == ["inner", "outer"]
+    heed_stop()
     with uninterrupted():  # once is enough
         done.append("later")
 
@@ -54,6 +56,25 @@ def test_an_error_meanwhile_does_not_hide_the_signal():
         signal.raise_signal(signal.SIGTERM)
         raise ZeroDivisionError
     assert isinstance(caught.value.__context__, ZeroDivisionError)
+
+
+def test_a_signal_that_python_forgets_is_told_again(monkeypatch):
+    """An exception in a ``__del__`` is printed, and gone."""
+    forgotten = []
+
+    class Dropped:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(sys, "unraisablehook", forgotten.append)
+    dropped = Dropped()
+    del dropped
+    assert len(forgotten) == 1
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            raise_if_stopped()
+    heed_stop()
+    raise_if_stopped()
 
 
 def test_nothing_comes_of_no_signal():
