@@ -27,7 +27,7 @@ from hstu_trt.serving.server import (
 )
 from hstu_trt.serving.server_process import ServerProcess
 from hstu_trt.serving.starting import POLL_S, READY_TIMEOUT_S, check, start, start_error
-from hstu_trt.serving.stopping import Stopped, heed_stop, raise_if_stopped, stop_on_signals
+from hstu_trt.serving.stopping import Stopped, heed_stop, raise_if_stopped, stop_on_signals, uninterrupted
 from hstu_trt.serving.supervision.drain import wait_until_quiet
 from hstu_trt.serving.supervision.supervisor import Event, Supervisor, supervisor_of
 from hstu_trt.serving.tier_report import placed_tables
@@ -123,7 +123,8 @@ def _serve(
         reporter.event("ready", server=facts)
         reporter.text(json.dumps(facts) if args.json else banner(deployment, plan, ready))
         if args.restart:
-            supervisor = _supervise(deployment, plan, process, args, reporter)
+            with uninterrupted():
+                supervisor = _supervise(deployment, plan, process, args, reporter)
             supervisor.run()
         wait_for_end(process)
     except Stopped:
