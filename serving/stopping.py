@@ -2,13 +2,14 @@
 
 Python runs a signal's handler between any two steps of the main thread. An exception in the middle of sending a request
 by gRPC leaves one that nobody ever finishes, and closing its channel, which the end of the process does at the latest,
-waits for that without end. And an exception in the middle of an object's ``__del__`` is printed and forgotten: whoever
-waits in a loop asks ``raise_if_stopped``, too.
+waits for that without end. And an exception in the middle of an object's ``__del__``, which the collector may call
+wherever we are, is forgotten: whoever waits in a loop asks ``raise_if_stopped``, too.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -39,6 +40,11 @@ def stop_on_signals() -> None:
         _MainThread.is_due = True
         raise_if_stopped()
 
+    def forgotten(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, Stopped):
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = forgotten
     for each in _SIGNALS:
         signal.signal(each, stop)
 
