@@ -56,7 +56,8 @@ def test_a_run_under_overload_is_measured_and_written_down(exported, tmp_path, c
     [
         (["--url", "127.0.0.1:1"], "--url and --server-pid go together"),
         (["--server-pid", "1"], "--url and --server-pid go together"),
-        (["--clients", "0"], "an overload run needs"),
+        (["--factor", "1"], "an overload run needs"),
+        (["--clients", "0"], "--clients: must be >= 1, got 0"),
         (["--client-cpus", "none"], "write them as 0-7,12"),
     ],
 )
